@@ -1,0 +1,167 @@
+//! What can go wrong with a request. One variant per thing that an operator or Google must tell apart.
+
+use crate::caller::TokenDefect;
+use crate::policy::Denial;
+use crate::snapshot::KeyNotFound;
+
+/// Why a request has no result. The text is for the operator (audit line, log); what the caller reads is decided in the
+/// server's `status`, the one place that turns this into HTTP.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    // The caller's.
+    /// No valid token for us.
+    #[error("{0}")]
+    Unauthenticated(#[from] TokenDefect),
+    /// The snapshot, which is current, has no key under this path.
+    #[error("{0}")]
+    KeyNotFound(#[from] KeyNotFound),
+    /// No verb of the protocol, or a path that can name no key.
+    #[error("{0}")]
+    NoSuchMethod(&'static str),
+    /// Anything but POST.
+    #[error("the verbs of the protocol are called with POST")]
+    MethodNotAllowed,
+    /// Not `application/json`, or a compressed body.
+    #[error("{0}")]
+    UnsupportedMediaType(&'static str),
+    /// A `Host` that is not ours.
+    #[error("this service does not answer for the host that the request names")]
+    Misdirected,
+    /// A request that cannot be understood, or breaks a bound.
+    #[error("{field}: {problem}")]
+    InvalidRequest {
+        /// The field's protocol name; `body` or `header` for the whole.
+        field: &'static str,
+        /// What is wrong with it, without its value.
+        problem: String,
+    },
+    /// Wrong tag, wrong AAD, truncated, foreign: all the same, so that nobody learns which.
+    #[error("the blob was not wrapped under this key, or with other additional authenticated data, or was changed")]
+    UnwrapFailed,
+    /// A verb of the protocol that this version does not offer.
+    #[error("the method {0} is not implemented")]
+    NotImplemented(&'static str),
+
+    // The policy's and the operator's.
+    /// An evaluated policy says no.
+    #[error("{0}")]
+    Denied(Denial),
+    /// An operator paused the key.
+    #[error("the key is disabled")]
+    KeyDisabled,
+
+    // The HSM's.
+    /// The token failed at this operation.
+    #[error("HSM: {function} failed with {code}")]
+    HsmFault {
+        /// PKCS#11 function.
+        function: String,
+        /// PKCS#11 return code.
+        code: String,
+    },
+    /// The token did not answer in time; the call may still hang.
+    #[error("the HSM did not answer within its deadline")]
+    HsmTimeout,
+    /// The token returned something that cannot be right.
+    #[error("the HSM's answer cannot be right: {0}")]
+    HsmIntegrity(&'static str),
+    /// The key's material could not be verified at start, or is no longer on the token.
+    #[error("the key's material is not available: the token does not hold it, or it failed its known-answer test")]
+    KeyUnavailable,
+    /// The queue in front of the token is full.
+    #[error("the queue in front of the HSM is full")]
+    Overloaded,
+
+    // Others'.
+    /// The issuer's keys could not be had, so a token can be neither accepted nor refused.
+    #[error("the issuer's key set is not available; the token can be neither accepted nor refused")]
+    IssuerUnavailable,
+    /// The catalog could not be read for so long that "there is no such key" would be a guess.
+    #[error("the catalog has not been readable for too long to say that a key does not exist")]
+    CatalogStale,
+
+    // Ours.
+    /// The answer would come too late to be of use.
+    #[error("the deadline passed in stage '{0}'")]
+    DeadlineExceeded(&'static str),
+    /// The audit record could not be queued, so the request is not answered.
+    #[error("the audit log cannot be written")]
+    AuditUnavailable,
+    /// The service is shutting down.
+    #[error("the service is shutting down")]
+    Draining,
+    /// A bug of ours.
+    #[error("internal error: {0}")]
+    Internal(&'static str),
+}
+
+/// Whose fault an error is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// Another request would have succeeded.
+    Caller,
+    /// A rule or an operator's decision.
+    Policy,
+    /// The token, or the way to it.
+    Hsm,
+    /// The catalog's database.
+    Storage,
+    /// The token issuer.
+    Issuer,
+    /// This process.
+    Us,
+}
+
+impl Error {
+    /// The stable word for this error: metric label, audit field, heading in the error reference.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unauthenticated(_) => "unauthenticated",
+            Self::KeyNotFound(_) => "key_not_found",
+            Self::NoSuchMethod(_) => "no_such_method",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::UnsupportedMediaType(_) => "unsupported_media_type",
+            Self::Misdirected => "misdirected",
+            Self::InvalidRequest { .. } => "invalid_request",
+            Self::UnwrapFailed => "unwrap_failed",
+            Self::NotImplemented(_) => "not_implemented",
+            Self::Denied(_) => "denied",
+            Self::KeyDisabled => "key_disabled",
+            Self::HsmFault { .. } => "hsm_fault",
+            Self::HsmTimeout => "hsm_timeout",
+            Self::HsmIntegrity(_) => "hsm_integrity",
+            Self::KeyUnavailable => "key_unavailable",
+            Self::Overloaded => "overloaded",
+            Self::IssuerUnavailable => "issuer_unavailable",
+            Self::CatalogStale => "catalog_stale",
+            Self::DeadlineExceeded(_) => "deadline_exceeded",
+            Self::AuditUnavailable => "audit_unavailable",
+            Self::Draining => "draining",
+            Self::Internal(_) => "internal",
+        }
+    }
+
+    /// Whose fault it is. Only [`Blame::Caller`] and [`Blame::Policy`] may become 401, 403, or 404.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Unauthenticated(_)
+            | Self::KeyNotFound(_)
+            | Self::NoSuchMethod(_)
+            | Self::MethodNotAllowed
+            | Self::UnsupportedMediaType(_)
+            | Self::Misdirected
+            | Self::InvalidRequest { .. }
+            | Self::UnwrapFailed
+            | Self::NotImplemented(_) => Blame::Caller,
+            Self::Denied(_) | Self::KeyDisabled => Blame::Policy,
+            Self::HsmFault { .. }
+            | Self::HsmTimeout
+            | Self::HsmIntegrity(_)
+            | Self::KeyUnavailable
+            | Self::Overloaded => Blame::Hsm,
+            Self::CatalogStale => Blame::Storage,
+            Self::IssuerUnavailable => Blame::Issuer,
+            Self::DeadlineExceeded(_) | Self::AuditUnavailable | Self::Draining | Self::Internal(_) => Blame::Us,
+        }
+    }
+}

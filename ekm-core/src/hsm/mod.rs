@@ -1,0 +1,17 @@
+//! The HSM: a PKCS#11 token, and the threads that work on it.
+//!
+//! - [`Token`]: the module is initialised once, the user logged in once, and the token proves itself before first use.
+//! - `session`: one logged-in session with its cache of key handles; blocking.
+//! - [`Replica`]: threads that own one session each, behind one bounded queue; async.
+//! - [`fault`]: what a PKCS#11 return code means.
+//!
+//! No PKCS#11 call ever runs on an async worker. There is no trait over tokens: PKCS#11 is the one way to an HSM, and
+//! custody `software` needs no token.
+
+pub mod fault;
+mod replica;
+mod session;
+mod token;
+
+pub use replica::{Replica, ReplicaOptions, Timing};
+pub use token::{Token, TokenError, TokenOptions, TokenSelector, initialize_softhsm_token};

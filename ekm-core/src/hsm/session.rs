@@ -1,0 +1,163 @@
+//! One session on a token, owned by one thread, with its cache of key handles.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cryptoki::mechanism::Mechanism;
+use cryptoki::mechanism::aead::GcmParams;
+use cryptoki::object::ObjectHandle;
+use cryptoki::session::Session;
+use cryptoki::types::Ulong;
+
+use super::fault::{Class, Fault};
+use super::token::{Token, key_template, logged_in};
+use crate::blob::{self, NONCE_BYTES, Sealed, TAG_BYTES, VersionId};
+use crate::custody::CHECK_TEXT;
+use crate::error::Error;
+use crate::secret::Plaintext;
+use crate::snapshot::KeyVersion;
+
+pub(super) struct TokenSession {
+    token: Arc<Token>,
+    session: Session,
+    handles: HashMap<VersionId, ObjectHandle>,
+}
+
+impl TokenSession {
+    pub(super) fn open(token: Arc<Token>) -> Result<Self, Fault> {
+        let session = token.session()?;
+        Ok(Self { token, session, handles: HashMap::new() })
+    }
+
+    pub(super) fn wrap(&mut self, id: VersionId, aad: &[u8], plaintext: &Plaintext) -> Result<Sealed, Error> {
+        let aad = blob::bound_aad(id, aad);
+        let (nonce, ciphertext) =
+            self.renewing(id, |session, key| encrypt(session, key, &aad, plaintext.as_bytes())).map_err(ours)?;
+        Ok(Sealed { nonce, ciphertext })
+    }
+
+    /// An ambiguous refusal is the caller's fault only if the same key, on the same session, still opens its check blob.
+    pub(super) fn unwrap(&mut self, version: &KeyVersion, aad: &[u8], sealed: &Sealed) -> Result<Plaintext, Error> {
+        let aad = blob::bound_aad(version.id, aad);
+        let attempt =
+            self.renewing(version.id, |session, key| decrypt(session, key, sealed.nonce, &aad, &sealed.ciphertext));
+        match attempt {
+            Ok(plaintext) => Ok(plaintext),
+            Err(fault) if fault.class == Class::Caller => Err(Error::UnwrapFailed),
+            Err(fault) if fault.class == Class::Ambiguous => match self.check(version) {
+                Ok(()) => Err(Error::UnwrapFailed),
+                Err(_) => {
+                    self.renew().map_err(ours)?;
+                    Err(ours(fault))
+                }
+            },
+            Err(fault) => Err(ours(fault)),
+        }
+    }
+
+    /// The known-answer test of one key version: its check blob opens to the known text.
+    pub(super) fn check(&mut self, version: &KeyVersion) -> Result<(), Fault> {
+        let wrong = || Fault::integrity("C_Decrypt", "the check blob does not open to its known text");
+        let (id, sealed) = blob::parse(&version.check_blob).ok_or_else(wrong)?;
+        let aad = blob::bound_aad(version.id, b"");
+        let opened =
+            self.renewing(version.id, |session, key| decrypt(session, key, sealed.nonce, &aad, &sealed.ciphertext))?;
+        if id != version.id || opened.as_bytes() != CHECK_TEXT {
+            return Err(wrong());
+        }
+        Ok(())
+    }
+
+    /// Runs a call with a key's handle, and once more on a new session if this one turns out to be invalid. After a device's fault
+    /// the session is replaced too, but the call is not repeated: the caller's time is better spent elsewhere.
+    fn renewing<T>(
+        &mut self,
+        id: VersionId,
+        call: impl Fn(&Session, ObjectHandle) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        match self.handle(id).and_then(|key| call(&self.session, key)) {
+            Err(fault) if fault.class == Class::Session => {
+                self.renew()?;
+                let key = self.handle(id)?;
+                call(&self.session, key)
+            }
+            Err(fault) if fault.class == Class::Device => {
+                self.renew()?;
+                Err(fault)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn renew(&mut self) -> Result<(), Fault> {
+        self.handles.clear();
+        self.session = self.token.session()?;
+        Ok(())
+    }
+
+    fn handle(&mut self, id: VersionId) -> Result<ObjectHandle, Fault> {
+        if let Some(&handle) = self.handles.get(&id) {
+            return Ok(handle);
+        }
+        match self.session.find_objects(&key_template(id))?[..] {
+            [handle] => {
+                self.handles.insert(id, handle);
+                Ok(handle)
+            }
+            // A search without a login, or on a token that went away, finds nothing and calls it success.
+            [] if !logged_in(&self.session)? => {
+                Err(Fault { class: Class::Session, function: "C_FindObjects".into(), code: "the login is gone".into() })
+            }
+            [] if !self.token.is_present() => {
+                Err(Fault { class: Class::Device, function: "C_GetTokenInfo".into(), code: "the token is gone".into() })
+            }
+            [] => Err(Fault::integrity("C_FindObjects", "the token does not hold the key")),
+            _ => Err(Fault::integrity("C_FindObjects", "the token holds two keys with the same CKA_ID")),
+        }
+    }
+}
+
+/// A fault as the request's error: never the caller's.
+fn ours(fault: Fault) -> Error {
+    match fault.class {
+        Class::Integrity if fault.function == "C_FindObjects" => Error::KeyUnavailable,
+        Class::Capacity => Error::Overloaded,
+        _ => Error::HsmFault { function: fault.function, code: fault.code },
+    }
+}
+
+/// AES-256-GCM with a fresh nonce. The nonce is read back after the call, because some HSMs draw their own; one that is missing
+/// or zero would be a nonce used twice, so it is refused.
+pub(super) fn encrypt(
+    session: &Session,
+    key: ObjectHandle,
+    aad: &[u8],
+    plaintext: &[u8],
+) -> Result<([u8; NONCE_BYTES], Vec<u8>), Fault> {
+    let mut nonce: [u8; NONCE_BYTES] =
+        crate::software::random().map_err(|_| Fault::integrity("getrandom", "no random numbers"))?;
+    let mechanism = Mechanism::AesGcm(GcmParams::new(&mut nonce, aad, Ulong::new(8 * TAG_BYTES as u64))?);
+    let ciphertext = session.encrypt(&mechanism, key, plaintext)?;
+    if nonce == [0; NONCE_BYTES] {
+        return Err(Fault::integrity("C_Encrypt", "a nonce of zeros"));
+    }
+    if ciphertext.len() != plaintext.len() + TAG_BYTES {
+        return Err(Fault::integrity("C_Encrypt", "a ciphertext of the wrong length"));
+    }
+    Ok((nonce, ciphertext))
+}
+
+pub(super) fn decrypt(
+    session: &Session,
+    key: ObjectHandle,
+    mut nonce: [u8; NONCE_BYTES],
+    aad: &[u8],
+    ciphertext: &[u8],
+) -> Result<Plaintext, Fault> {
+    let mechanism = Mechanism::AesGcm(GcmParams::new(&mut nonce, aad, Ulong::new(8 * TAG_BYTES as u64))?);
+    let plaintext = Plaintext::new(session.decrypt(&mechanism, key, ciphertext)?);
+    if plaintext.as_bytes().len() + TAG_BYTES != ciphertext.len() {
+        return Err(Fault::integrity("C_Decrypt", "a plaintext of the wrong length"));
+    }
+    Ok(plaintext)
+}

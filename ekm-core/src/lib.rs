@@ -1,0 +1,27 @@
+//! The domain of the external key manager: who may use which key, how a wrapped blob looks, and how the
+//! HSM is driven. Knows neither HTTP nor SQL nor the environment.
+//!
+//! A request enters at [`Ekm::wrap`] or [`Ekm::unwrap`] and passes, in this order, the [`Snapshot`] (is there such a key?),
+//! the [`policy`] (may this caller?), and the key's [`custody`] ([`hsm`] or [`software`]).
+
+pub mod blob;
+pub mod caller;
+pub mod catalog;
+pub mod custody;
+mod ekm;
+mod error;
+pub mod hsm;
+pub mod justification;
+mod locked;
+mod path;
+pub mod policy;
+mod secret;
+mod snapshot;
+pub mod software;
+
+pub use ekm::{Ekm, Request, Trace};
+pub use error::{Blame, Error};
+pub use locked::Locked;
+pub use path::{InvalidPath, KeyPath};
+pub use secret::Plaintext;
+pub use snapshot::{Key, KeyNotFound, KeyVersion, Material, Snapshot};
