@@ -1,1 +1,25 @@
+//! The external key manager's service: listeners, protocol, authentication, operations.
+//!
+//! A request's way: [`listener`] → [`connection`] → [`router`] → [`auth`] → [`wire`] → `handlers` → `ekm_core`, and back through
+//! [`status`]. [`app`] puts the parts together.
 
+pub mod app;
+pub mod audit;
+pub mod auth;
+pub mod cli;
+pub mod config;
+pub mod connection;
+mod dev;
+mod handlers;
+mod hardening;
+pub mod health;
+mod key;
+pub mod listener;
+mod logging;
+pub mod metrics;
+pub mod ops;
+mod provision;
+pub mod router;
+pub mod status;
+pub mod tls;
+pub mod wire;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The binary `ekm`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ekm_server::cli::main()
+}

@@ -1,0 +1,135 @@
+//! The command line: what can be asked of `ekm`, and how errors are told.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command as Process, ExitCode};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::app::{App, StartError, termination};
+use crate::config::Config;
+use crate::{dev, hardening, key, logging};
+
+/// An external key manager for Google Cloud: Cloud KMS keys with protection level EXTERNAL or EXTERNAL_VPC call it over HTTPS
+/// to wrap and unwrap data keys, and it does so with keys that never leave your HSM.
+///
+/// Begin with 'ekm dev': it needs nothing and prints commands to paste.
+#[derive(Parser)]
+#[command(name = "ekm", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run everything embedded in one directory, for trying things out
+    Dev(dev::DevArgs),
+    /// Run the service
+    Serve(ServeArgs),
+    /// Say what is wrong with a configuration file, or that nothing is
+    CheckConfig(CheckConfigArgs),
+    /// Make keys, list them, pause them
+    Key(key::KeyArgs),
+}
+
+/// Run the service until SIGTERM or SIGINT.
+///
+/// SIGHUP reads certificate and key sets again and opens the audit log again. The log goes to standard error.
+#[derive(Args)]
+struct ServeArgs {
+    /// The configuration file; samples are in deploy/config/
+    #[arg(long, env = "EKM_CONFIG", value_name = "FILE")]
+    config: PathBuf,
+}
+
+#[derive(Args)]
+struct CheckConfigArgs {
+    /// The configuration file
+    file: PathBuf,
+    /// Print what the file amounts to, defaults filled in, secrets left out
+    #[arg(long)]
+    print_effective: bool,
+}
+
+/// How a command answers.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people
+    Text,
+    /// For machines
+    Json,
+}
+
+/// Runs the command line. Exit codes: 0 done, 1 failed (the reason is on standard error), 2 the command line itself is wrong.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Dev(args) => dev::run(args),
+        Command::Serve(args) => serve(&args),
+        Command::CheckConfig(args) => check_config(&args),
+        Command::Key(args) => key::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error[{}]: {error}", error.code());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(args: &ServeArgs) -> Result<(), StartError> {
+    let config = Config::read(&args.config)?;
+    start_process(&config)?;
+    runtime()?.block_on(async {
+        let stop = termination().await.map_err(StartError::io("cannot listen to signals"))?;
+        let app = App::build(&config).await?;
+        let address = |address: std::io::Result<_>| address.map_err(StartError::io("cannot tell the address"));
+        let (ekm, ops) = (address(app.ekm_address())?, address(app.ops_address())?);
+        tracing::info!(%ekm, %ops, version = env!("CARGO_PKG_VERSION"), profile = config.profile.name(), "listening");
+        let drained = app.run(stop).await;
+        tracing::info!(cut = drained.cut, took_ms = drained.took.as_millis(), "drained");
+        Ok(())
+    })
+}
+
+#[expect(clippy::print_stdout, reason = "the answer")]
+fn check_config(args: &CheckConfigArgs) -> Result<(), StartError> {
+    let config = Config::read(&args.file)?;
+    if args.print_effective {
+        print!("{}", config.to_redacted_toml());
+    } else {
+        println!("{}: fine (profile {})", args.file.display(), config.profile.name());
+    }
+    Ok(())
+}
+
+/// What every command that holds keys does first: environment, log, hardening.
+pub(crate) fn start_process(config: &Config) -> Result<(), StartError> {
+    if let Some(hsm) = &config.hsm {
+        ensure_environment(&hsm.environment)?;
+    }
+    let started = logging::start(&config.log);
+    started.map_err(|problem| StartError::Io { what: problem, cause: std::io::ErrorKind::InvalidInput.into() })?;
+    hardening::harden();
+    // reqwest takes the process's default; everything else is told explicitly.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    Ok(())
+}
+
+/// Vendors' libraries read environment variables. Setting one in a running process races with every reader, so the process starts
+/// itself anew, under the same process id.
+pub(crate) fn ensure_environment(wanted: &BTreeMap<String, String>) -> Result<(), StartError> {
+    if wanted.iter().all(|(name, value)| std::env::var_os(name).is_some_and(|set| set == **value)) {
+        return Ok(());
+    }
+    let this = std::env::current_exe().map_err(StartError::io("cannot find this program's file"))?;
+    let error = Process::new(this).args(std::env::args_os().skip(1)).envs(wanted).exec();
+    Err(StartError::io("cannot start anew with hsm.environment")(error))
+}
+
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(StartError::io("cannot start threads"))
+}

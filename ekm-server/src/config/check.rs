@@ -1,0 +1,147 @@
+//! What TOML's grammar cannot say: values that contradict each other or can never work.
+
+use std::ops::Range;
+
+use super::error::Finding;
+use super::{Config, Hsm, Issuer, Profile};
+
+/// Cloud KMS's clock, which also runs on the network between.
+const CLOUD_KMS_TIMEOUT_MS: u64 = 150;
+
+pub(super) fn check(config: &Config) -> Result<(), Finding> {
+    check_limits(config)?;
+    check_auth(config)?;
+    if let Some(hsm) = &config.hsm {
+        check_hsm(config, hsm)?;
+    }
+    match (&config.software, config.profile) {
+        (Some(software), Profile::Small) => finding(
+            software.span(),
+            "custody 'software' keeps keys outside an HSM, and this profile does not allow that",
+            "remove [software] and configure [hsm], or set profile = \"test\"",
+        ),
+        (None, _) if config.hsm.is_none() => {
+            finding(0..0, "there is nothing to keep keys in", "configure [hsm], or [software] in profile \"test\"")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn finding(span: Range<usize>, problem: impl Into<String>, help: impl Into<String>) -> Result<(), Finding> {
+    Err(Finding { span, problem: problem.into(), help: help.into() })
+}
+
+/// `Cloud KMS's 150 ms > request deadline > HSM deadline`: the outer one must never give up while the inner one still works.
+fn check_limits(config: &Config) -> Result<(), Finding> {
+    let request = &config.limits.request_deadline_ms;
+    if *request.get_ref() == 0 {
+        return finding(request.span(), "limits.request_deadline_ms is 0", "write a time in milliseconds, such as 100");
+    }
+    if *request.get_ref() >= CLOUD_KMS_TIMEOUT_MS && config.profile != Profile::Test {
+        return finding(
+            request.span(),
+            format!("Cloud KMS gives up after {CLOUD_KMS_TIMEOUT_MS} ms, network included; this answers too late"),
+            "write less, such as 100",
+        );
+    }
+    if let Some(hsm) = &config.hsm
+        && hsm.deadline_ms.get_ref() >= request.get_ref()
+    {
+        return finding(
+            hsm.deadline_ms.span(),
+            format!("hsm.deadline_ms must be shorter than limits.request_deadline_ms, which is {}", request.get_ref()),
+            "an operation that takes the request's whole time leaves none for the answer; write less here, such as 60",
+        );
+    }
+    let (body, limits) = (&config.limits.max_body_bytes, &config.limits);
+    let needed = (limits.max_plaintext_bytes + limits.max_aad_bytes).div_ceil(3) * 4 + 4096;
+    if *body.get_ref() < needed {
+        return finding(
+            body.span(),
+            format!(
+                "max_body_bytes is too small for max_plaintext_bytes and max_aad_bytes in base64: {needed} are needed"
+            ),
+            "write at least that, or lower the other two",
+        );
+    }
+    Ok(())
+}
+
+fn check_auth(config: &Config) -> Result<(), Finding> {
+    let audiences = &config.auth.audiences;
+    if audiences.get_ref().is_empty() {
+        return finding(
+            audiences.span(),
+            "without audiences no token is acceptable",
+            "write [\"https://<the hostname that Cloud KMS calls>\"]",
+        );
+    }
+    for audience in audiences.get_ref() {
+        let host = audience.strip_prefix("https://").unwrap_or_default();
+        if host.is_empty() || host.contains(['/', ':', '?', '#', '@']) || host != host.to_ascii_lowercase() {
+            return finding(
+                audiences.span(),
+                format!(
+                    "the audience '{audience}' is never in a token: Google writes https://<hostname>, in lower case, no port, no path"
+                ),
+                "write \"https://ekm.example.com\"",
+            );
+        }
+    }
+    let issuers = &config.auth.issuers;
+    if issuers.get_ref().is_empty() {
+        return finding(issuers.span(), "without issuers no token is acceptable", "add an [[auth.issuers]] table");
+    }
+    issuers.get_ref().iter().try_for_each(|issuer| check_issuer(config.profile, issuers.span(), issuer))
+}
+
+fn check_issuer(profile: Profile, span: Range<usize>, issuer: &Issuer) -> Result<(), Finding> {
+    if issuer.iss.is_empty() || issuer.iss.iter().any(String::is_empty) {
+        return finding(span, "an issuer has no 'iss'", "write iss = [\"https://accounts.google.com\", …]");
+    }
+    if issuer.callers.is_empty() {
+        return finding(
+            span,
+            "an issuer has no 'callers', so every token of it would be denied, and a denial disables key versions at Google",
+            "write callers = [\"service-*@gcp-sa-ekms.iam.gserviceaccount.com\"]",
+        );
+    }
+    match (&issuer.jwks_url, &issuer.jwks_file) {
+        (Some(url), None) => {
+            let plain_http = profile == Profile::Test && url.get_ref().starts_with("http://");
+            if !url.get_ref().starts_with("https://") && !plain_http {
+                return finding(
+                    url.span(),
+                    "jwks_url must begin with https://: whoever changes the key set on the way can sign tokens",
+                    "write https://, or put the key set into a file and name it in jwks_file",
+                );
+            }
+            Ok(())
+        }
+        (None, Some(_)) => Ok(()),
+        _ => finding(span, "an issuer needs either jwks_url or jwks_file", "write exactly one of the two"),
+    }
+}
+
+fn check_hsm(config: &Config, hsm: &Hsm) -> Result<(), Finding> {
+    let span = hsm.module.span();
+    if hsm.token_label.is_some() == hsm.token_serial.is_some() {
+        return finding(span, "hsm needs either token_label or token_serial", "write exactly one of the two");
+    }
+    if hsm.pin_file.is_some() == hsm.pin_env.is_some() {
+        return finding(span, "hsm needs either pin_file or pin_env", "write exactly one of the two");
+    }
+    if let Some(sessions) = &hsm.sessions
+        && !(1..=256).contains(sessions.get_ref())
+    {
+        return finding(
+            sessions.span(),
+            "hsm.sessions must be 1 to 256",
+            "leave it out for a default that fits the token",
+        );
+    }
+    if hsm.queue_length == 0 || config.audit.queue_length == 0 {
+        return finding(span, "a queue_length is 0, so nothing could ever wait", "leave it out for the default");
+    }
+    Ok(())
+}

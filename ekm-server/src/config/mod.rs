@@ -1,0 +1,462 @@
+//! The configuration of `ekm serve`: one TOML file, every field documented here and in `deploy/config/`.
+//!
+//! Unknown fields are refused, units are in the names, and secrets are never in the file: it names the file or environment
+//! variable that holds them. Relative file names are relative to the configuration file's directory.
+
+mod check;
+mod error;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ekm_core::caller::CallerPattern;
+use serde::{Deserialize, Serialize};
+use toml::Spanned;
+
+pub use error::ConfigError;
+
+/// A whole configuration, parsed and checked.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// How strict the checks are.
+    pub profile: Profile,
+    /// The listener that Cloud KMS calls.
+    pub server: Server,
+    /// The listener for health and metrics.
+    pub ops: Ops,
+    /// Whom to believe.
+    pub auth: Auth,
+    /// Where the key catalog is.
+    pub catalog: CatalogConfig,
+    /// The HSM, for custody `hsm`.
+    pub hsm: Option<Hsm>,
+    /// The key file, for custody `software`.
+    pub software: Option<Spanned<Software>>,
+    /// The audit log.
+    pub audit: Audit,
+    /// The operator's log, on standard error.
+    #[serde(default)]
+    pub log: Log,
+    /// Bounds in time and size.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// What kind of deployment this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// One process for trying things out: custody `software`, key sets over plain HTTP, and long deadlines are allowed.
+    Test,
+    /// Production on a single site.
+    Small,
+}
+
+impl Profile {
+    /// The label of the metric `ekm_profile`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Test => "test",
+            Self::Small => "small",
+        }
+    }
+}
+
+/// The listener that Cloud KMS calls, always TLS.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    /// Address and port; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// PEM: the leaf first, then intermediates. Read again when it changes.
+    pub certificate_file: PathBuf,
+    /// PEM, PKCS#8 or SEC1. ECDSA P-256 costs a quarter of RSA-2048 in a handshake.
+    pub private_key_file: PathBuf,
+    /// The hosts that this service answers for; empty means any. Others get 421.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// Puts errors into `{"error":{…}}`, as some deployments of the protocol do.
+    #[serde(default)]
+    pub error_envelope: bool,
+}
+
+/// The listener for health and metrics: plain HTTP, for the operator's network only.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ops {
+    /// Address and port; port 0 takes a free one.
+    pub listen: SocketAddr,
+}
+
+/// Whom to believe.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    /// The token's `aud` must equal one of these: `https://<hostname>`, no port, no path.
+    pub audiences: Spanned<Vec<String>>,
+    /// The issuers whose tokens are accepted.
+    pub issuers: Spanned<Vec<Issuer>>,
+    /// By how much clocks may differ.
+    #[serde(default = "defaults::clock_leeway_s")]
+    pub clock_leeway_s: u64,
+    /// The longest `exp - iat` that is accepted. Google's tokens live 3600 s.
+    #[serde(default = "defaults::max_token_lifetime_s")]
+    pub max_token_lifetime_s: u64,
+}
+
+/// One issuer of ID tokens.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Issuer {
+    /// The values of `iss` that mean this issuer.
+    pub iss: Vec<String>,
+    /// The e-mail addresses that may call at all; `*` stands for any run of characters.
+    pub callers: Vec<CallerPattern>,
+    /// Where its key set is published.
+    pub jwks_url: Option<Spanned<String>>,
+    /// A file with its key set instead, for networks without a way out.
+    pub jwks_file: Option<PathBuf>,
+    /// The HTTP proxy on the way to `jwks_url`.
+    pub jwks_proxy_url: Option<String>,
+    /// PEM roots to check `jwks_url` with, instead of the operating system's.
+    pub jwks_ca_file: Option<PathBuf>,
+    /// Where the last good key set is kept, so that a restart works while the issuer is away.
+    pub jwks_cache_file: Option<PathBuf>,
+    /// How often the key set is fetched.
+    #[serde(default = "defaults::jwks_refresh_s")]
+    pub jwks_refresh_s: u64,
+}
+
+/// Where the key catalog is.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct CatalogConfig {
+    /// A SQLite file. `ekm key create` makes it.
+    pub sqlite_file: PathBuf,
+    /// How often the catalog is asked for changes.
+    #[serde(default = "defaults::poll_interval_ms")]
+    pub poll_interval_ms: u64,
+    /// If the catalog cannot be read for this long, an unknown key answers 503 instead of 404.
+    #[serde(default = "defaults::stale_after_s")]
+    pub stale_after_s: u64,
+}
+
+/// The HSM: one token of a PKCS#11 module.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hsm {
+    /// The vendor's library.
+    pub module: Spanned<PathBuf>,
+    /// The token's label. Slots have no fixed numbers, so they cannot be named.
+    pub token_label: Option<String>,
+    /// The token's serial number, if two have the same label.
+    pub token_serial: Option<String>,
+    /// A file that holds the user PIN and nothing else.
+    pub pin_file: Option<PathBuf>,
+    /// An environment variable that holds the user PIN.
+    pub pin_env: Option<String>,
+    /// Worker threads, each with a session of its own. Default: 1 for SoftHSM, which has one lock around everything, else 8.
+    pub sessions: Option<Spanned<usize>>,
+    /// How many operations may wait; one more is shed with 429.
+    #[serde(default = "defaults::queue_length")]
+    pub queue_length: usize,
+    /// How long an operation may take, waiting included.
+    #[serde(default = "defaults::hsm_deadline_ms")]
+    pub deadline_ms: Spanned<u64>,
+    /// Environment variables that the vendor's library reads, such as SOFTHSM2_CONF. ekm starts itself anew with them.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+}
+
+/// Custody `software`. Refused outside profile `test`.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Software {
+    /// 64 hexadecimal digits.
+    pub key_file: PathBuf,
+}
+
+/// The audit log: one JSON object a line, one line a request.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// Appended to; opened again on SIGHUP, for logrotate.
+    pub file: PathBuf,
+    /// How many lines may wait for the disk. When it is full, requests wait until their deadline and are then refused with 503:
+    /// nothing is answered without a record.
+    #[serde(default = "defaults::audit_queue_length")]
+    pub queue_length: usize,
+}
+
+/// The operator's log, on standard error.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Directives as in `info,ekm_server=debug`.
+    pub filter: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "info".into(), format: LogFormat::Auto }
+    }
+}
+
+/// How lines of the log look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Text on a terminal, else JSON.
+    Auto,
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// Bounds in time and size. The defaults fit Cloud KMS, which gives up after 150 ms.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// From the end of the request's head to the answer; then 503.
+    pub request_deadline_ms: Spanned<u64>,
+    /// A JSON body; a longer one is 400.
+    pub max_body_bytes: Spanned<usize>,
+    /// What may be wrapped: 64 KiB at Cloud KMS, and its own ciphertext around it.
+    pub max_plaintext_bytes: usize,
+    /// additionalAuthenticatedData.
+    pub max_aad_bytes: usize,
+    /// Open connections; one more closes the one that has been idle longest.
+    pub max_connections: usize,
+    /// TLS handshakes at a time; more wait.
+    pub max_handshakes: usize,
+    /// From accept to the end of the handshake.
+    pub handshake_timeout_ms: u64,
+    /// From the handshake to the first byte of a request.
+    pub first_byte_timeout_ms: u64,
+    /// From the first to the last byte of a request's head.
+    pub header_timeout_ms: u64,
+    /// For the body to arrive.
+    pub body_timeout_ms: u64,
+    /// For the peer to take bytes of an answer.
+    pub write_timeout_ms: u64,
+    /// Between two requests on a connection. Longer than the load balancer's, so that it closes first.
+    pub idle_timeout_s: u64,
+    /// After SIGTERM: how long to serve on while /readyz already says no, so that load balancers notice.
+    pub drain_delay_ms: u64,
+    /// After that: how long connections may finish.
+    pub drain_timeout_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_deadline_ms: Spanned::new(0..0, 100),
+            max_body_bytes: Spanned::new(0..0, 256 * 1024),
+            max_plaintext_bytes: 65 * 1024,
+            max_aad_bytes: 64 * 1024,
+            max_connections: 2000,
+            max_handshakes: 64,
+            handshake_timeout_ms: 3_000,
+            first_byte_timeout_ms: 5_000,
+            header_timeout_ms: 2_000,
+            body_timeout_ms: 5_000,
+            write_timeout_ms: 10_000,
+            idle_timeout_s: 75,
+            drain_delay_ms: 0,
+            drain_timeout_ms: 10_000,
+        }
+    }
+}
+
+mod defaults {
+    use toml::Spanned;
+
+    pub(super) fn clock_leeway_s() -> u64 {
+        60
+    }
+    pub(super) fn max_token_lifetime_s() -> u64 {
+        3700
+    }
+    pub(super) fn jwks_refresh_s() -> u64 {
+        3600
+    }
+    pub(super) fn poll_interval_ms() -> u64 {
+        500
+    }
+    pub(super) fn stale_after_s() -> u64 {
+        10
+    }
+    pub(super) fn queue_length() -> usize {
+        256
+    }
+    pub(super) fn hsm_deadline_ms() -> Spanned<u64> {
+        Spanned::new(0..0, 60)
+    }
+    pub(super) fn audit_queue_length() -> usize {
+        8192
+    }
+}
+
+impl Config {
+    /// Reads, parses and checks a file.
+    pub fn read(file: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file).map_err(|error| ConfigError::unreadable(file, &error))?;
+        let mut config = Self::parse(&text, file)?;
+        config.resolve(file.parent().unwrap_or(Path::new("")));
+        Ok(config)
+    }
+
+    /// Parses and checks a text; `file` is its name in error texts.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::syntax(file, text, &error))?;
+        check::check(&config).map_err(|finding| finding.in_file(file, text))?;
+        Ok(config)
+    }
+
+    /// Makes file names relative to the configuration file's directory.
+    fn resolve(&mut self, base: &Path) {
+        let mut files = vec![
+            &mut self.server.certificate_file,
+            &mut self.server.private_key_file,
+            &mut self.catalog.sqlite_file,
+            &mut self.audit.file,
+        ];
+        for issuer in self.auth.issuers.get_mut() {
+            files.extend(&mut issuer.jwks_file);
+            files.extend(&mut issuer.jwks_ca_file);
+            files.extend(&mut issuer.jwks_cache_file);
+        }
+        if let Some(hsm) = &mut self.hsm {
+            files.extend(&mut hsm.pin_file);
+        }
+        if let Some(software) = &mut self.software {
+            files.push(&mut software.get_mut().key_file);
+        }
+        for file in files {
+            *file = base.join(&file);
+        }
+    }
+
+    /// The effective configuration as TOML, without secrets: defaults filled in, file names resolved, passwords in proxy URLs and
+    /// environment values for the vendor's library replaced.
+    pub fn to_redacted_toml(&self) -> String {
+        let mut value = toml::Value::try_from(self).expect("a configuration that was parsed can be printed");
+        redact(&mut value, "");
+        toml::to_string(&value).expect("TOML prints its own values")
+    }
+
+    /// Sets the deadline of a request, and shortens or lengthens the HSM's in proportion.
+    pub fn set_deadline(&mut self, deadline: Duration) -> Result<(), ConfigError> {
+        let milliseconds = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        *self.limits.request_deadline_ms.get_mut() = milliseconds;
+        if let Some(hsm) = &mut self.hsm {
+            *hsm.deadline_ms.get_mut() = milliseconds / 5 * 3;
+        }
+        check::check(self).map_err(|finding| finding.in_file(Path::new("--deadline-ms"), ""))
+    }
+
+    /// The deadline of a request.
+    pub fn request_deadline(&self) -> Duration {
+        Duration::from_millis(*self.limits.request_deadline_ms.get_ref())
+    }
+}
+
+fn redact(value: &mut toml::Value, key: &str) {
+    match value {
+        toml::Value::Table(table) if key == "environment" => {
+            table.iter_mut().for_each(|(_, value)| *value = "(redacted)".into());
+        }
+        toml::Value::Table(table) => table.iter_mut().for_each(|(key, value)| redact(value, key)),
+        toml::Value::Array(array) => array.iter_mut().for_each(|value| redact(value, key)),
+        toml::Value::String(text) => {
+            if let Some((scheme, rest)) = text.split_once("://")
+                && let Some((_, host)) = rest.rsplit_once('@')
+            {
+                *text = format!("{scheme}://(redacted)@{host}");
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sample configurations in `deploy/config/`.
+    const SAMPLES: [(&str, &str); 2] = [
+        ("test.toml", include_str!("../../../deploy/config/test.toml")),
+        ("small.toml", include_str!("../../../deploy/config/small.toml")),
+    ];
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("ekm.toml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_sample_is_accepted_and_its_effective_form_too() {
+        for (name, text) in SAMPLES {
+            let config = parse(text).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let effective = config.to_redacted_toml();
+            parse(&effective).unwrap_or_else(|error| panic!("{name}, effective: {error}\n{effective}"));
+        }
+    }
+
+    #[test]
+    fn every_option_that_a_sample_mentions_in_a_comment_exists() {
+        for (name, text) in SAMPLES {
+            // Commented-out settings look like `#option = value`, without a space; prose has one.
+            let lines =
+                text.lines().map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line));
+            let everything = lines.collect::<Vec<_>>().join("\n");
+            if let Err(error) = toml::from_str::<Config>(&everything) {
+                panic!("{name} with all comments taken away: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_file_is_refused_with_place_and_remedy() {
+        let (_, good) = SAMPLES[1];
+        for (from, to, expected) in [
+            ("[audit]", "[audti]", "did you mean 'audit'?"),
+            ("profile = \"small\"", "profile = \"smal\"", "unknown variant"),
+            ("module = ", "modul = ", "did you mean 'module'?"),
+            ("listen = \"0.0.0.0:8443\"", "listen = 8443", "socket address"),
+            ("listen = \"0.0.0.0:8443\"", "listen = \"localhost\"", "socket address"),
+            ("deadline_ms = 60", "deadline_ms = 100", "shorter than limits.request_deadline_ms"),
+            ("request_deadline_ms = 100", "request_deadline_ms = 150", "Cloud KMS gives up after 150 ms"),
+            ("deadline_ms = 60", "deadline_ms = \"60 ms\"", "invalid type: string"),
+            ("max_body_bytes = 262144", "max_body_bytes = 1000", "max_body_bytes"),
+            ("audiences = [\"https://ekm.example.com\"]", "audiences = []", "audiences"),
+            ("audiences = [\"https://ekm.example.com\"]", "audiences = [\"https://ekm.example.com/\"]", "no path"),
+            ("token_label = \"ekm\"", "", "token_label"),
+            ("pin_file = ", "pin_env = \"EKM_PIN\"\npin_file = ", "pin_file"),
+            ("[hsm]", "[software]\nkey_file = \"k\"\n[hsm]", "profile = \"test\""),
+            ("jwks_url = \"https:", "jwks_url = \"http:", "https"),
+            ("sessions = 8", "sessions = 0", "sessions"),
+        ] {
+            assert!(good.contains(from), "the sample no longer has {from:?}");
+            let error = parse(&good.replacen(from, to, 1)).err().unwrap_or_else(|| panic!("{to:?} was accepted"));
+            assert!(error.contains(expected), "{to:?} gave:\n{error}");
+            assert!(error.contains("--> ekm.toml:"), "no place in:\n{error}");
+        }
+    }
+
+    #[test]
+    fn the_effective_configuration_shows_no_secret() {
+        let (_, sample) = SAMPLES[1];
+        let text = sample
+            .replacen("jwks_url", "jwks_proxy_url = \"http://user:hunter2@proxy:3128\"\njwks_url", 1)
+            .replacen("[hsm.environment]", "[hsm.environment]\nVENDOR_PASSWORD = \"hunter2\"", 1);
+        let effective = parse(&text).unwrap().to_redacted_toml();
+        assert!(!effective.contains("hunter2"), "{effective}");
+        assert!(effective.contains("http://(redacted)@proxy:3128"), "{effective}");
+    }
+}

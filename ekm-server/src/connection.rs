@@ -1,0 +1,310 @@
+//! One connection: TLS handshake, HTTP/1.1 or HTTP/2 by ALPN, and the clocks that end it.
+//!
+//! The clocks are ours because hyper's do not cover this: its header time-out also cuts idle keep-alive connections, and HTTP/2
+//! has none at all.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{Notify, watch};
+use tower::ServiceExt;
+
+use crate::config::Limits;
+
+/// More than any real request has; hyper answers 431 to more.
+const MAX_HEADERS: usize = 64;
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+const MAX_HTTP2_STREAMS: u32 = 64;
+
+/// The other end's address, in a request's extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// The clocks of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Clocks {
+    first_byte: Duration,
+    header: Duration,
+    idle: Duration,
+    write: Duration,
+}
+
+impl Clocks {
+    /// From the configuration.
+    pub fn new(limits: &Limits) -> Self {
+        Self {
+            first_byte: Duration::from_millis(limits.first_byte_timeout_ms),
+            header: Duration::from_millis(limits.header_timeout_ms),
+            idle: Duration::from_secs(limits.idle_timeout_s),
+            write: Duration::from_millis(limits.write_timeout_ms),
+        }
+    }
+}
+
+/// What a connection is doing, and since when.
+pub struct Activity {
+    state: Mutex<State>,
+    evict: Notify,
+}
+
+struct State {
+    phase: Phase,
+    since: Instant,
+    in_flight: usize,
+    write_blocked: Option<Instant>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Phase {
+    /// No byte since the handshake.
+    Silent,
+    /// Some bytes of a request's head.
+    Head,
+    /// Between two requests.
+    Idle,
+}
+
+impl Default for Activity {
+    /// For a connection that was just accepted.
+    fn default() -> Self {
+        let state = State { phase: Phase::Silent, since: Instant::now(), in_flight: 0, write_blocked: None };
+        Self { state: Mutex::new(state), evict: Notify::new() }
+    }
+}
+
+impl Activity {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since when nobody has wanted anything of it; `None` while a request is under way.
+    pub fn idle_since(&self) -> Option<Instant> {
+        let state = self.state();
+        (state.in_flight == 0).then_some(state.since)
+    }
+
+    /// Asks the connection to make room for another.
+    pub fn evict(&self) {
+        self.evict.notify_one();
+    }
+
+    /// Starts the clocks anew, after the handshake.
+    pub fn restart(&self) {
+        self.state().since = Instant::now();
+    }
+
+    fn request_started(&self) {
+        self.state().in_flight += 1;
+    }
+
+    fn request_ended(&self) {
+        let mut state = self.state();
+        state.in_flight -= 1;
+        state.phase = Phase::Idle;
+        state.since = Instant::now();
+    }
+
+    /// When the connection has to end if nothing happens, and why.
+    fn deadline(&self, clocks: &Clocks) -> Option<(Instant, &'static str)> {
+        let state = self.state();
+        if let Some(blocked) = state.write_blocked {
+            return Some((blocked + clocks.write, "write_timeout"));
+        }
+        if state.in_flight > 0 {
+            return None; // the request has a deadline of its own
+        }
+        Some(match state.phase {
+            Phase::Silent => (state.since + clocks.first_byte, "first_byte_timeout"),
+            Phase::Head => (state.since + clocks.header, "header_timeout"),
+            Phase::Idle => (state.since + clocks.idle, "idle_timeout"),
+        })
+    }
+}
+
+/// Serves one connection to its end, and says which way it ended. Without ALPN, or on a plain listener, it is HTTP/1.1.
+pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    http2: bool,
+    peer: SocketAddr,
+    router: Router,
+    activity: Arc<Activity>,
+    clocks: Clocks,
+    draining: watch::Receiver<bool>,
+) -> &'static str {
+    let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity), count_heads: !http2 });
+    let service = {
+        let activity = Arc::clone(&activity);
+        service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
+            let (router, guard) = (router.clone(), InFlight::new(&activity));
+            async move {
+                let response = router.oneshot(request).await;
+                drop(guard);
+                response as Result<_, Infallible>
+            }
+        })
+    };
+    if http2 {
+        let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_HTTP2_STREAMS)
+            .max_header_list_size(MAX_HEAD_BYTES as u32)
+            .max_pending_accept_reset_streams(20)
+            .max_local_error_reset_streams(64)
+            .keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(5));
+        drive(builder.serve_connection(io, service), &activity, &clocks, draining).await
+    } else {
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder.max_headers(MAX_HEADERS).max_header_size(MAX_HEAD_BYTES).header_read_timeout(None);
+        drive(builder.serve_connection(io, service), &activity, &clocks, draining).await
+    }
+}
+
+/// A request under way; also ended when the caller goes away and hyper drops its future.
+struct InFlight(Arc<Activity>);
+
+impl InFlight {
+    fn new(activity: &Arc<Activity>) -> Self {
+        activity.request_started();
+        Self(Arc::clone(activity))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.request_ended();
+    }
+}
+
+/// Resolves when the drain has begun, or whoever could begin it is gone.
+pub async fn began(draining: &mut watch::Receiver<bool>) {
+    let _ = draining.wait_for(|&draining| draining).await;
+}
+
+async fn drive<C: GracefulConnection>(
+    connection: C,
+    activity: &Activity,
+    clocks: &Clocks,
+    mut draining: watch::Receiver<bool>,
+) -> &'static str {
+    let mut connection = pin!(connection);
+    let mut expired = pin!(expired(activity, clocks));
+    tokio::select! {
+        biased; // the connection first: what it reads and writes moves the clocks
+        outcome = &mut connection => return if outcome.is_ok() { "closed" } else { "error" },
+        reason = &mut expired => return reason,
+        () = activity.evict.notified() => return "evicted",
+        () = began(&mut draining) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        biased;
+        outcome = &mut connection => if outcome.is_ok() { "drained" } else { "error" },
+        reason = &mut expired => reason,
+    }
+}
+
+/// Resolves when the connection has to end. Looks at the clocks whenever the connection's task runs, and arms its timer only
+/// when the deadline comes closer, so that a request costs no timer.
+async fn expired(activity: &Activity, clocks: &Clocks) -> &'static str {
+    let far = Duration::from_secs(3600);
+    let mut timer = pin!(tokio::time::sleep(far));
+    poll_fn(|context| {
+        loop {
+            let now = Instant::now();
+            let (deadline, reason) = activity.deadline(clocks).unwrap_or((now + far, ""));
+            if deadline <= now {
+                return Poll::Ready(reason);
+            }
+            let deadline = tokio::time::Instant::from_std(deadline);
+            if deadline < timer.deadline() || timer.is_elapsed() {
+                timer.as_mut().reset(deadline);
+            }
+            ready!(timer.as_mut().poll(context));
+        }
+    })
+    .await
+}
+
+/// A stream that tells [`Activity`] about its bytes.
+struct Watched<S> {
+    stream: S,
+    activity: Arc<Activity>,
+    /// HTTP/2 peers send control frames between requests; only HTTP/1.1 bytes are always a head.
+    count_heads: bool,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        if self.count_heads && buffer.filled().len() > before {
+            let mut state = self.activity.state();
+            if state.in_flight == 0 && state.phase != Phase::Head {
+                state.phase = Phase::Head;
+                state.since = Instant::now();
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S> Watched<S> {
+    /// Notes since when the peer takes no more bytes.
+    fn noted<T>(&self, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        let mut state = self.activity.state();
+        match poll {
+            Poll::Pending => drop(state.write_blocked.get_or_insert_with(Instant::now)),
+            Poll::Ready(_) => state.write_blocked = None,
+        }
+        poll
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.noted(poll)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let poll = Pin::new(&mut self.stream).poll_flush(context);
+        self.noted(poll)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let poll = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.noted(poll)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.noted(poll)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

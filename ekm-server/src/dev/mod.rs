@@ -1,0 +1,193 @@
+//! `ekm dev`: everything embedded in one directory. It writes a real configuration file and then runs the same service as
+//! `ekm serve`; what it adds is the set-up.
+
+mod banner;
+mod check;
+mod issuer;
+mod setup;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use ekm_core::KeyPath;
+use ekm_core::policy::Policy;
+use ekm_storage::CatalogStore;
+
+use crate::app::{App, StartError, open_custodian, termination};
+use crate::cli::{Output, runtime, start_process};
+use crate::config::Config;
+use crate::provision;
+use issuer::Issuer;
+use setup::Setup;
+
+const SPACE_PATH: &str = "v0/cryptospaces/demo";
+const KEY_PATH: &str = "v0/keys/demo";
+const AUDIENCE: &str = "https://localhost";
+const CALLER: &str = "service-123456789012@gcp-sa-ekms.iam.gserviceaccount.com";
+const TOKEN_TTL_S: u64 = 3600;
+
+/// Run everything embedded in one directory, for trying things out: catalog, certificate, token issuer, one key.
+///
+/// Without an HSM the keys live in this process. With --softhsm they live in a SoftHSM token that ekm makes in its directory, with
+/// --pkcs11 in a token of yours. Started again on the same directory, it goes on with the same keys.
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = false)]
+pub(crate) struct DevArgs {
+    /// Where everything is kept [default: ekm-dev in the user's data home]
+    #[arg(long, env = "EKM_DEV_DATA", value_name = "DIR", global = true)]
+    data: Option<PathBuf>,
+    /// Do every operation in the HSM behind this PKCS#11 library
+    #[arg(long, value_name = "LIBRARY")]
+    pkcs11: Option<PathBuf>,
+    /// The label of the HSM's token
+    #[arg(long, value_name = "LABEL", requires = "pkcs11")]
+    token_label: Option<String>,
+    /// A file that holds the token's user PIN and nothing else
+    #[arg(long, value_name = "FILE", requires = "token_label")]
+    pin_file: Option<PathBuf>,
+    /// Do every operation in a SoftHSM token, made in the data directory
+    #[arg(long, conflicts_with = "token_label")]
+    softhsm: bool,
+    /// Where Cloud KMS would call; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:8443", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// Health and metrics; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:9443", value_name = "ADDRESS")]
+    ops_listen: SocketAddr,
+    /// How long a request may take, in milliseconds. Cloud KMS gives up after 150; more helps on slow machines
+    #[arg(long, default_value_t = 100, value_name = "MS")]
+    deadline_ms: u64,
+    /// What to print when ready
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+    /// Start, wrap, unwrap, compare, print both latencies, and exit
+    #[arg(long)]
+    check: bool,
+    #[command(subcommand)]
+    command: Option<DevCommand>,
+}
+
+#[derive(Subcommand)]
+enum DevCommand {
+    /// Print an ID token, signed by the issuer in the data directory
+    Token {
+        /// The e-mail address in it
+        #[arg(long, default_value = CALLER, value_name = "EMAIL")]
+        caller: String,
+        /// The audience in it
+        #[arg(long, default_value = AUDIENCE, value_name = "AUD")]
+        audience: String,
+        /// How long it is valid
+        #[arg(long, default_value_t = TOKEN_TTL_S, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=315_360_000))]
+        ttl: u64,
+    },
+}
+
+pub(crate) fn run(args: DevArgs) -> Result<(), StartError> {
+    let data = match &args.data {
+        Some(data) => data.clone(),
+        None => default_data()?,
+    };
+    if let Some(DevCommand::Token { caller, audience, ttl }) = &args.command {
+        let issuer = Issuer::open(&data.join("issuer"))?;
+        print(&issuer.mint(caller, audience, *ttl)?);
+        return Ok(());
+    }
+    let setup = Setup::prepare(&data, &args)?;
+    let mut config = Config::read(&setup.config_file)?;
+    config.server.listen = args.listen;
+    config.ops.listen = args.ops_listen;
+    config.set_deadline(Duration::from_millis(args.deadline_ms))?;
+    if args.check {
+        config.server.listen.set_port(0);
+        config.ops.listen.set_port(0);
+    }
+    start_process(&config)?;
+    setup.ensure_token(&config)?;
+    runtime()?.block_on(serve(&config, &setup, &args))
+}
+
+async fn serve(config: &Config, setup: &Setup, args: &DevArgs) -> Result<(), StartError> {
+    let stop = termination().await.map_err(StartError::io("cannot listen to signals"))?;
+    let custodian = open_custodian(config).await?;
+    let store = CatalogStore::open_sqlite(&config.catalog.sqlite_file, true).await?;
+    let path = |text| KeyPath::parse(text).expect("a constant");
+    let (space, key) = (path(SPACE_PATH), path(KEY_PATH));
+    if !store.load().await?.keys.iter().any(|record| record.paths.contains(&key)) {
+        provision::create_key(&store, &custodian, &space, &key, &Policy::allow_everybody()).await?;
+    }
+    let custody = provision::custody_of(&custodian);
+    let app = App::build_with(config, custodian, store).await?;
+    let address = |address: std::io::Result<_>| address.map_err(StartError::io("cannot tell the address"));
+    let ready = Ready {
+        ekm: address(app.ekm_address())?,
+        ops: address(app.ops_address())?,
+        ca_file: setup.certificate_file(),
+        token: setup.issuer.mint(CALLER, AUDIENCE, TOKEN_TTL_S)?,
+        custody,
+    };
+    if args.check {
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let running = tokio::spawn(app.run(async {
+            let _ = ended.await;
+        }));
+        let outcome = check::check(&ready).await;
+        drop(end);
+        let _ = running.await;
+        return outcome.map(|report| print(&report));
+    }
+    match args.output {
+        Output::Json => print(&ready.to_json()),
+        Output::Text => print(&banner::banner(&ready, setup, args.data.is_some(), config)),
+    }
+    app.run(stop).await;
+    Ok(())
+}
+
+/// What runs where.
+struct Ready {
+    ekm: SocketAddr,
+    ops: SocketAddr,
+    ca_file: PathBuf,
+    token: String,
+    custody: ekm_core::catalog::Custody,
+}
+
+impl Ready {
+    fn base_url(&self) -> String {
+        format!("https://localhost:{}", self.ekm.port())
+    }
+
+    fn ops_url(&self) -> String {
+        format!("http://{}", self.ops)
+    }
+
+    fn to_json(&self) -> String {
+        serde_json::json!({
+            "base_url": self.base_url(),
+            "ops_url": self.ops_url(),
+            "ca_file": self.ca_file,
+            "key_path": KEY_PATH,
+            "crypto_space_path": SPACE_PATH,
+            "token": self.token,
+            "custody": self.custody.name(),
+        })
+        .to_string()
+    }
+}
+
+/// As the XDG base directory specification has it.
+fn default_data() -> Result<PathBuf, StartError> {
+    let home = |name| std::env::var_os(name).filter(|value| Path::new(value).is_absolute()).map(PathBuf::from);
+    let data = home("XDG_DATA_HOME").or_else(|| Some(home("HOME")?.join(".local/share")));
+    Ok(data
+        .ok_or_else(|| StartError::Dev("there is no home directory; name a directory with --data".into()))?
+        .join("ekm-dev"))
+}
+
+#[expect(clippy::print_stdout, reason = "the command's answer")]
+fn print(text: &str) {
+    println!("{text}");
+}

@@ -1,0 +1,173 @@
+//! The accept loop: how many connections there may be, and how they end.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use crate::config::Limits;
+use crate::connection::{self, Activity, Clocks};
+use crate::metrics::Metrics;
+
+/// A listening socket and what to do with its connections.
+pub struct Listener {
+    socket: TcpListener,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    clocks: Clocks,
+    max_connections: usize,
+    handshakes: Semaphore,
+    handshake_timeout: Duration,
+    open: Mutex<HashMap<u64, Arc<Activity>>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Listener {
+    /// Binds the address. Without `tls` it speaks plain HTTP/1.1.
+    pub async fn bind(
+        address: SocketAddr,
+        tls: Option<TlsAcceptor>,
+        router: Router,
+        limits: &Limits,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<Self> {
+        let shared = Shared {
+            clocks: Clocks::new(limits),
+            max_connections: limits.max_connections,
+            handshakes: Semaphore::new(limits.max_handshakes),
+            handshake_timeout: Duration::from_millis(limits.handshake_timeout_ms),
+            open: Mutex::new(HashMap::new()),
+            metrics,
+        };
+        Ok(Self { socket: TcpListener::bind(address).await?, tls, router, shared: Arc::new(shared) })
+    }
+
+    /// The address, with the port that port 0 became.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Accepts until `draining` says stop, then lets every connection finish its requests. Returns how many connections were
+    /// cut because they did not finish within `patience`.
+    pub async fn run(self, mut draining: watch::Receiver<bool>, patience: Duration) -> usize {
+        let mut tasks = JoinSet::new();
+        let mut number = 0;
+        let each = draining.clone();
+        loop {
+            tokio::select! {
+                accepted = self.socket.accept() => match accepted {
+                    Ok((stream, peer)) => {
+                        number += 1;
+                        self.start(&mut tasks, number, stream, peer, each.clone());
+                    }
+                    // Out of file descriptors, mostly: open connections are served meanwhile.
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                },
+                Some(_) = tasks.join_next() => {}
+                () = connection::began(&mut draining) => break,
+            }
+        }
+        drop(self.socket);
+        let finished = async { while tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(patience, finished).await;
+        tasks.len()
+    }
+
+    fn start(
+        &self,
+        tasks: &mut JoinSet<()>,
+        number: u64,
+        stream: TcpStream,
+        peer: SocketAddr,
+        draining: watch::Receiver<bool>,
+    ) {
+        let activity = Arc::new(Activity::default());
+        if !self.shared.admit(number, &activity) {
+            return;
+        }
+        let (shared, router, tls) = (Arc::clone(&self.shared), self.router.clone(), self.tls.clone());
+        let open = Open { shared: Arc::clone(&shared), number };
+        tasks.spawn(async move {
+            let _ = stream.set_nodelay(true);
+            let reason = match tls {
+                None => connection::serve(stream, false, peer, router, activity, shared.clocks, draining).await,
+                Some(tls) => match shared.handshake(&tls, stream).await {
+                    Ok(stream) => {
+                        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                        activity.restart();
+                        connection::serve(stream, http2, peer, router, activity, shared.clocks, draining).await
+                    }
+                    Err(reason) => reason,
+                },
+            };
+            shared.metrics.connections_closed.with_label_values(&[reason]).inc();
+            drop(open);
+        });
+    }
+}
+
+impl Shared {
+    /// Enters a connection into the list. If the list is full, the one that has been idle longest has to go; if none is idle, the
+    /// new one has to.
+    fn admit(&self, number: u64, activity: &Arc<Activity>) -> bool {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.len() >= self.max_connections {
+            let idle = open.iter().filter_map(|(&number, activity)| Some((activity.idle_since()?, number)));
+            let Some((_, oldest)) = idle.min() else {
+                self.metrics.connections_closed.with_label_values(&["refused"]).inc();
+                return false;
+            };
+            if let Some(activity) = open.remove(&oldest) {
+                activity.evict();
+            }
+        }
+        open.insert(number, Arc::clone(activity));
+        self.metrics.connections.inc();
+        true
+    }
+
+    async fn handshake(
+        &self,
+        tls: &TlsAcceptor,
+        stream: TcpStream,
+    ) -> Result<tokio_rustls::server::TlsStream<TcpStream>, &'static str> {
+        let handshake = async {
+            let _turn = self.handshakes.acquire().await;
+            tls.accept(stream).await
+        };
+        match tokio::time::timeout(self.handshake_timeout, handshake).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "handshake failed");
+                Err("handshake_error")
+            }
+            Err(_) => Err("handshake_timeout"),
+        }
+    }
+}
+
+/// A place in the list of open connections.
+struct Open {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.shared.metrics.connections.dec();
+        self.shared.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+    }
+}

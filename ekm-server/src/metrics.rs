@@ -1,0 +1,158 @@
+//! Every metric, in one place. Names and labels are a promise: `tests/golden/metrics.txt` lists them.
+//!
+//! Labels come from closed sets: never a key, project, or account.
+
+use std::time::Duration;
+
+use ekm_core::Trace;
+use ekm_core::policy::Verb;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+/// From 100 µs doubling, with the promises' thresholds (40, 80, 100, 130, 150 ms) as exact bounds.
+const BUCKETS_SECONDS: &[f64] = &[
+    0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.0032, 0.0064, 0.0128, 0.0256, 0.04, 0.08, 0.1, 0.13, 0.15, 0.3, 1.0, 5.0,
+];
+
+/// Made once, passed down.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    request_seconds: [Histogram; 3],
+    hsm_queue_seconds: Histogram,
+    hsm_operation_seconds: [Histogram; 2],
+    /// Open connections.
+    pub connections: IntGauge,
+    /// Connections by how they ended.
+    pub connections_closed: IntCounterVec,
+    /// Verified tokens found in the cache, or not.
+    pub token_cache: IntCounterVec,
+    /// Fetches of issuers' key sets.
+    pub jwks_fetches: IntCounterVec,
+    /// Seconds since the last good fetch.
+    pub jwks_age: GaugeVec,
+    /// Attempts to write the audit log that failed.
+    pub audit_write_errors: IntCounter,
+    /// Records lost because nobody waited and the queue was full.
+    pub audit_lost: IntCounter,
+    /// Records that wait for the disk.
+    pub audit_queue: IntGauge,
+    /// The snapshot's revision.
+    pub catalog_revision: IntGauge,
+    /// Seconds since the catalog was last seen to hold that revision.
+    pub catalog_age: Gauge,
+    /// Paths that can be called.
+    pub catalog_paths: IntGauge,
+    /// Key versions that failed their known-answer test.
+    pub catalog_unavailable: IntGauge,
+    /// Rows that were left out.
+    pub catalog_rejected: IntGauge,
+    /// Reloads of the certificate.
+    pub certificate_reloads: IntCounterVec,
+    /// 1 if ready.
+    pub ready: IntGauge,
+    /// Jobs that wait for the HSM.
+    pub hsm_queue: IntGauge,
+    /// Requests whose handler panicked.
+    pub panics: IntCounter,
+}
+
+impl Metrics {
+    /// `replica` is the token's label, or `software`.
+    pub fn new(profile: &str, replica: &str) -> Self {
+        let registry = Registry::new();
+        let make = Maker { registry: &registry };
+        let request_seconds =
+            make.histograms("ekm_request_seconds", "From the request's head to the answer.", &["verb"]);
+        let queue = make.histograms("ekm_hsm_queue_seconds", "Waiting for the HSM.", &["replica"]);
+        let operation = make.histograms("ekm_hsm_operation_seconds", "Inside the HSM only.", &["replica", "operation"]);
+        let build = make.gauges("ekm_build_info", "1, with the version as label.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        make.gauges("ekm_profile", "1, with the profile as label.", &["profile"]).with_label_values(&[profile]).set(1);
+        let metrics = Self {
+            requests: make.counters("ekm_requests_total", "Requests by verb and outcome.", &["verb", "code"]),
+            request_seconds: ["wrap", "unwrap", "-"].map(|verb| request_seconds.with_label_values(&[verb])),
+            hsm_queue_seconds: queue.with_label_values(&[replica]),
+            hsm_operation_seconds: ["wrap", "unwrap"].map(|verb| operation.with_label_values(&[replica, verb])),
+            connections: make.gauge("ekm_connections", "Open connections."),
+            connections_closed: make.counters("ekm_connections_closed_total", "Connections by end.", &["reason"]),
+            token_cache: make.counters("ekm_token_cache_total", "Look-ups of verified tokens.", &["result"]),
+            jwks_fetches: make.counters("ekm_jwks_fetches_total", "Fetches of key sets.", &["issuer", "result"]),
+            jwks_age: make.float_gauges("ekm_jwks_age_seconds", "Since the last good fetch.", &["issuer"]),
+            audit_write_errors: make.counter("ekm_audit_write_errors_total", "Failed writes of the audit log."),
+            audit_lost: make.counter("ekm_audit_lost_total", "Records of abandoned requests that found no room."),
+            audit_queue: make.gauge("ekm_audit_queue_length", "Audit records that wait for the disk."),
+            catalog_revision: make.gauge("ekm_catalog_revision", "The revision in use."),
+            catalog_age: make.float_gauge("ekm_catalog_age_seconds", "Since the catalog was last read."),
+            catalog_paths: make.gauge("ekm_catalog_paths", "Key paths that can be called."),
+            catalog_unavailable: make.gauge("ekm_catalog_unavailable_versions", "Key versions without material."),
+            catalog_rejected: make.gauge("ekm_catalog_rejected_rows", "Rows left out of the snapshot."),
+            certificate_reloads: make.counters("ekm_certificate_reloads_total", "Certificate reloads.", &["result"]),
+            ready: make.gauge("ekm_ready", "1 if ready for traffic."),
+            hsm_queue: make.gauge("ekm_hsm_queue_length", "Operations that wait for the HSM."),
+            panics: make.counter("ekm_panics_total", "Requests that ended in a panic."),
+            registry,
+        };
+        metrics.requests.with_label_values(&["wrap", "ok"]);
+        metrics.requests.with_label_values(&["unwrap", "ok"]);
+        metrics
+    }
+
+    /// Counts one request. `verb` is `None` for what is no verb of the protocol.
+    pub fn observe(&self, verb: Option<Verb>, code: &str, total: Duration, trace: &Trace) {
+        let (index, name) = match verb {
+            Some(verb @ Verb::Wrap) => (0, verb.name()),
+            Some(verb @ Verb::Unwrap) => (1, verb.name()),
+            None => (2, "-"),
+        };
+        self.requests.with_label_values(&[name, code]).inc();
+        self.request_seconds[index].observe(total.as_secs_f64());
+        if !trace.hsm.device.is_zero() && index < 2 {
+            self.hsm_queue_seconds.observe(trace.hsm.queue.as_secs_f64());
+            self.hsm_operation_seconds[index].observe(trace.hsm.device.as_secs_f64());
+        }
+    }
+
+    /// Everything in Prometheus' text format.
+    pub fn render(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("writing to memory does not fail");
+        text
+    }
+}
+
+/// Makes and registers; a name used twice is a bug found by the first test that starts.
+struct Maker<'a> {
+    registry: &'a Registry,
+}
+
+impl Maker<'_> {
+    fn add<T: prometheus::core::Collector + Clone + 'static>(&self, made: prometheus::Result<T>) -> T {
+        let collector = made.expect("a valid name");
+        self.registry.register(Box::new(collector.clone())).expect("a name that is not taken");
+        collector
+    }
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::new(name, help))
+    }
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.add(IntGauge::new(name, help))
+    }
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+    fn float_gauge(&self, name: &str, help: &str) -> Gauge {
+        self.add(Gauge::new(name, help))
+    }
+    fn float_gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+        self.add(GaugeVec::new(Opts::new(name, help), labels))
+    }
+    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(BUCKETS_SECONDS.to_vec()), labels))
+    }
+}

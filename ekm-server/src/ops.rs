@@ -1,0 +1,93 @@
+//! The ops listener: liveness, readiness, deep health, metrics. Plain HTTP, for the operator's network.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::{StatusCode, Uri, header};
+
+use crate::health::Health;
+use crate::router::DataPlane;
+
+/// What the ops listener looks at.
+#[derive(Clone)]
+pub struct Ops {
+    /// The data plane.
+    pub plane: Arc<DataPlane>,
+    /// Its health.
+    pub health: Arc<Health>,
+}
+
+/// The routes.
+pub fn router(ops: Ops) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/healthz", get(healthz))
+        .route("/metrics", get(metrics))
+        .with_state(ops)
+}
+
+/// For load balancers. Only causes of this frontend alone take readiness away: its HSM, its drain. What all frontends share, such
+/// as the issuer and the catalog's database, is shown and changes nothing: else one fault there would take all of them away.
+async fn readyz(State(ops): State<Ops>, uri: Uri) -> Response {
+    let ready = ops.health.is_ready();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    if !uri.query().is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose"))) {
+        return (status, if ready { "ready\n" } else { "not ready\n" }).into_response();
+    }
+    let report = ops.health.report();
+    let snapshot = ops.plane.ekm.snapshot();
+    let mut text = String::new();
+    let mark = |good| if good { "[+]" } else { "[-]" };
+    let note = |good| if good { "[+]" } else { "[!]" };
+    let wrap = report.error.as_deref().unwrap_or("ok");
+    let _ = writeln!(text, "{} wrap and unwrap with the health key: {wrap}", mark(report.error.is_none()));
+    let draining = ops.health.is_draining();
+    let _ = writeln!(text, "{} draining: {}", mark(!draining), if draining { "yes" } else { "no" });
+    let (revision, age) = (snapshot.revision(), ops.plane.metrics.catalog_age.get());
+    let _ = writeln!(text, "{} catalog: revision {revision}, read {age:.0} s ago", note(age < 60.0));
+    let (unavailable, rejected) = (snapshot.unavailable_count(), snapshot.rejected().len());
+    let sound = unavailable + rejected == 0;
+    let _ = writeln!(
+        text,
+        "{} keys: {} paths, {unavailable} versions without material, {rejected} rows refused",
+        note(sound),
+        snapshot.path_count(),
+    );
+    for (issuer, age) in ops.plane.authenticator.key_set_ages() {
+        let known = age.map_or("never fetched".into(), |age| format!("key set fetched {} s ago", age.as_secs()));
+        let _ = writeln!(text, "{} issuer {issuer}: {known}", note(age.is_some()));
+    }
+    let _ = writeln!(text, "{}", if ready { "ready" } else { "not ready" });
+    (status, text).into_response()
+}
+
+/// The deep check's last result, at most about a second old.
+async fn healthz(State(ops): State<Ops>) -> Response {
+    let report = ops.health.report();
+    let status = if report.error.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = serde_json::to_string(&report).expect("a report has only text and numbers");
+    (status, [(header::CONTENT_TYPE, "application/json")], body + "\n").into_response()
+}
+
+async fn metrics(State(ops): State<Ops>) -> Response {
+    let plane = &ops.plane;
+    let snapshot = plane.ekm.snapshot();
+    let metrics = &plane.metrics;
+    metrics.catalog_revision.set(snapshot.revision().cast_signed());
+    metrics.catalog_paths.set(snapshot.path_count() as i64);
+    metrics.catalog_unavailable.set(snapshot.unavailable_count() as i64);
+    metrics.catalog_rejected.set(snapshot.rejected().len() as i64);
+    metrics.audit_queue.set(plane.audit.queue_length() as i64);
+    metrics.hsm_queue.set(plane.ekm.custodian().replica.as_ref().map_or(0, |replica| replica.queue_length() as i64));
+    metrics.ready.set(ops.health.is_ready().into());
+    for (issuer, age) in plane.authenticator.key_set_ages() {
+        let seconds = age.map_or(f64::INFINITY, |age| age.as_secs_f64());
+        metrics.jwks_age.with_label_values(&[issuer]).set(seconds);
+    }
+    ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], metrics.render()).into_response()
+}

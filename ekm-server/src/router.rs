@@ -1,0 +1,307 @@
+//! The EKM listener's requests, from head to answer. Every request leaves one audit record and two metrics, here.
+
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use bytes::Bytes;
+use ekm_core::policy::Verb;
+use ekm_core::{Ekm, Error, KeyPath, Trace};
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header, request};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use time::OffsetDateTime;
+
+use crate::audit::{AuditLog, Record};
+use crate::auth::Authenticator;
+use crate::config::Config;
+use crate::connection::Peer;
+use crate::handlers;
+use crate::metrics::Metrics;
+use crate::status;
+use crate::wire::{self, Bounds, truncated};
+
+/// What the data plane works with; made once, shared by all requests.
+pub struct DataPlane {
+    /// Keys and the means to use them.
+    pub ekm: Ekm,
+    /// Who calls.
+    pub authenticator: Authenticator,
+    /// What happened.
+    pub audit: AuditLog,
+    /// How often and how fast.
+    pub metrics: Arc<Metrics>,
+    /// Hosts that we answer for; empty means any.
+    pub hosts: Vec<String>,
+    /// Bounds in time and size.
+    pub limits: RequestLimits,
+    /// Put errors into `{"error":…}`.
+    pub error_envelope: bool,
+    /// Makes request ids unique across restarts.
+    pub instance: String,
+    /// Makes request ids unique within one.
+    pub next_request: AtomicU64,
+}
+
+/// Bounds of one request.
+pub struct RequestLimits {
+    deadline: Duration,
+    body: Duration,
+    body_bytes: usize,
+    /// Of decoded fields.
+    pub fields: Bounds,
+}
+
+impl RequestLimits {
+    /// From the configuration.
+    pub fn new(config: &Config) -> Self {
+        let limits = &config.limits;
+        Self {
+            deadline: config.request_deadline(),
+            body: Duration::from_millis(limits.body_timeout_ms),
+            body_bytes: *limits.max_body_bytes.get_ref(),
+            fields: Bounds { plaintext_bytes: limits.max_plaintext_bytes, aad_bytes: limits.max_aad_bytes },
+        }
+    }
+}
+
+/// The EKM listener's only route. axum's patterns cannot say "ends with `:wrap`", so the verb is split off in [`split_verb`].
+pub fn router(plane: Arc<DataPlane>) -> Router {
+    Router::new().fallback(answer).with_state(plane)
+}
+
+/// What is known about a request so far. If the caller goes away, hyper drops the request's future, and this writes the record.
+struct Open<'a> {
+    plane: &'a DataPlane,
+    record: Option<Record>,
+    started: Instant,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        if let Some(mut record) = self.record.take() {
+            record.total = self.started.elapsed();
+            self.plane.metrics.observe(record.verb, record.code, record.total, &record.trace);
+            if !self.plane.audit.try_write(record) {
+                self.plane.metrics.audit_lost.inc();
+            }
+        }
+    }
+}
+
+async fn answer(State(plane): State<Arc<DataPlane>>, request: Request<Body>) -> Response<Full<Bytes>> {
+    let started = Instant::now();
+    let deadline = started + plane.limits.deadline;
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+    let record = new_record(&plane, &request, peer);
+    let request_id = HeaderValue::from_str(&record.request_id).expect("hexadecimal digits and a hyphen");
+    let mut open = Open { plane: &plane, record: Some(record), started };
+    let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
+
+    let record = open.record.as_mut().expect("just put there");
+    // A panic costs the request that caused it, and nobody else.
+    let outcome = AssertUnwindSafe(serve(&plane, request, record, deadline)).catch_unwind().await;
+    let outcome = outcome.unwrap_or_else(|_| {
+        plane.metrics.panics.inc();
+        Err(Error::Internal("the handler panicked"))
+    });
+
+    let mut record = open.record.take().expect("only taken here");
+    record.total = started.elapsed();
+    record.code = outcome.as_ref().err().map_or("ok", Error::code);
+    record.error = outcome.as_ref().err().map(ToString::to_string);
+    let mut response = match outcome {
+        Ok(json) => ok(json),
+        Err(error) => status::to_response(&error, plane.error_envelope),
+    };
+    record.status = Some(response.status().as_u16());
+    plane.metrics.observe(record.verb, record.code, record.total, &record.trace);
+    if let Err(error) = plane.audit.write(record, deadline).await {
+        response = status::to_response(&error, plane.error_envelope);
+    }
+    response.headers_mut().insert("x-request-id", request_id);
+    if chunked {
+        // hyper honours Transfer-Encoding over a Content-Length beside it, and does not say that there was one; a proxy in front
+        // might see it the other way round. Ending the connection leaves nothing to smuggle into (RFC 9112 §6.1).
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+fn new_record(plane: &DataPlane, request: &Request<Body>, peer: Option<SocketAddr>) -> Record {
+    let number = plane.next_request.fetch_add(1, Ordering::Relaxed);
+    Record {
+        time: OffsetDateTime::now_utc(),
+        request_id: format!("{}-{number:x}", plane.instance),
+        peer,
+        verb: None,
+        path: truncated(request.uri().path(), 512),
+        caller: None,
+        justification: None,
+        relative_resource_name: None,
+        is_key_health_check: false,
+        trace: Trace::default(),
+        status: None,
+        code: "abandoned",
+        error: None,
+        total: Duration::ZERO,
+    }
+}
+
+/// The checks, cheapest first; each fills the record as far as it comes. Also for a path that names nothing, a stranger learns
+/// first that he is a stranger.
+async fn serve(
+    plane: &DataPlane,
+    request: Request<Body>,
+    record: &mut Record,
+    deadline: Instant,
+) -> Result<String, Error> {
+    let (head, body) = request.into_parts();
+    let split = split_verb(head.uri.path());
+    record.verb = split.as_ref().ok().map(|(_, verb)| *verb);
+    check_head(plane, &head)?;
+    let caller = plane.authenticator.authenticate(&head.headers, deadline).await?;
+    record.caller = Some(Arc::clone(&caller));
+    let (path, verb) = split?;
+    check_media_type(&head.headers)?;
+    let body = read(body, plane.limits.body, plane.limits.body_bytes).await?;
+    let request = wire::decode(verb, &path, &body, plane.limits.fields)?;
+    record.justification = Some(request.justification.clone());
+    record.relative_resource_name.clone_from(&request.relative_resource_name);
+    record.is_key_health_check = request.is_key_health_check;
+    if Instant::now() >= deadline {
+        return Err(Error::DeadlineExceeded("reading the body"));
+    }
+    match verb {
+        Verb::Wrap => handlers::wrap(&plane.ekm, &path, &caller, request, deadline, &mut record.trace).await,
+        Verb::Unwrap => handlers::unwrap(&plane.ekm, &path, &caller, request, deadline, &mut record.trace).await,
+    }
+}
+
+fn ok(json: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(json)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// `v0/keys/demo` and `wrap` from `/v0/keys/demo:wrap`; `%3A` is a colon too.
+fn split_verb(path: &str) -> Result<(KeyPath, Verb), Error> {
+    let no_method = || Error::NoSuchMethod("the URL does not end with ':wrap' or ':unwrap'");
+    let last = path.rfind('/').map_or(0, |at| at + 1);
+    let plain = path[last..].rfind(':').map(|at| (last + at, 1));
+    let encoded = path[last..].to_ascii_lowercase().rfind("%3a").map(|at| (last + at, 3));
+    let (at, length) = plain.max(encoded).ok_or_else(no_method)?;
+    let verb = match &path[at + length..] {
+        "wrap" => Verb::Wrap,
+        "unwrap" => Verb::Unwrap,
+        "asymmetricSign" => return Err(Error::NotImplemented("asymmetricSign")),
+        "getPublicKey" => return Err(Error::NotImplemented("getPublicKey")),
+        "createKey" => return Err(Error::NotImplemented("createKey")),
+        "destroyKey" => return Err(Error::NotImplemented("destroyKey")),
+        "checkCryptoSpacePermissions" => return Err(Error::NotImplemented("checkCryptoSpacePermissions")),
+        "confidentialwrap" | "confidential-wrap" => return Err(Error::NotImplemented("confidentialwrap")),
+        "confidentialunwrap" | "confidential-unwrap" => return Err(Error::NotImplemented("confidentialunwrap")),
+        _ => return Err(no_method()),
+    };
+    let path =
+        KeyPath::parse_encoded(&path[..at]).map_err(|_| Error::NoSuchMethod("the URL's path can name no key"))?;
+    Ok((path, verb))
+}
+
+/// What the head alone decides.
+fn check_head(plane: &DataPlane, head: &request::Parts) -> Result<(), Error> {
+    if head.method != Method::POST {
+        return Err(Error::MethodNotAllowed);
+    }
+    let invalid = |problem: &str| Error::InvalidRequest { field: "header", problem: problem.into() };
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(invalid("Host is there twice"));
+    }
+    let host = match (head.version, host) {
+        (Version::HTTP_2, None) => head.uri.host(),
+        (Version::HTTP_2, Some(_)) => host.and_then(|host| host.to_str().ok()),
+        _ if head.uri.authority().is_some() => {
+            return Err(invalid("the request line holds a whole URL instead of a path"));
+        }
+        (Version::HTTP_10, None) => Some(""),
+        _ => Some(host.and_then(|host| host.to_str().ok()).ok_or_else(|| invalid("Host is missing"))?),
+    };
+    if !plane.hosts.is_empty() && !host.is_some_and(|host| plane.hosts.iter().any(|ours| same_host(host, ours))) {
+        return Err(Error::Misdirected);
+    }
+    Ok(())
+}
+
+/// Compares names; a port does not matter, since a load balancer may have another one.
+fn same_host(host: &str, ours: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    name.eq_ignore_ascii_case(ours)
+}
+
+fn check_media_type(headers: &HeaderMap) -> Result<(), Error> {
+    if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+        return Err(Error::UnsupportedMediaType("compressed bodies are not accepted"));
+    }
+    let wrong = Error::UnsupportedMediaType("the body must be JSON, with 'Content-Type: application/json'");
+    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
+        return Err(wrong);
+    };
+    let (media_type, parameters) = value.split_once(';').unwrap_or((value, ""));
+    let charset = parameters.trim().to_ascii_lowercase();
+    let utf8 = !charset.starts_with("charset=") || charset["charset=".len()..].trim_matches('"') == "utf-8";
+    if media_type.trim().eq_ignore_ascii_case("application/json") && utf8 { Ok(()) } else { Err(wrong) }
+}
+
+async fn read(body: Body, patience: Duration, limit: usize) -> Result<Bytes, Error> {
+    let invalid = |problem: String| Error::InvalidRequest { field: "body", problem };
+    match tokio::time::timeout(patience, Limited::new(body, limit).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(invalid(format!("is longer than {limit} bytes"))),
+        Ok(Err(_)) => Err(invalid("cannot be read to its end".into())),
+        Err(_) => Err(invalid(format!("did not arrive within {} ms", patience.as_millis()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verb_is_split_off_at_the_last_colon() {
+        for (path, expected) in [
+            ("/v0/keys/demo:wrap", Some(("v0/keys/demo", Verb::Wrap))),
+            ("/v0/keys/demo%3Aunwrap", Some(("v0/keys/demo", Verb::Unwrap))),
+            ("/v0/keys/demo%3aunwrap", Some(("v0/keys/demo", Verb::Unwrap))),
+            ("/demo:wrap", Some(("demo", Verb::Wrap))),
+            ("/v0/keys/demo:wrapp", None),
+            ("/v0/keys/demo:WRAP", None),
+            ("/v0/keys/demo:", None),
+            ("/v0/keys/demo", None),
+            ("/v0/keys:wrap/demo", None),
+            ("/:wrap", None),
+            ("/", None),
+            ("/v0/a:b:wrap", None),
+        ] {
+            let split = split_verb(path);
+            assert_eq!(split.as_ref().ok().map(|(path, verb)| (path.as_str(), *verb)), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_compared_without_case_and_port() {
+        assert!(same_host("EKM.example.com:8443", "ekm.example.com"));
+        assert!(same_host("ekm.example.com", "ekm.example.com"));
+        assert!(!same_host("ekm.example.com.evil.example", "ekm.example.com"));
+        assert!(!same_host("ekm.example.com:x", "ekm.example.com"));
+    }
+}

@@ -1,0 +1,194 @@
+//! The one place where an error becomes an answer: HTTP status, google.rpc code, and the text that the caller may read.
+//!
+//! What each status makes Cloud KMS do decides everything here: 403 disables the customer's key version, 503 and 429 are retried.
+//! So 401, 403 and 404 are for the caller's and the policy's doing only; the tests below go through every error.
+
+use bytes::Bytes;
+use ekm_core::{Blame, Error};
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+use serde_json::json;
+
+/// The numbers of `google.rpc.Code` that we use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rpc {
+    InvalidArgument = 3,
+    NotFound = 5,
+    PermissionDenied = 7,
+    ResourceExhausted = 8,
+    FailedPrecondition = 9,
+    Unimplemented = 12,
+    Unavailable = 14,
+    Unauthenticated = 16,
+}
+
+/// A code with the status that google.rpc gives it, but for a few that HTTP itself defines.
+fn mapping(error: &Error) -> (StatusCode, Rpc) {
+    match error {
+        Error::Unauthenticated(_) => (StatusCode::UNAUTHORIZED, Rpc::Unauthenticated),
+        Error::Denied(_) => (StatusCode::FORBIDDEN, Rpc::PermissionDenied),
+        Error::KeyNotFound(_) | Error::NoSuchMethod(_) => (StatusCode::NOT_FOUND, Rpc::NotFound),
+        Error::InvalidRequest { .. } | Error::UnwrapFailed => (StatusCode::BAD_REQUEST, Rpc::InvalidArgument),
+        Error::UnsupportedMediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, Rpc::InvalidArgument),
+        Error::Misdirected => (StatusCode::MISDIRECTED_REQUEST, Rpc::InvalidArgument),
+        Error::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, Rpc::Unimplemented),
+        Error::NotImplemented(_) => (StatusCode::NOT_IMPLEMENTED, Rpc::Unimplemented),
+        Error::KeyDisabled => (StatusCode::BAD_REQUEST, Rpc::FailedPrecondition),
+        // No other frontend would have more room: the device is the bottleneck.
+        Error::Overloaded => (StatusCode::TOO_MANY_REQUESTS, Rpc::ResourceExhausted),
+        Error::HsmFault { .. }
+        | Error::HsmTimeout
+        | Error::HsmIntegrity(_)
+        | Error::KeyUnavailable
+        | Error::IssuerUnavailable
+        | Error::CatalogStale
+        | Error::DeadlineExceeded(_)
+        | Error::AuditUnavailable
+        | Error::Draining
+        | Error::Internal(_) => (StatusCode::SERVICE_UNAVAILABLE, Rpc::Unavailable),
+    }
+}
+
+/// The caller reads what he can act on. Of our own troubles he reads only the code, which the error reference explains.
+fn public_message(error: &Error) -> String {
+    match error.blame() {
+        Blame::Caller | Blame::Policy => format!("{error} [{}]", error.code()),
+        _ => format!("temporarily unavailable, try again [{}]", error.code()),
+    }
+}
+
+/// The answer to a failed request. `envelope` puts the status into `{"error":…}`.
+pub fn to_response(error: &Error, envelope: bool) -> Response<Full<Bytes>> {
+    let (status, rpc) = mapping(error);
+    let mut body = json!({"code": rpc as u8, "message": public_message(error)});
+    match error {
+        Error::InvalidRequest { field, problem } => {
+            let violation = json!({"field": field, "description": problem});
+            body["details"] =
+                json!([{"@type": "type.googleapis.com/google.rpc.BadRequest", "fieldViolations": [violation]}]);
+        }
+        Error::Overloaded => {
+            body["details"] = json!([{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.05s"}]);
+        }
+        _ => {}
+    }
+    if envelope {
+        body = json!({"error": body});
+    }
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    match status {
+        StatusCode::UNAUTHORIZED => {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        StatusCode::METHOD_NOT_ALLOWED => {
+            headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
+        }
+        StatusCode::TOO_MANY_REQUESTS => {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        _ => {}
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use ekm_core::caller::{Caller, TokenDefect};
+    use ekm_core::catalog::Catalog;
+    use ekm_core::{KeyPath, Snapshot, policy};
+
+    use super::*;
+
+    fn denial() -> policy::Denial {
+        let caller = Caller { email: "a@b".into(), email_verified: false, subject: "1".into(), issuer: "i".into() };
+        policy::admit(&[], &caller).unwrap_err()
+    }
+
+    fn not_found() -> Error {
+        let snapshot = Snapshot::build(Catalog::default(), &std::collections::HashMap::new());
+        snapshot.key(&KeyPath::parse("v0/keys/none").unwrap()).err().unwrap().into()
+    }
+
+    /// Every error there is. The match makes the compiler ask for a row when a variant is added.
+    fn every_error() -> Vec<(Error, u16, u8)> {
+        let complete = |error: &Error| match error {
+            Error::Unauthenticated(_) | Error::KeyNotFound(_) | Error::NoSuchMethod(_) | Error::MethodNotAllowed => {}
+            Error::UnsupportedMediaType(_) | Error::Misdirected | Error::InvalidRequest { .. } => {}
+            Error::UnwrapFailed | Error::NotImplemented(_) | Error::Denied(_) | Error::KeyDisabled => {}
+            Error::HsmFault { .. } | Error::HsmTimeout | Error::HsmIntegrity(_) | Error::KeyUnavailable => {}
+            Error::Overloaded | Error::IssuerUnavailable | Error::CatalogStale | Error::DeadlineExceeded(_) => {}
+            Error::AuditUnavailable | Error::Draining | Error::Internal(_) => {}
+        };
+        let rows = vec![
+            (Error::Unauthenticated(TokenDefect::Missing), 401, 16),
+            (not_found(), 404, 5),
+            (Error::NoSuchMethod("x"), 404, 5),
+            (Error::MethodNotAllowed, 405, 12),
+            (Error::UnsupportedMediaType("x"), 415, 3),
+            (Error::Misdirected, 421, 3),
+            (Error::InvalidRequest { field: "plaintext", problem: "x".into() }, 400, 3),
+            (Error::UnwrapFailed, 400, 3),
+            (Error::NotImplemented("createKey"), 501, 12),
+            (Error::Denied(denial()), 403, 7),
+            (Error::KeyDisabled, 400, 9),
+            (Error::HsmFault { function: "C_Encrypt".into(), code: "CKR_DEVICE_ERROR".into() }, 503, 14),
+            (Error::HsmTimeout, 503, 14),
+            (Error::HsmIntegrity("x"), 503, 14),
+            (Error::KeyUnavailable, 503, 14),
+            (Error::Overloaded, 429, 8),
+            (Error::IssuerUnavailable, 503, 14),
+            (Error::CatalogStale, 503, 14),
+            (Error::DeadlineExceeded("hsm"), 503, 14),
+            (Error::AuditUnavailable, 503, 14),
+            (Error::Draining, 503, 14),
+            (Error::Internal("x"), 503, 14),
+        ];
+        rows.iter().for_each(|(error, ..)| complete(error));
+        rows
+    }
+
+    #[test]
+    fn every_error_has_its_status_and_code() {
+        for (error, status, code) in every_error() {
+            let (got_status, got_code) = mapping(&error);
+            assert_eq!((got_status.as_u16(), got_code as u8), (status, code), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_callers_fault_or_an_evaluated_policy_gives_401_403_or_404() {
+        for (error, ..) in every_error() {
+            let (status, _) = mapping(&error);
+            if [401, 403, 404].contains(&status.as_u16()) {
+                assert!(
+                    matches!(error.blame(), Blame::Caller | Blame::Policy),
+                    "{error:?} would deny by our own fault"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_caller_reads_nothing_of_our_inner_life() {
+        for (error, ..) in every_error() {
+            if !matches!(error.blame(), Blame::Caller | Blame::Policy) {
+                let message = public_message(&error);
+                assert_eq!(message, format!("temporarily unavailable, try again [{}]", error.code()));
+            }
+        }
+    }
+
+    #[test]
+    fn the_error_reference_explains_every_code_and_no_others() {
+        let reference = include_str!("../../docs/errors.md");
+        let requests = reference.split("\n## ").find(|part| part.starts_with("Requests")).unwrap();
+        let mut explained: Vec<_> = requests.lines().filter_map(|line| line.strip_prefix("### `")).collect();
+        let mut codes: Vec<_> = every_error().iter().map(|(error, ..)| format!("{}`", error.code())).collect();
+        explained.sort_unstable();
+        codes.sort();
+        assert_eq!(explained, codes);
+    }
+}
