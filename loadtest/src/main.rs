@@ -1,1 +1,3 @@
+//! Measures what a request costs.
+
 fn main() {}

@@ -1,1 +1,28 @@
+//! The harness: real processes, real HSMs, real tokens, in directories of their own that vanish with the test.
 
+mod client;
+mod issuer;
+mod process;
+mod proxy;
+mod web;
+
+pub use client::{Answer, Connection, tls_config};
+pub use issuer::Issuer;
+pub use process::{Directory, Ekm, Ready, ekm_binary, run_ekm};
+pub use proxy::{FaultProxy, Mode};
+pub use web::WebServer;
+
+/// A service agent's address, admitted by `ekm dev`'s configuration.
+pub const CALLER: &str = "service-123456789012@gcp-sa-ekms.iam.gserviceaccount.com";
+
+/// Standard base64, as the protocol writes it.
+pub fn base64(bytes: impl AsRef<[u8]>) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+/// The reverse of [`base64`].
+pub fn unbase64(text: &str) -> Vec<u8> {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.decode(text).expect("standard base64")
+}

@@ -1,0 +1,192 @@
+//! A blocking HTTP/1.1 client that also sends what no client should.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+/// A client's TLS settings that trust one certificate and offer these protocols.
+pub fn tls_config(ca_file: &Path, alpn: &[&str]) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca_file).expect("a certificate")).expect("a certificate");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let mut config = config.expect("versions").with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    config
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+/// One connection.
+pub struct Connection {
+    stream: Stream,
+    unread: Vec<u8>,
+}
+
+/// One answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Header lines, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The body as JSON.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    /// A header's value, by its name in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(header, _)| header == name).map(|(_, value)| &**value)
+    }
+
+    /// `message` of a google.rpc.Status.
+    pub fn message(&self) -> String {
+        self.json()["message"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+impl Connection {
+    /// TLS to `localhost` at this address, trusting this certificate.
+    pub fn open(address: SocketAddr, ca_file: &Path) -> io::Result<Self> {
+        Self::open_with(address, tls_config(ca_file, &["http/1.1"]))
+    }
+
+    /// TLS with settings of the test's own.
+    pub fn open_with(address: SocketAddr, config: ClientConfig) -> io::Result<Self> {
+        let name = ServerName::try_from("localhost").expect("a name");
+        let client = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
+        let mut stream = StreamOwned::new(client, tcp(address)?);
+        stream.flush()?;
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(&mut stream.sock)?;
+        }
+        Ok(Self { stream: Stream::Tls(Box::new(stream)), unread: Vec::new() })
+    }
+
+    /// Plain TCP.
+    pub fn open_plain(address: SocketAddr) -> io::Result<Self> {
+        Ok(Self { stream: Stream::Plain(tcp(address)?), unread: Vec::new() })
+    }
+
+    /// The TLS side of the connection.
+    pub fn tls(&self) -> Option<&ClientConnection> {
+        match &self.stream {
+            Stream::Tls(stream) => Some(&stream.conn),
+            Stream::Plain(_) => None,
+        }
+    }
+
+    /// Sends bytes as they are.
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.stream {
+            Stream::Plain(stream) => stream.write_all(bytes),
+            Stream::Tls(stream) => stream.write_all(bytes).and_then(|()| stream.flush()),
+        }
+    }
+
+    /// Sends a POST with these headers, complete with Host and Content-Length, and reads the answer.
+    pub fn post_with(&mut self, target: &str, headers: &str, body: &[u8]) -> Answer {
+        let head =
+            format!("POST {target} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
+        // The server may answer and close before it has taken the whole body.
+        let _ = self.send(&[head.as_bytes(), body].concat());
+        self.read_answer().expect("an answer")
+    }
+
+    /// Sends a POST of JSON with a bearer token.
+    pub fn post(&mut self, target: &str, token: &str, body: &str) -> Answer {
+        let headers = format!("Authorization: Bearer {token}\r\nContent-Type: application/json\r\n");
+        self.post_with(target, &headers, body.as_bytes())
+    }
+
+    /// Sends a whole request as text, and reads the answer.
+    pub fn request(&mut self, text: &str) -> Answer {
+        let _ = self.send(text.as_bytes());
+        self.read_answer().expect("an answer")
+    }
+
+    /// Reads one answer; an error of kind `UnexpectedEof` if the server closed instead.
+    pub fn read_answer(&mut self) -> io::Result<Answer> {
+        let head_end = loop {
+            if let Some(at) = find(&self.unread, b"\r\n\r\n") {
+                break at + 4;
+            }
+            self.read_more()?;
+        };
+        let head = String::from_utf8_lossy(&self.unread[..head_end]).into_owned();
+        let mut lines = head.lines();
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok());
+        let status = status.ok_or_else(|| io::Error::other(format!("no status in {head:?}")))?;
+        let headers: Vec<_> = lines
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+            .collect();
+        let length =
+            headers.iter().find(|(name, _)| name == "content-length").and_then(|(_, value)| value.parse().ok());
+        let length: usize = length.unwrap_or(0);
+        while self.unread.len() < head_end + length {
+            self.read_more()?;
+        }
+        let body = self.unread[head_end..head_end + length].to_vec();
+        self.unread.drain(..head_end + length);
+        Ok(Answer { status, headers, body })
+    }
+
+    /// Whether the server has closed, or does within `patience`, without sending anything more.
+    pub fn is_closed_within(&mut self, patience: Duration) -> bool {
+        let socket = match &self.stream {
+            Stream::Plain(stream) => stream,
+            Stream::Tls(stream) => &stream.sock,
+        };
+        socket.set_read_timeout(Some(patience)).expect("a time-out");
+        match self.read_more() {
+            Ok(()) => false,
+            Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
+        }
+    }
+
+    fn read_more(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 16 * 1024];
+        let read = match &mut self.stream {
+            Stream::Plain(stream) => stream.read(&mut buffer)?,
+            Stream::Tls(stream) => stream.read(&mut buffer)?,
+        };
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.unread.extend_from_slice(&buffer[..read]);
+        Ok(())
+    }
+}
+
+fn tcp(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(60)))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}

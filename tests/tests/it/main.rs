@@ -1,0 +1,4 @@
+//! The integration tests: one binary, so that it is linked once.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod wrap_unwrap;
