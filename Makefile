@@ -1,0 +1,36 @@
+# `make run` and `make test` do all their set-up on a fresh Debian machine; `make help` lists the rest.
+
+# A rustup that setup.sh has just installed is not on the PATH of this shell yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.PHONY: help run test lint audit bench release
+
+help: ## List what there is
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 10
+
+run: ## Build and run everything embedded: prints commands to paste
+	@sh scripts/setup.sh run
+	cargo build --locked --bin ekm
+	@target/debug/ekm dev
+
+test: ## Build and run every test
+	@sh scripts/setup.sh test
+	cargo build --locked --workspace
+	cargo test --locked --workspace
+
+lint: ## Formatting, clippy, and the layering rules
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo deny --all-features check bans licenses sources
+
+audit: ## Look up known vulnerabilities (needs the internet)
+	cargo deny check advisories
+
+bench: ## CPU time per request, in a release build
+	@sh scripts/setup.sh test
+	cargo build --locked --release --bin ekm --bin ekm-bench
+	target/release/ekm-bench
+
+release: ## The optimised binary: target/release/ekm
+	@sh scripts/setup.sh run
+	cargo build --locked --release --bin ekm
