@@ -13,7 +13,7 @@ need cc gcc
 need curl curl
 if [ "$1" = test ]; then
     [ -e /usr/lib/softhsm/libsofthsm2.so ] || missing="$missing softhsm2"
-    need openssl openssl
+    need sqlite3 sqlite3
 fi
 if [ -n "$missing" ]; then
     missing="$missing ca-certificates"

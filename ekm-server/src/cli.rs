@@ -25,18 +25,24 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run everything embedded in one directory, for trying things out
+    ///
+    /// Catalog, certificate, token issuer, and one key. Without an HSM the keys live in this process. With --softhsm they live
+    /// in a SoftHSM token that ekm makes in its directory, with --pkcs11 in a token of yours. Started again on the same
+    /// directory, it goes on with the same keys.
     Dev(dev::DevArgs),
     /// Run the service
+    ///
+    /// Until SIGTERM or SIGINT, which finish the requests under way. SIGHUP reads certificate and key sets again and opens the
+    /// audit log again. The log goes to standard error.
     Serve(ServeArgs),
     /// Say what is wrong with a configuration file, or that nothing is
     CheckConfig(CheckConfigArgs),
     /// Make keys, list them, pause them
+    ///
+    /// Works on the catalog of a configuration file; a running 'ekm serve' follows by itself.
     Key(key::KeyArgs),
 }
 
-/// Run the service until SIGTERM or SIGINT.
-///
-/// SIGHUP reads certificate and key sets again and opens the audit log again. The log goes to standard error.
 #[derive(Args)]
 struct ServeArgs {
     /// The configuration file; samples are in deploy/config/

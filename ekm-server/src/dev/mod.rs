@@ -28,12 +28,7 @@ const AUDIENCE: &str = "https://localhost";
 const CALLER: &str = "service-123456789012@gcp-sa-ekms.iam.gserviceaccount.com";
 const TOKEN_TTL_S: u64 = 3600;
 
-/// Run everything embedded in one directory, for trying things out: catalog, certificate, token issuer, one key.
-///
-/// Without an HSM the keys live in this process. With --softhsm they live in a SoftHSM token that ekm makes in its directory, with
-/// --pkcs11 in a token of yours. Started again on the same directory, it goes on with the same keys.
 #[derive(Args)]
-#[command(args_conflicts_with_subcommands = false)]
 pub(crate) struct DevArgs {
     /// Where everything is kept [default: ekm-dev in the user's data home]
     #[arg(long, env = "EKM_DEV_DATA", value_name = "DIR", global = true)]

@@ -1,0 +1,169 @@
+//! The HSM, with SoftHSM in a directory of the test's own: what is refused at start, and what happens while running.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Output;
+use std::sync::Arc;
+
+use ekm_tests::{Directory, Ekm, base64, run_ekm, unbase64};
+use serde_json::json;
+
+fn softhsm() -> Directory {
+    let ekm = Ekm::dev(&["--softhsm"]);
+    Arc::clone(&ekm.directory)
+}
+
+/// Changes the configuration of a directory, runs `ekm dev --check` on it, and expects this error.
+fn refused(directory: &Directory, change: impl Fn(&str) -> String, code: &str, words: &str) {
+    let config = directory.path().join("ekm.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, change(&text)).unwrap();
+    let error = stderr(&check(directory));
+    assert!(error.starts_with(&format!("error[{code}]: ")) && error.contains(words), "{error}");
+    fs::write(&config, text).unwrap();
+}
+
+fn check(directory: &Directory) -> Output {
+    run_ekm(&["dev", "--data", directory.path().to_str().unwrap(), "--check", "--deadline-ms", "20000"])
+}
+
+fn stderr(output: &Output) -> String {
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr);
+    text.lines().filter(|line| !line.starts_with('{')).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_token_that_cannot_be_used_stops_the_start_with_its_reason() {
+    let directory = softhsm();
+    let same = str::to_owned;
+    refused(
+        &directory,
+        |text| text.replace("\"ekm-dev\"", "\"other\""),
+        "hsm_token_not_found",
+        "label 'ekm-dev' serial '",
+    );
+    refused(&directory, |text| text.replace("libsofthsm2.so", "none.so"), "hsm_module", "none.so");
+    refused(&directory, |text| text.replace("/usr/lib/softhsm/libsofthsm2.so", "/bin/true"), "hsm_module", "/bin/true");
+
+    let pin_file = directory.path().join("softhsm/pin");
+    fs::set_permissions(&pin_file, fs::Permissions::from_mode(0o644)).unwrap();
+    refused(&directory, same, "secret_file", "everybody may read it (mode 644); run 'chmod 600' on it");
+    fs::set_permissions(&pin_file, fs::Permissions::from_mode(0o600)).unwrap();
+
+    let pin = fs::read_to_string(&pin_file).unwrap();
+    fs::write(&pin_file, "").unwrap();
+    refused(&directory, same, "secret_file", "it is empty");
+    fs::write(&pin_file, "1234").unwrap();
+    refused(&directory, same, "hsm_pin", "one attempt was made and none will follow");
+    fs::write(&pin_file, pin + "\n").unwrap();
+    assert!(
+        check(&directory).status.success(),
+        "and with everything put right it works, a newline after the PIN included"
+    );
+}
+
+#[test]
+fn two_tokens_with_the_same_label_are_told_apart_by_serial_only() {
+    let directory = softhsm();
+    let config = directory.path().join("softhsm/softhsm2.conf");
+    let made = std::process::Command::new("softhsm2-util")
+        .env("SOFTHSM2_CONF", &config)
+        .args(["--init-token", "--free", "--label", "ekm-dev", "--pin", "1234", "--so-pin", "1234"])
+        .output()
+        .expect("softhsm2-util: apt-get install softhsm2");
+    assert!(made.status.success());
+    refused(&directory, str::to_owned, "hsm_token_not_unique", "2 tokens have label 'ekm-dev'; choose by serial");
+}
+
+#[test]
+fn a_directory_made_for_one_custody_is_not_used_for_another() {
+    let software = Ekm::dev(&[]);
+    let directory = Arc::clone(&software.directory);
+    drop(software);
+    let data = directory.path().to_str().unwrap();
+    let error = stderr(&run_ekm(&["dev", "--data", data, "--softhsm", "--check"]));
+    assert!(error.contains("was set up with custody 'software', and its keys are there"), "{error}");
+    let error = stderr(&run_ekm(&["dev", "--data", data, "--pkcs11", "/usr/lib/softhsm/libsofthsm2.so", "--check"]));
+    assert!(error.contains("add --token-label LABEL and --pin-file FILE"), "{error}");
+}
+
+#[test]
+fn a_token_of_ones_own_is_used_by_label_and_pin_file() {
+    let made = softhsm();
+    let own = tempfile::tempdir().unwrap();
+    let pin_file = made.path().join("softhsm/pin");
+    let output = std::process::Command::new(ekm_tests::ekm_binary())
+        .env("SOFTHSM2_CONF", made.path().join("softhsm/softhsm2.conf"))
+        .args(["dev", "--check", "--deadline-ms", "20000", "--pkcs11", "/usr/lib/softhsm/libsofthsm2.so", "--data"])
+        .arg(own.path())
+        .args(["--token-label", "ekm-dev", "--pin-file"])
+        .arg(&pin_file)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("custody hsm"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_key_that_the_token_lost_answers_503_and_the_others_go_on() {
+    let directory = softhsm();
+    let config = directory.path().join("ekm.toml");
+    let config = config.to_str().unwrap();
+    let made = run_ekm(&["key", "create", "v0/keys/lost", "--caller", "*", "--config", config]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    remove_newest_object(&directory);
+
+    let ekm = Ekm::serve(&directory, |config| config);
+    let answer = ekm.post("/v0/keys/lost:wrap", r#"{"plaintext":"AA=="}"#);
+    assert_eq!((answer.status, answer.json()["code"].as_i64()), (503, Some(14)), "{}", answer.text());
+    assert!(answer.message().ends_with("[key_unavailable]"));
+    assert_eq!(ekm.post("/v0/keys/demo:wrap", r#"{"plaintext":"AA=="}"#).status, 200);
+    assert_eq!(ekm.metric("ekm_catalog_unavailable_versions"), 1.0);
+    assert!(ekm.ops("/readyz?verbose").text().contains("[!] keys: 2 paths, 1 versions without material"));
+}
+
+fn remove_newest_object(directory: &Directory) {
+    let tokens = directory.path().join("softhsm/tokens");
+    let token = fs::read_dir(tokens).unwrap().next().unwrap().unwrap().path();
+    let files = fs::read_dir(token).unwrap().map(|entry| entry.unwrap());
+    let objects = files.filter(|file| {
+        let name = file.file_name().into_string().unwrap();
+        name.ends_with(".object") && name != "token.object"
+    });
+    let newest = objects.max_by_key(|file| file.metadata().unwrap().modified().unwrap()).unwrap();
+    fs::remove_file(newest.path()).unwrap();
+}
+
+#[test]
+fn a_token_that_goes_away_is_a_503_and_never_a_denial() {
+    let ekm = Ekm::dev(&["--softhsm"]);
+    let blob = ekm.wrap(b"x", b"");
+    let (tokens, away) = (ekm.directory.path().join("softhsm/tokens"), ekm.directory.path().join("softhsm/away"));
+    fs::rename(&tokens, &away).unwrap();
+    let mut statuses = std::collections::BTreeSet::new();
+    for _ in 0..20 {
+        statuses.insert(ekm.unwrap(&blob, b"").status);
+        statuses.insert(ekm.post("/v0/keys/demo:wrap", r#"{"plaintext":"AA=="}"#).status);
+        // Rubbish, too, must not become the caller's fault while the device cannot confirm it.
+        let mut changed = unbase64(&blob);
+        *changed.last_mut().unwrap() ^= 1;
+        let answer = ekm.unwrap(&base64(&changed), b"");
+        assert!([400, 503].contains(&answer.status), "{answer:?}");
+    }
+    assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
+    fs::rename(&away, &tokens).unwrap();
+    assert_eq!(ekm.ops("/livez").status, 200);
+}
+
+#[test]
+fn every_wrap_and_unwrap_is_one_hsm_operation_each() {
+    let ekm = Ekm::dev(&["--softhsm"]);
+    let blob = ekm.wrap(b"x", b"");
+    for _ in 0..4 {
+        assert_eq!(ekm.unwrap(&blob, b"").json(), json!({"plaintext": base64("x")}));
+    }
+    let count =
+        |verb| ekm.metric(&format!("ekm_hsm_operation_seconds_count{{operation=\"{verb}\",replica=\"ekm-dev\"}}"));
+    assert_eq!((count("wrap"), count("unwrap")), (1.0, 4.0));
+}
