@@ -90,7 +90,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// Every code that is not from the HSM or the catalog, for the error reference's test.
+    /// The stable word for this error: heading in the error reference.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Config(_) => "config",

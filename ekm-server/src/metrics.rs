@@ -95,8 +95,13 @@ impl Metrics {
             panics: make.counter("ekm_panics_total", "Requests that ended in a panic."),
             registry,
         };
-        metrics.requests.with_label_values(&["wrap", "ok"]);
-        metrics.requests.with_label_values(&["unwrap", "ok"]);
+        // A counter that appears only with its first event cannot be alerted on.
+        for verb in ["wrap", "unwrap"] {
+            metrics.requests.with_label_values(&[verb, "ok"]);
+        }
+        for result in ["ok", "error"] {
+            metrics.certificate_reloads.with_label_values(&[result]);
+        }
         metrics
     }
 

@@ -1,4 +1,5 @@
 //! The catalog against a real SQLite file.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use ekm_core::KeyPath;
 use ekm_core::blob::VersionId;

@@ -11,6 +11,8 @@
 pub mod fault;
 mod replica;
 mod session;
+#[cfg(test)]
+mod tests;
 mod token;
 
 pub use replica::{Replica, ReplicaOptions, Timing};

@@ -100,7 +100,8 @@ impl TokenSession {
             return Ok(handle);
         }
         match self.session.find_objects(&key_template(id))?[..] {
-            [handle] => {
+            [object] => {
+                let handle = self.token.usable(&self.session, object);
                 self.handles.insert(id, handle);
                 Ok(handle)
             }

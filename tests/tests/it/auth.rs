@@ -76,7 +76,7 @@ fn while_the_issuer_is_away_known_keys_go_on_and_unknown_ones_are_503() {
         b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n".to_vec(),
         b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n".to_vec(),
         b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{\"keys\":[]}".to_vec(),
-        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n".repeat(1),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n".to_vec(),
         [b"HTTP/1.1 200 OK\r\nContent-Length: 600000\r\n\r\n".to_vec(), vec![b' '; 600_000]].concat(),
     ];
     for answer in rubbish {

@@ -110,3 +110,19 @@ fn links_between_the_documents_lead_somewhere() {
         }
     }
 }
+
+#[test]
+fn the_error_reference_explains_every_code_and_no_others() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut codes = std::collections::BTreeSet::new();
+    for file in ["ekm-core/src/error.rs", "ekm-core/src/hsm/token.rs", "storage/src/lib.rs", "ekm-server/src/app.rs"] {
+        let source = fs::read_to_string(repository.join(file)).unwrap();
+        let (_, body) = source.split_once("pub fn code(&self) -> &'static str {").expect("errors have codes");
+        let (body, _) = body.split_once("\n    }").unwrap();
+        codes.extend(body.split('"').skip(1).step_by(2).map(str::to_owned));
+    }
+    let reference = fs::read_to_string(repository.join("docs/errors.md")).unwrap();
+    let headings = reference.lines().filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`'));
+    assert!(codes.len() > 40, "{codes:?}");
+    assert_eq!(headings.map(str::to_owned).collect::<std::collections::BTreeSet<_>>(), codes);
+}
