@@ -159,7 +159,9 @@ impl Token {
         if !self.is_softhsm {
             return object;
         }
-        session.copy_object(object, &[Attribute::Token(false)]).unwrap_or(object)
+        // Under another CKA_ID, so that no search takes the copy for the key.
+        let copy = [Attribute::Token(false), Attribute::Id(b"session copy".to_vec())];
+        session.copy_object(object, &copy).unwrap_or(object)
     }
 
     /// Opens a session for a worker. Logs in again only if the token has forgotten the login, and never after it refused the PIN.
