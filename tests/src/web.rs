@@ -1,10 +1,15 @@
-//! A small web server, for issuers that publish their keys, or fail to.
+//! A small web server, for issuers that publish their keys, or fail to; also a proxy, as far as a proxy for plain HTTP goes.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// Answers every GET with the same bytes, until told otherwise.
 pub struct WebServer {
@@ -21,6 +26,20 @@ struct Shared {
 impl WebServer {
     /// Serves this document as JSON.
     pub fn serving(document: &str) -> Self {
+        Self::start(document, None)
+    }
+
+    /// The same over TLS, with the certificate of a data directory of `ekm dev`.
+    pub fn serving_tls(document: &str, directory: &Path) -> Self {
+        let certificate = CertificateDer::from_pem_file(directory.join("tls/certificate.pem")).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_file(directory.join("tls/private-key.pem")).expect("a key");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.expect("versions").with_no_client_auth().with_single_cert(vec![certificate], key);
+        Self::start(document, Some(Arc::new(config.expect("a pair"))))
+    }
+
+    fn start(document: &str, tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
         let shared = Shared { answer: Mutex::default(), hits: AtomicUsize::new(0), ended: AtomicBool::new(false) };
@@ -32,7 +51,12 @@ impl WebServer {
                 if shared.ended.load(Ordering::Relaxed) {
                     return;
                 }
-                let _ = shared.answer(&client);
+                let _ = match &tls {
+                    None => shared.answer(client),
+                    Some(tls) => ServerConnection::new(Arc::clone(tls))
+                        .map_err(std::io::Error::other)
+                        .and_then(|tls| shared.answer(StreamOwned::new(tls, client))),
+                };
             }
         });
         server
@@ -62,15 +86,16 @@ impl WebServer {
 }
 
 impl Shared {
-    fn answer(&self, mut client: &TcpStream) -> std::io::Result<()> {
-        for line in BufReader::new(client).lines() {
-            if line?.is_empty() {
-                break;
-            }
+    fn answer<S: Read + Write>(&self, client: S) -> std::io::Result<()> {
+        let mut client = BufReader::new(client);
+        let mut line = String::new();
+        while client.read_line(&mut line)? > 2 {
+            line.clear();
         }
         self.hits.fetch_add(1, Ordering::Relaxed);
         let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        client.write_all(&answer)
+        client.get_mut().write_all(&answer)?;
+        client.get_mut().flush()
     }
 }
 

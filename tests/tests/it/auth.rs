@@ -106,6 +106,30 @@ fn a_restart_works_while_the_issuer_is_away_if_its_key_set_was_kept() {
 }
 
 #[test]
+fn a_key_set_comes_over_tls_from_the_configured_root_only_and_through_a_proxy_if_there_is_one() {
+    let issuer = Issuer::new("far");
+    let dev = Ekm::dev(&[]);
+    let directory = Arc::clone(&dev.directory);
+    drop(dev);
+    let serve =
+        |lines: String| Ekm::serve(&directory, |config| config.replace("jwks_file = \"issuer/jwks.json\"", &lines));
+
+    let tls = WebServer::serving_tls(&jwks(&[&issuer]), directory.path());
+    let url = format!("jwks_url = \"https://localhost:{}/certs\"", tls.address().port());
+    let trusting = serve(format!("{url}\njwks_ca_file = \"tls/certificate.pem\""));
+    assert_eq!(wrap(&trusting, &issuer.token()).status, 200);
+    drop(trusting);
+    let doubting = serve(url);
+    assert_eq!(wrap(&doubting, &issuer.token()).status, 503, "a certificate that nobody vouches for");
+    drop(doubting);
+
+    let proxy = WebServer::serving(&jwks(&[&issuer]));
+    let proxied =
+        serve(format!("jwks_url = \"http://issuer.invalid/certs\"\njwks_proxy_url = \"http://{}\"", proxy.address()));
+    assert_eq!(wrap(&proxied, &issuer.token()).status, 200);
+}
+
+#[test]
 fn a_service_that_never_had_a_key_set_is_ready_and_answers_503() {
     let server = WebServer::serving("this is no key set");
     let ekm = with_url(&server, "");

@@ -123,7 +123,46 @@ fn a_key_that_the_token_lost_answers_503_and_the_others_go_on() {
     assert!(ekm.ops("/readyz?verbose").text().contains("[!] keys: 2 paths, 1 versions without material"));
 }
 
+/// SoftHSM locks a key's file to read it. Whoever holds that lock makes its calls hang, as a lost network does with an HSM.
+#[test]
+fn an_hsm_that_hangs_is_503_in_time_and_429_when_the_queue_is_full_until_it_comes_back() {
+    let directory = softhsm();
+    let ekm = Ekm::serve(&directory, |config| {
+        config
+            .replace("[catalog]", "[catalog]\npoll_interval_ms = 3000")
+            .replace("request_deadline_ms = 20000", "request_deadline_ms = 2000")
+            .replace("deadline_ms = 60", "queue_length = 2\ndeadline_ms = 1000")
+    });
+    let wrap = || ekm.post("/v0/keys/demo:wrap", r#"{"plaintext":"AA=="}"#);
+    assert_eq!(wrap().status, 200);
+    let config = directory.path().join("serve.toml");
+    let made = run_ekm(&["key", "create", "v0/keys/b", "--caller", "*", "--config", config.to_str().unwrap()]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let file = fs::File::options().write(true).open(newest_object(&directory)).unwrap();
+    rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+
+    // The service finds the new key and tries it, and the one HSM thread hangs in that call.
+    ekm.eventually("hanging", || wrap().message().ends_with("[hsm_timeout]"));
+    let codes = std::thread::scope(|scope| {
+        let requests: Vec<_> = (0..10).map(|_| scope.spawn(|| wrap())).collect();
+        let answers = requests.into_iter().map(|request| request.join().unwrap());
+        answers.map(|answer| (answer.status, answer.json()["code"].as_u64().unwrap())).collect::<Vec<_>>()
+    });
+    assert!(codes.iter().all(|code| [(503, 14), (429, 8)].contains(code)), "{codes:?}");
+    assert!(codes.contains(&(429, 8)), "a queue of 2 sheds some of 10: {codes:?}");
+    ekm.eventually("unready", || ekm.ops("/readyz").status == 503);
+    assert_eq!(ekm.ops("/livez").status, 200);
+
+    drop(file);
+    ekm.eventually("back", || wrap().status == 200);
+    ekm.eventually("ready", || ekm.ops("/readyz").status == 200);
+}
+
 fn remove_newest_object(directory: &Directory) {
+    fs::remove_file(newest_object(directory)).unwrap();
+}
+
+fn newest_object(directory: &Directory) -> std::path::PathBuf {
     let tokens = directory.path().join("softhsm/tokens");
     let token = fs::read_dir(tokens).unwrap().next().unwrap().unwrap().path();
     let files = fs::read_dir(token).unwrap().map(|entry| entry.unwrap());
@@ -131,8 +170,7 @@ fn remove_newest_object(directory: &Directory) {
         let name = file.file_name().into_string().unwrap();
         name.ends_with(".object") && name != "token.object"
     });
-    let newest = objects.max_by_key(|file| file.metadata().unwrap().modified().unwrap()).unwrap();
-    fs::remove_file(newest.path()).unwrap();
+    objects.max_by_key(|file| file.metadata().unwrap().modified().unwrap()).unwrap().path()
 }
 
 #[test]
