@@ -144,7 +144,7 @@ fn an_hsm_that_hangs_is_503_in_time_and_429_when_the_queue_is_full_until_it_come
     // The service finds the new key and tries it, and the one HSM thread hangs in that call.
     ekm.eventually("hanging", || wrap().message().ends_with("[hsm_timeout]"));
     let codes = std::thread::scope(|scope| {
-        let requests: Vec<_> = (0..10).map(|_| scope.spawn(|| wrap())).collect();
+        let requests: Vec<_> = (0..10).map(|_| scope.spawn(wrap)).collect();
         let answers = requests.into_iter().map(|request| request.join().unwrap());
         answers.map(|answer| (answer.status, answer.json()["code"].as_u64().unwrap())).collect::<Vec<_>>()
     });
