@@ -1,15 +1,15 @@
 //! The command line: what can be asked of `ekm`, and how errors are told.
 
-use std::collections::BTreeMap;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command as Process, ExitCode};
+use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
-use crate::app::{App, StartError, termination};
+use crate::app::{App, termination};
 use crate::config::Config;
-use crate::{dev, hardening, key, logging};
+use crate::process::{runtime, start_process};
+use crate::start_error::StartError;
+use crate::{dev, key};
 
 /// An external key manager for Google Cloud: Cloud KMS keys with protection level EXTERNAL or EXTERNAL_VPC call it over HTTPS
 /// to wrap and unwrap data keys, and it does so with keys that never leave your HSM.
@@ -59,15 +59,6 @@ struct CheckConfigArgs {
     print_effective: bool,
 }
 
-/// How a command answers.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Output {
-    /// For people
-    Text,
-    /// For machines
-    Json,
-}
-
 /// Runs the command line. Exit codes: 0 done, 1 failed (the reason is on standard error), 2 the command line itself is wrong.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -110,32 +101,4 @@ fn check_config(args: &CheckConfigArgs) -> Result<(), StartError> {
         println!("{}: fine (profile {})", args.file.display(), config.profile.name());
     }
     Ok(())
-}
-
-/// What every command that holds keys does first: environment, log, hardening.
-pub(crate) fn start_process(config: &Config) -> Result<(), StartError> {
-    if let Some(hsm) = &config.hsm {
-        ensure_environment(&hsm.environment)?;
-    }
-    let started = logging::start(&config.log);
-    started.map_err(|problem| StartError::Io { what: problem, cause: std::io::ErrorKind::InvalidInput.into() })?;
-    hardening::harden();
-    // reqwest takes the process's default; everything else is told explicitly.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    Ok(())
-}
-
-/// Vendors' libraries read environment variables. Setting one in a running process races with every reader, so the process starts
-/// itself anew, under the same process id.
-pub(crate) fn ensure_environment(wanted: &BTreeMap<String, String>) -> Result<(), StartError> {
-    if wanted.iter().all(|(name, value)| std::env::var_os(name).is_some_and(|set| set == **value)) {
-        return Ok(());
-    }
-    let this = std::env::current_exe().map_err(StartError::io("cannot find this program's file"))?;
-    let error = Process::new(this).args(std::env::args_os().skip(1)).envs(wanted).exec();
-    Err(StartError::io("cannot start anew with hsm.environment")(error))
-}
-
-pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(StartError::io("cannot start threads"))
 }

@@ -11,10 +11,10 @@ use ekm_core::policy::{Justifications, Policy, Rule, Verb};
 use ekm_storage::CatalogStore;
 use serde_json::json;
 
-use crate::app::{StartError, open_custodian};
-use crate::cli::{Output, runtime, start_process};
 use crate::config::Config;
-use crate::provision;
+use crate::process::{Output, runtime, start_process};
+use crate::start_error::StartError;
+use crate::{custodian, provision};
 
 #[derive(Args)]
 pub(crate) struct KeyArgs {
@@ -86,7 +86,7 @@ async fn change(config: &Config, args: KeyArgs) -> Result<(), StartError> {
         }
         KeyCommand::Create { path, space, callers, policy } => {
             let policy = policy_of(callers, policy)?;
-            let custodian = open_custodian(config).await?;
+            let custodian = custodian::open(config).await?;
             let revision = provision::create_key(&store, &custodian, &space, &path, &policy).await?;
             (path, revision)
         }

@@ -1,16 +1,17 @@
 //! The external key manager's service: listeners, protocol, authentication, operations.
 //!
-//! A request's way: [`listener`] → [`connection`] → [`router`] → [`auth`] → [`wire`] → `handlers` → `ekm_core`, and back through
+//! A request's way: [`listener`] → [`connection`] → [`router`] → [`auth`] → [`wire`] → `ekm_core`, and back through
 //! [`status`]. [`app`] puts the parts together.
 
 pub mod app;
 pub mod audit;
 pub mod auth;
+mod background;
 pub mod cli;
 pub mod config;
 pub mod connection;
+mod custodian;
 mod dev;
-mod handlers;
 mod hardening;
 pub mod health;
 mod key;
@@ -18,8 +19,10 @@ pub mod listener;
 mod logging;
 pub mod metrics;
 pub mod ops;
+mod process;
 mod provision;
 pub mod router;
+pub mod start_error;
 pub mod status;
 pub mod tls;
 pub mod wire;

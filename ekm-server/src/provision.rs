@@ -8,7 +8,7 @@ use ekm_core::policy::Policy;
 use ekm_storage::{CatalogStore, NewKey};
 use uuid::Uuid;
 
-use crate::app::StartError;
+use crate::start_error::StartError;
 
 /// The custody that a configuration stands for.
 pub fn custody_of(custodian: &Custodian) -> Custody {

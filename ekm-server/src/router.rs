@@ -21,10 +21,9 @@ use crate::audit::{AuditLog, Record};
 use crate::auth::Authenticator;
 use crate::config::Config;
 use crate::connection::Peer;
-use crate::handlers;
 use crate::metrics::Metrics;
 use crate::status;
-use crate::wire::{self, Bounds, truncated};
+use crate::wire::{self, Bounds, CryptoRequest, truncated};
 
 /// What the data plane works with; made once, shared by all requests.
 pub struct DataPlane {
@@ -177,9 +176,16 @@ async fn serve(
     if Instant::now() >= deadline {
         return Err(Error::DeadlineExceeded("reading the body"));
     }
+    let CryptoRequest { input, aad, justification, .. } = request;
+    let request =
+        ekm_core::Request { path: &path, caller: &caller, justification: &justification, aad: &aad, deadline };
+    let (ekm, trace) = (&plane.ekm, &mut record.trace);
     match verb {
-        Verb::Wrap => handlers::wrap(&plane.ekm, &path, &caller, request, deadline, &mut record.trace).await,
-        Verb::Unwrap => handlers::unwrap(&plane.ekm, &path, &caller, request, deadline, &mut record.trace).await,
+        Verb::Wrap => ekm.wrap(&request, input, trace).await.map(|blob| wire::encode_wrapped(&blob)),
+        Verb::Unwrap => {
+            let unwrapped = ekm.unwrap(&request, input.as_bytes(), trace).await;
+            unwrapped.map(|plaintext| wire::encode_unwrapped(&plaintext))
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The HSM: a PKCS#11 token, and the threads that work on it.
 //!
 //! - [`Token`]: the module is initialised once, the user logged in once, and the token proves itself before first use.
-//! - `session`: one logged-in session with its cache of key handles; blocking.
+//! - `session`: one logged-in session with its cache of key handles; blocking. `gcm`: the two calls that it makes.
 //! - [`Replica`]: threads that own one session each, behind one bounded queue; async.
 //! - [`fault`]: what a PKCS#11 return code means.
 //!
@@ -9,7 +9,9 @@
 //! custody `software` needs no token.
 
 pub mod fault;
+mod gcm;
 mod replica;
+mod self_test;
 mod session;
 #[cfg(test)]
 mod tests;

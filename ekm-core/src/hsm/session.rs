@@ -3,15 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cryptoki::mechanism::Mechanism;
-use cryptoki::mechanism::aead::GcmParams;
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
-use cryptoki::types::Ulong;
 
 use super::fault::{Class, Fault};
+use super::gcm::{decrypt, encrypt};
 use super::token::{Token, key_template, logged_in};
-use crate::blob::{self, NONCE_BYTES, Sealed, TAG_BYTES, VersionId};
+use crate::blob::{self, Sealed, VersionId};
 use crate::custody::CHECK_TEXT;
 use crate::error::Error;
 use crate::secret::Plaintext;
@@ -125,40 +123,4 @@ fn ours(fault: Fault) -> Error {
         Class::Capacity => Error::Overloaded,
         _ => Error::HsmFault { function: fault.function, code: fault.code },
     }
-}
-
-/// AES-256-GCM with a fresh nonce. The nonce is read back after the call, because some HSMs draw their own; one that is missing
-/// or zero would be a nonce used twice, so it is refused.
-pub(super) fn encrypt(
-    session: &Session,
-    key: ObjectHandle,
-    aad: &[u8],
-    plaintext: &[u8],
-) -> Result<([u8; NONCE_BYTES], Vec<u8>), Fault> {
-    let mut nonce: [u8; NONCE_BYTES] =
-        crate::software::random().map_err(|_| Fault::integrity("getrandom", "no random numbers"))?;
-    let mechanism = Mechanism::AesGcm(GcmParams::new(&mut nonce, aad, Ulong::new(8 * TAG_BYTES as u64))?);
-    let ciphertext = session.encrypt(&mechanism, key, plaintext)?;
-    if nonce == [0; NONCE_BYTES] {
-        return Err(Fault::integrity("C_Encrypt", "a nonce of zeros"));
-    }
-    if ciphertext.len() != plaintext.len() + TAG_BYTES {
-        return Err(Fault::integrity("C_Encrypt", "a ciphertext of the wrong length"));
-    }
-    Ok((nonce, ciphertext))
-}
-
-pub(super) fn decrypt(
-    session: &Session,
-    key: ObjectHandle,
-    mut nonce: [u8; NONCE_BYTES],
-    aad: &[u8],
-    ciphertext: &[u8],
-) -> Result<Plaintext, Fault> {
-    let mechanism = Mechanism::AesGcm(GcmParams::new(&mut nonce, aad, Ulong::new(8 * TAG_BYTES as u64))?);
-    let plaintext = Plaintext::new(session.decrypt(&mechanism, key, ciphertext)?);
-    if plaintext.as_bytes().len() + TAG_BYTES != ciphertext.len() {
-        return Err(Fault::integrity("C_Decrypt", "a plaintext of the wrong length"));
-    }
-    Ok(plaintext)
 }

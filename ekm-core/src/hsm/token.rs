@@ -5,7 +5,6 @@ use std::sync::Mutex;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error as Pkcs11Error, RvError};
-use cryptoki::mechanism::aead::GcmParams;
 use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
@@ -14,6 +13,7 @@ use cryptoki::types::{AuthPin, Ulong};
 use secrecy::SecretString;
 
 use super::fault::{Class, Fault};
+use super::self_test;
 use crate::blob::VersionId;
 
 /// Where the token is and how to log in.
@@ -137,7 +137,7 @@ impl Token {
         let login = Mutex::new(Login { anchor, refused: false });
         let is_softhsm = manufacturer.starts_with("SoftHSM");
         let token = Self { module, slot, label, is_softhsm, pin: options.pin, login };
-        token.self_test()?;
+        self_test::run(&token.module.open_rw_session(slot)?)?;
         Ok(token)
     }
 
@@ -210,16 +210,6 @@ impl Token {
         }
         Ok(())
     }
-
-    /// Known answer, fresh nonces, honest tags: on session objects, so that nothing stays behind.
-    fn self_test(&self) -> Result<(), TokenError> {
-        let session = self.module.open_rw_session(self.slot)?;
-        known_answer(&session)?;
-        let key = session.generate_key(&Mechanism::AesKeyGen, &aes_template(false))?;
-        let outcome = round_trip(&session, key);
-        session.destroy_object(key)?;
-        outcome
-    }
 }
 
 fn load(path: &Path) -> Result<Pkcs11, TokenError> {
@@ -287,7 +277,8 @@ pub(super) fn key_template(id: VersionId) -> [Attribute; 3] {
     [Attribute::Class(ObjectClass::SECRET_KEY), Attribute::KeyType(KeyType::AES), Attribute::Id(id.to_bytes().to_vec())]
 }
 
-fn aes_template(on_token: bool) -> Vec<Attribute> {
+/// What every AES key of ours is.
+pub(super) fn aes_template(on_token: bool) -> Vec<Attribute> {
     vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::AES),
@@ -322,67 +313,6 @@ fn require_guarded(session: &Session, key: ObjectHandle) -> Result<(), TokenErro
     }
     session.destroy_object(key)?;
     Err(TokenError::SelfTest("a new key is not sensitive, never extractable, and made on the token".into()))
-}
-
-/// NIST's GCM test case 16 ("The Galois/Counter Mode of Operation", appendix B), on an imported session key. Tokens that
-/// refuse to import keys (FIPS mode) are left to the round trip.
-fn known_answer(session: &Session) -> Result<(), TokenError> {
-    const KEY: [u8; 32] = *b"\xfe\xff\xe9\x92\x86\x65\x73\x1c\x6d\x6a\x8f\x94\x67\x30\x83\x08\
-        \xfe\xff\xe9\x92\x86\x65\x73\x1c\x6d\x6a\x8f\x94\x67\x30\x83\x08";
-    const IV: [u8; 12] = *b"\xca\xfe\xba\xbe\xfa\xce\xdb\xad\xde\xca\xf8\x88";
-    const AAD: &[u8] = b"\xfe\xed\xfa\xce\xde\xad\xbe\xef\xfe\xed\xfa\xce\xde\xad\xbe\xef\xab\xad\xda\xd2";
-    const PLAINTEXT: &[u8] = b"\xd9\x31\x32\x25\xf8\x84\x06\xe5\xa5\x59\x09\xc5\xaf\xf5\x26\x9a\
-        \x86\xa7\xa9\x53\x15\x34\xf7\xda\x2e\x4c\x30\x3d\x8a\x31\x8a\x72\
-        \x1c\x3c\x0c\x95\x95\x68\x09\x53\x2f\xcf\x0e\x24\x49\xa6\xb5\x25\
-        \xb1\x6a\xed\xf5\xaa\x0d\xe6\x57\xba\x63\x7b\x39";
-    const CIPHERTEXT: &[u8] = b"\x52\x2d\xc1\xf0\x99\x56\x7d\x07\xf4\x7f\x37\xa3\x2a\x84\x42\x7d\
-        \x64\x3a\x8c\xdc\xbf\xe5\xc0\xc9\x75\x98\xa2\xbd\x25\x55\xd1\xaa\
-        \x8c\xb0\x8e\x48\x59\x0d\xbb\x3d\xa7\xb0\x8b\x10\x56\x82\x88\x38\
-        \xc5\xf6\x1e\x63\x93\xba\x7a\x0a\xbc\xc9\xf6\x62\x76\xfc\x6e\xce\x0f\x4e\x17\x68\xcd\xdf\x88\x53\xbb\x2d\x55\x1b";
-    let template = [
-        Attribute::Class(ObjectClass::SECRET_KEY),
-        Attribute::KeyType(KeyType::AES),
-        Attribute::Token(false),
-        Attribute::Value(KEY.to_vec()),
-        Attribute::Encrypt(true),
-        Attribute::Decrypt(true),
-    ];
-    let Ok(key) = session.create_object(&template) else {
-        tracing::info!("the token does not import keys; its known-answer test is a round trip only");
-        return Ok(());
-    };
-    let mut iv = IV;
-    let mechanism = Mechanism::AesGcm(GcmParams::new(&mut iv, AAD, Ulong::new(128))?);
-    let answer = session.encrypt(&mechanism, key, PLAINTEXT);
-    session.destroy_object(key)?;
-    // A token that draws the IV itself cannot give the known answer, and says so in the IV.
-    if answer? != CIPHERTEXT && iv == IV {
-        return Err(TokenError::SelfTest("AES-256-GCM gives a wrong answer to NIST's test case 16".into()));
-    }
-    Ok(())
-}
-
-/// Encrypts twice, decrypts, and checks that a flipped bit is refused and costs nothing but that one call.
-fn round_trip(session: &Session, key: ObjectHandle) -> Result<(), TokenError> {
-    let failed = |what: &str| Err(TokenError::SelfTest(what.into()));
-    let (aad, text) = (b"ekm self-test", [0x5a; 32]);
-    let (iv, ciphertext) = super::session::encrypt(session, key, aad, &text)?;
-    let (second_iv, second) = super::session::encrypt(session, key, aad, &text)?;
-    if iv == second_iv || ciphertext == second {
-        return failed("it encrypts the same text twice to the same result");
-    }
-    if super::session::decrypt(session, key, iv, aad, &ciphertext)?.as_bytes() != text {
-        return failed("it does not decrypt what it encrypted");
-    }
-    let mut changed = ciphertext.clone();
-    changed[0] ^= 1;
-    if super::session::decrypt(session, key, iv, aad, &changed).is_ok() {
-        return failed("it decrypts a changed ciphertext");
-    }
-    if super::session::decrypt(session, key, iv, aad, &ciphertext)?.as_bytes() != text {
-        return failed("it no longer decrypts after a refused ciphertext");
-    }
-    Ok(())
 }
 
 /// Makes a token in SoftHSM's configured directory: what `softhsm2-util --init-token` does, without PINs on a command line.

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::{KEY_PATH, Ready};
-use crate::app::StartError;
+use crate::start_error::StartError;
 
 /// Wraps, unwraps, compares, and returns the report.
 pub(super) async fn check(ready: &Ready) -> Result<String, StartError> {

@@ -13,8 +13,8 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 
-use super::setup::{make_directory, write_new};
-use crate::app::StartError;
+use super::files::{make_directory, write_new};
+use crate::start_error::StartError;
 
 const NAME: &str = "https://issuer.localhost";
 const KEY_ID: &str = "ekm-dev";

@@ -3,6 +3,7 @@
 
 mod banner;
 mod check;
+mod files;
 mod issuer;
 mod setup;
 
@@ -15,10 +16,11 @@ use ekm_core::KeyPath;
 use ekm_core::policy::Policy;
 use ekm_storage::CatalogStore;
 
-use crate::app::{App, StartError, open_custodian, termination};
-use crate::cli::{Output, runtime, start_process};
+use crate::app::{App, termination};
 use crate::config::Config;
-use crate::provision;
+use crate::process::{Output, runtime, start_process};
+use crate::start_error::StartError;
+use crate::{custodian, provision};
 use issuer::Issuer;
 use setup::Setup;
 
@@ -106,7 +108,7 @@ pub(crate) fn run(args: DevArgs) -> Result<(), StartError> {
 
 async fn serve(config: &Config, setup: &Setup, args: &DevArgs) -> Result<(), StartError> {
     let stop = termination().await.map_err(StartError::io("cannot listen to signals"))?;
-    let custodian = open_custodian(config).await?;
+    let custodian = custodian::open(config).await?;
     let store = CatalogStore::open_sqlite(&config.catalog.sqlite_file, true).await?;
     let path = |text| KeyPath::parse(text).expect("a constant");
     let (space, key) = (path(SPACE_PATH), path(KEY_PATH));

@@ -1,17 +1,17 @@
 //! The data directory of `ekm dev`: made once, gone on with ever after.
 
 use std::fs::{self, File};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ekm_core::hsm::initialize_softhsm_token;
 use ekm_core::software::KeyFile;
 
 use super::DevArgs;
+use super::files::{make_directory, write_new};
 use super::issuer::Issuer;
-use crate::app::{StartError, read_secret};
 use crate::config::Config;
+use crate::custodian::read_secret;
+use crate::start_error::StartError;
 
 const CONFIG: &str = "ekm.toml";
 const SOFTHSM_LABEL: &str = "ekm-dev";
@@ -42,7 +42,7 @@ impl Setup {
     /// Makes what is missing. Nothing that is there is changed: flags that ask for another custody are refused.
     pub(super) fn prepare(directory: &Path, args: &DevArgs) -> Result<Self, StartError> {
         let io = |what: &str| StartError::io(format!("{what} {}", directory.display()));
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io("cannot make the directory"))?;
+        make_directory(directory)?;
         let directory = &directory.canonicalize().map_err(io("cannot find the directory"))?;
         let lock = File::create(directory.join("lock")).map_err(io("cannot write in"))?;
         if lock.try_lock().is_err() {
@@ -225,21 +225,6 @@ fn random_pin() -> Result<String, StartError> {
     let mut bytes = [0u8; 16];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| StartError::Dev("no random numbers".into()))?;
     Ok(bytes.iter().map(|byte| char::from(b'0' + byte % 10)).collect())
-}
-
-pub(super) fn make_directory(directory: &Path) -> Result<(), StartError> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
-    made.map_err(StartError::io(format!("cannot make the directory {}", directory.display())))
-}
-
-/// Writes a file that only its owner may read; what an interrupted set-up left behind is replaced.
-pub(super) fn write_new(file: &Path, content: &str) -> Result<(), StartError> {
-    let open = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(file);
-    let written = open.and_then(|mut open| {
-        open.write_all(content.as_bytes())?;
-        open.sync_all()
-    });
-    written.map_err(StartError::io(format!("cannot write {}", file.display())))
 }
 
 fn toml_string(file: &Path) -> Result<String, StartError> {
