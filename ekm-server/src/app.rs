@@ -22,7 +22,7 @@ use crate::health::Health;
 use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::ops::{self, Ops};
-use crate::router::{self, DataPlane, RequestLimits};
+use crate::router::{self, DataPlane, FailureLog, RequestLimits};
 use crate::start_error::StartError;
 use crate::tls::{self, Certificate, CertificateError};
 
@@ -79,6 +79,7 @@ impl App {
             hosts: config.server.hosts.clone(),
             limits: RequestLimits::new(config),
             error_envelope: config.server.error_envelope,
+            failures: FailureLog::default(),
             instance: uuid::Uuid::new_v4().simple().to_string()[..12].to_owned(),
             next_request: AtomicU64::new(1),
         });

@@ -41,10 +41,42 @@ pub struct DataPlane {
     pub limits: RequestLimits,
     /// Put errors into `{"error":…}`.
     pub error_envelope: bool,
+    /// Failures of ours, for the log.
+    pub failures: FailureLog,
     /// Makes request ids unique across restarts.
     pub instance: String,
     /// Makes request ids unique within one.
     pub next_request: AtomicU64,
+}
+
+/// Tells the operator's log about answers that are our fault: at most one line a second, so that an outage does not also fill the
+/// log's disk. The audit log has every one.
+#[derive(Default)]
+pub struct FailureLog {
+    last_s: AtomicU64,
+    unlogged: AtomicU64,
+}
+
+impl FailureLog {
+    fn log(&self, record: &Record) {
+        if record.status.is_none_or(|status| status < 500) || record.code == "not_implemented" {
+            return;
+        }
+        let now_s = record.time.unix_timestamp().cast_unsigned();
+        if self.last_s.swap(now_s, Ordering::Relaxed) == now_s {
+            self.unlogged.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let unlogged = self.unlogged.swap(0, Ordering::Relaxed);
+        let error = record.error.as_deref().unwrap_or_default();
+        tracing::warn!(
+            code = record.code,
+            error,
+            request_id = record.request_id,
+            unlogged,
+            "request failed on our side"
+        );
+    }
 }
 
 /// Bounds of one request.
@@ -120,6 +152,7 @@ async fn answer(State(plane): State<Arc<DataPlane>>, request: Request<Body>) -> 
     };
     record.status = Some(response.status().as_u16());
     plane.metrics.observe(record.verb, record.code, record.total, &record.trace);
+    plane.failures.log(&record);
     if let Err(error) = plane.audit.write(record, deadline).await {
         response = status::to_response(&error, plane.error_envelope);
     }

@@ -153,6 +153,8 @@ fn an_hsm_that_hangs_is_503_in_time_and_429_when_the_queue_is_full_until_it_come
     ekm.eventually("unready", || ekm.ops("/readyz").status == 503);
     assert_eq!(ekm.ops("/livez").status, 200);
 
+    assert!(ekm.log().contains("\"code\":\"hsm_timeout\""), "the operator's log says so:\n{}", ekm.log());
+
     drop(file);
     ekm.eventually("back", || wrap().status == 200);
     ekm.eventually("ready", || ekm.ops("/readyz").status == 200);
