@@ -14,6 +14,9 @@ use crate::error::Error;
 use crate::secret::Plaintext;
 use crate::snapshot::KeyVersion;
 
+/// How long a call may still run when the process wants to end. A hung one cannot be cancelled.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How a replica works.
 #[derive(Clone, Copy, Debug)]
 pub struct ReplicaOptions {
@@ -34,10 +37,12 @@ pub struct Timing {
     pub device: Duration,
 }
 
-/// The way to one token. Dropping it ends its threads after their current job.
+/// The way to one token. Dropping it waits for its threads, which blocks: their sessions must be closed before the process
+/// ends, or the module's own clean-up at exit races with them.
 pub struct Replica {
     token: Arc<Token>,
     jobs: flume::Sender<Job>,
+    threads: Vec<thread::JoinHandle<()>>,
     deadline: Duration,
 }
 
@@ -64,14 +69,14 @@ impl Replica {
         let count = options.sessions.unwrap_or_else(|| token.preferred_sessions());
         let sessions = (0..count).map(|_| TokenSession::open(Arc::clone(&token))).collect::<Result<Vec<_>, _>>()?;
         let (jobs, queue) = flume::bounded(options.queue_length);
+        let mut threads = Vec::new();
         for (number, session) in sessions.into_iter().enumerate() {
             let queue = queue.clone();
-            thread::Builder::new()
-                .name(format!("hsm-{number}"))
-                .spawn(move || work(session, &queue))
-                .map_err(|error| Fault::integrity("thread", &error.to_string()))?;
+            let named = thread::Builder::new().name(format!("hsm-{number}"));
+            let spawned = named.spawn(move || work(session, &queue));
+            threads.push(spawned.map_err(|error| Fault::integrity("thread", &error.to_string()))?);
         }
-        Ok(Self { token, jobs, deadline: options.deadline })
+        Ok(Self { token, jobs, threads, deadline: options.deadline })
     }
 
     /// The token behind the threads, for making keys. Its label is the `replica` label of metrics.
@@ -141,6 +146,24 @@ impl Replica {
                 outcome
             }
             Ok(Err(_)) | Err(_) => Err(Error::HsmTimeout),
+        }
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        // Without a sender the threads end after their current job.
+        (self.jobs, _) = flume::bounded(0);
+        let patience = Instant::now() + SHUTDOWN_PATIENCE;
+        for thread in self.threads.drain(..) {
+            while !thread.is_finished() && Instant::now() < patience {
+                thread::sleep(Duration::from_millis(1));
+            }
+            if thread.is_finished() {
+                let _ = thread.join();
+            } else {
+                tracing::error!("a PKCS#11 call hangs; the process ends without waiting for it");
+            }
         }
     }
 }
