@@ -9,8 +9,8 @@ use serde_json::json;
 
 #[test]
 fn sigterm_and_sigint_finish_requests_under_way_and_lose_no_audit_line() {
-    for signal in [Signal::TERM, Signal::INT] {
-        let mut ekm = Ekm::dev(&[]);
+    for (signal, arguments) in [(Signal::TERM, &[][..]), (Signal::INT, &["--softhsm"])] {
+        let mut ekm = Ekm::dev(arguments);
         let mut idle = ekm.connect();
         assert_eq!(idle.post("/v0/keys/demo:wrap", &ekm.ready.token, r#"{"plaintext":"AA=="}"#).status, 200);
         let mut busy = ekm.connect();
