@@ -2,5 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod bad_http;
+mod bad_tls;
+mod slow_clients;
 mod table;
 mod wrap_unwrap;

@@ -2,6 +2,7 @@
 //! the wire, and what has to come back.
 
 use std::io::ErrorKind;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ekm_tests::{Answer, Connection, Ekm, base64};
@@ -171,4 +172,12 @@ pub fn post_json(target: &str, token: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
 pub fn assert_serves(connection: &mut Connection, token: &str) {
     let answer = connection.post(WRAP, token, &good_body());
     assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+/// `ekm serve` with these lines in `[limits]`.
+pub fn serve_with(limits: &str) -> Ekm {
+    let first = Ekm::dev(&[]);
+    let directory = Arc::clone(&first.directory);
+    drop(first);
+    Ekm::serve(&directory, |config| config.replace("request_deadline_ms", &format!("{limits}\nrequest_deadline_ms")))
 }
