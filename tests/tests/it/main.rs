@@ -1,8 +1,12 @@
 //! The integration tests: one binary, so that it is linked once.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod bad_fields;
 mod bad_http;
+mod bad_json;
+mod bad_path;
 mod bad_tls;
+mod bad_token;
 mod slow_clients;
 mod table;
 mod wrap_unwrap;

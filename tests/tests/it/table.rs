@@ -128,6 +128,7 @@ pub fn is_closed(error: &std::io::Error) -> bool {
 fn assert_status_json(name: &str, answer: &Answer, message: &str) {
     let json = answer.json();
     let code = match answer.status {
+        400 if message.contains("[key_disabled]") => 9, // FAILED_PRECONDITION
         400 | 415 | 421 => 3,
         401 => 16,
         403 => 7,
