@@ -3,6 +3,7 @@
 
 mod bad_fields;
 mod bad_http;
+mod bad_http2;
 mod bad_json;
 mod bad_path;
 mod bad_tls;
