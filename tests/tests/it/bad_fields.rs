@@ -172,7 +172,7 @@ fn a_verb_takes_its_own_field_and_not_the_others() {
     bodies.table.finish(&[&blob]);
 }
 
-/// Beside the demo key: one whose policy wants a good reason, one for wrapping only, one of somebody else, one that is paused.
+/// Beside the demo key: one whose policy wants a good reason, one for wrapping only, one of somebody else, one paused.
 fn serve_more_keys() -> Ekm {
     let first = Ekm::dev(&[]);
     let directory = Arc::clone(&first.directory);
@@ -243,7 +243,7 @@ fn only_an_evaluated_policy_denies_and_no_flag_gets_around_it() {
     let blob = table.ekm.post("/v0/keys/wrap-only:wrap", &json!({"plaintext": plaintext}).to_string()).json();
     let verb = Refused(403, "the key's policy does not allow this caller to unwrap");
     table.row(61, "a verb too many", post_json("/v0/keys/wrap-only:unwrap", &token, blob.to_string()), verb);
-    // What cannot be understood is told before what is not allowed, so that a bug of the caller does not look like a denial.
+    // What cannot be understood is told before what is not allowed, so that a caller's bug is not taken for a denial.
     for target in [strict, "/v0/keys/foreign:wrap", "/v0/keys/wrap-only:unwrap", "/v0/keys/paused:wrap"] {
         table.row(61, target, post_json(target, &token, "{"), Refused(400, "body: ends too early"));
     }

@@ -65,7 +65,7 @@ fn a_body_whose_length_is_doubtful_is_refused_and_the_connection_closed() {
     let twice = format!("{CHUNKED}Transfer-Encoding: identity\r\n");
     table.row(4, "two Transfer-Encodings", framed(&token, &twice, &chunked), Framing(400));
     table.row(4, "a vertical tab before the value", with_encoding("\x0bchunked"), Framing(400));
-    // RFC 9112 §6.1 would have 501 here. We never decompress, so whoever means it sends what is no JSON, and the connection ends.
+    // RFC 9112 §6.1 would have 501 here. We never decompress: who means it sends no JSON, and the connection ends.
     table.row(4, "a compressed transfer", with_encoding("gzip, chunked"), GoodThenClosed);
 
     let unreadable = Refused(400, "body: cannot be read to its end");
@@ -105,7 +105,7 @@ fn a_head_that_breaks_the_grammar_is_refused() {
         [&good[..at], line, b"\r\n", &good[at..]].concat()
     };
 
-    // RFC 9112 §2.2 allows a server to take a bare LF for a line end, and hyper does; no header changes its meaning by it.
+    // RFC 9112 §2.2 allows a server to take a bare LF for a line end, and hyper does; no header means another thing by it.
     let bare = String::from_utf8(good.clone()).unwrap().replace("\r\n", "\n");
     table.row(6, "bare LF as line end", bare, Good);
     table.row(6, "bare CR as line end", with_line(b"A: b\rC: d"), Framing(400));
@@ -323,7 +323,7 @@ fn a_body_that_was_not_read_is_never_taken_for_a_request() {
         connection.send(&refused).unwrap();
         let answer = connection.read_answer().unwrap();
         table.answer(name, &answer, Refused(status, ""));
-        // The connection ends here, or goes on behind the body; then it meets this request next, and not the smuggled one.
+        // The connection ends here, or goes on behind the body; then it meets this request next, not the smuggled one.
         let next = format!("OPTIONS {WRAP} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         match connection.send(next.as_bytes()).and_then(|()| connection.read_answer()) {
             Ok(answer) => table.answer(name, &answer, Refused(405, "")),

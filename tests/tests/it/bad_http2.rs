@@ -413,8 +413,8 @@ fn resident_kib(ekm: &Ekm) -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Sends `piece` (made from its number) until the server has had enough or it was sent `times` times; meanwhile others are
-/// served, and afterwards the service has not grown much.
+/// Sends pieces, each made from its number, until the server has had enough of them, or `times` of them; meanwhile others
+/// are served, and afterwards the service has not grown much.
 fn flood(ekm: &mut Ekm, name: &str, first: &[u8], times: u32, piece: impl Fn(u32) -> Vec<u8> + Send) -> Frames {
     let before = resident_kib(ekm);
     let mut frames = Frames::open(ekm);

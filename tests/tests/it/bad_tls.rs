@@ -146,7 +146,7 @@ fn a_bad_client_hello_is_refused_with_an_alert() {
             let mut stream = TcpStream::connect(ekm.address()).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             stream.write_all(&record(22, &garbled)).unwrap();
-            // Some bytes mean nothing here, and a greater length asks for more bytes: only that it ends is the same for all.
+            // Some bytes mean nothing here, and a greater length asks for more bytes: that it ends is all they share.
             stream.shutdown(Shutdown::Write).unwrap();
             let ended = stream.read_to_end(&mut Vec::new());
             assert!(ended.as_ref().map_or_else(is_closed, |_| true), "byte {at}: {ended:?}");

@@ -1,4 +1,4 @@
-//! Bad tokens (classes 23 to 38). 401 is for tokens that are not valid for us, 403 for valid ones of callers who are not admitted.
+//! Bad tokens (classes 23 to 38). 401 is for tokens that are not valid for us, 403 for valid ones of callers not admitted.
 
 use std::sync::Arc;
 
@@ -221,7 +221,7 @@ fn only_rs256_with_a_key_of_the_issuer_counts() {
     tokens.row(30, "the signature of another token", format!("{header}.{claims}.{foreign}"), SIGNATURE);
     let changed = URL_SAFE_NO_PAD.encode(claims_json.replace("service-1", "service-2"));
     tokens.row(30, "changed claims", format!("{header}.{changed}.{signature}"), SIGNATURE);
-    // The last character of 256 bytes carries 4 bits that mean nothing: other letters there would be the same signature.
+    // The last character of 256 bytes carries 4 bits that mean nothing: its neighbour would be the same signature.
     let last = signature.chars().last().unwrap();
     let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let sibling = alphabet.chars().nth(alphabet.find(last).unwrap() + 1).unwrap();

@@ -1,5 +1,5 @@
-//! What the tables of bad input (section 12 of the reliability design) have in common: a row is one request, as it goes over
-//! the wire, and what has to come back.
+//! What the tables of bad input have in common (classes of section 12 of the reliability design): a row is one request, as
+//! it goes over the wire, and what has to come back.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -86,7 +86,7 @@ impl Table {
         }
     }
 
-    /// After the last row: nothing broke, nothing leaked, and every request that had an answer of ours has one audit line.
+    /// After the last row: nothing broke, nothing leaked, and every request that we answered has one audit line.
     pub fn finish(mut self, secrets: &[&str]) {
         assert!(!self.requests.is_empty(), "a table without rows tests nothing");
         assert!(self.ekm.is_running());
