@@ -169,13 +169,29 @@ impl Connection {
         let mut buffer = [0; 16 * 1024];
         let read = match &mut self.stream {
             Stream::Plain(stream) => stream.read(&mut buffer)?,
-            Stream::Tls(stream) => stream.read(&mut buffer)?,
+            Stream::Tls(stream) => read_tls(stream, &mut buffer)?,
         };
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.unread.extend_from_slice(&buffer[..read]);
         Ok(())
+    }
+}
+
+/// Reads without writing: [`StreamOwned`] would first send what is left to send, and fail if the server has closed, though its
+/// answer is there to be read.
+fn read_tls(stream: &mut StreamOwned<ClientConnection, TcpStream>, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.conn.reader().read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            outcome => return outcome,
+        }
+        let read = stream.conn.read_tls(&mut stream.sock)?;
+        stream.conn.process_new_packets().map_err(io::Error::other)?;
+        if read == 0 {
+            return Ok(0);
+        }
     }
 }
 

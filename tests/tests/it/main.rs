@@ -3,6 +3,13 @@
 
 mod audit;
 mod auth;
+mod bad_fields;
+mod bad_http;
+mod bad_http2;
+mod bad_json;
+mod bad_path;
+mod bad_tls;
+mod bad_token;
 mod config;
 mod docs;
 mod golden;
@@ -10,5 +17,6 @@ mod hsm;
 mod keys;
 mod ops;
 mod process;
+mod slow_clients;
 mod tls;
 mod wrap_unwrap;

@@ -1,0 +1,205 @@
+//! Clients that are slow, silent, or gone, and too many of them (classes 12, 13, and the silent ones of 21).
+
+use std::net::TcpStream;
+use std::time::Duration;
+
+use ekm_tests::{Connection, Ekm, base64};
+use serde_json::json;
+
+use crate::table::{PATIENCE, PLAINTEXT, Table, WRAP, assert_serves, good_body, good_headers, post_json, serve_with};
+
+/// The connection that asks for the metrics is in them.
+const SCRAPE: f64 = 1.0;
+
+/// `body` announced, but only `sent` bytes of it sent.
+fn partial(token: &str, announced: u64, sent: &str) -> Vec<u8> {
+    let headers = good_headers(token);
+    format!("POST {WRAP} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {announced}\r\n\r\n{sent}")
+        .into_bytes()
+}
+
+fn closed_for(ekm: &Ekm, reason: &str) -> f64 {
+    ekm.metric(&format!("ekm_connections_closed_total{{reason=\"{reason}\"}}"))
+}
+
+/// Sends bytes one by one until the server closes or they are all sent.
+fn trickle(connection: &mut Connection, bytes: &[u8]) -> bool {
+    bytes.chunks(1).any(|byte| {
+        let failed = connection.send(byte).is_err();
+        failed || connection.is_closed_within(Duration::from_millis(20))
+    })
+}
+
+#[test]
+fn who_says_nothing_or_says_it_too_slowly_is_cut_off() {
+    let ekm = serve_with("first_byte_timeout_ms = 1000\nheader_timeout_ms = 1000\nidle_timeout_s = 1");
+    let token = ekm.ready.token.clone();
+    let head = format!("POST {WRAP} HTTP/1.1\r\nHost: localhost\r\n{}", "A: b\r\n".repeat(50));
+
+    let mut silent = ekm.connect();
+    assert!(silent.is_closed_within(PATIENCE), "silent after the handshake");
+    ekm.eventually("counted", || closed_for(&ekm, "first_byte_timeout") == 1.0);
+
+    let mut half_a_head = ekm.connect();
+    half_a_head.send(head.as_bytes()).unwrap();
+    assert!(half_a_head.is_closed_within(PATIENCE), "half a head");
+    assert!(trickle(&mut ekm.connect(), head.as_bytes()), "a head byte by byte");
+    ekm.eventually("counted", || closed_for(&ekm, "header_timeout") == 2.0);
+
+    let mut idle = ekm.connect();
+    assert_serves(&mut idle, &token);
+    assert!(idle.is_closed_within(PATIENCE), "idle after an answer");
+    ekm.eventually("counted", || closed_for(&ekm, "idle_timeout") == 1.0);
+
+    // Clocks start anew: a second head that does not come to its end, after a good request.
+    let mut second_head = ekm.connect();
+    assert_serves(&mut second_head, &token);
+    assert!(trickle(&mut second_head, head.as_bytes()), "a second head byte by byte");
+    ekm.eventually("counted", || closed_for(&ekm, "header_timeout") == 3.0);
+
+    // Nobody of them was a request.
+    ekm.eventually("audited", || ekm.audit().len() == 2);
+    assert_serves(&mut ekm.connect(), &token);
+}
+
+#[test]
+fn a_body_that_does_not_arrive_is_answered_and_the_connection_closed() {
+    let mut table = Table::over(serve_with("body_timeout_ms = 400"));
+    let token = table.ekm.ready.token.clone();
+    let late = crate::table::Expect::Refused(400, "body: did not arrive within 400 ms");
+    table.row(12, "no byte of the body", partial(&token, 100, ""), late);
+    table.row(12, "half a body", partial(&token, 1000, &good_body()), late);
+    table.row(3, "Content-Length of 2^63", partial(&token, 1 << 63, &good_body()), late);
+    let chunked = |chunks: &str| {
+        let headers = good_headers(&token);
+        let head = format!("POST {WRAP} HTTP/1.1\r\nHost: localhost\r\n{headers}Transfer-Encoding: chunked\r\n\r\n");
+        [head.as_bytes(), chunks.as_bytes()].concat()
+    };
+    table.row(5, "chunk size of 2^64 - 1", chunked("ffffffffffffffff\r\n{}\r\n0\r\n\r\n"), late);
+    table.row(5, "no last chunk", chunked("2\r\n{}\r\n"), late);
+    table.row(5, "no end after the last chunk", chunked("2\r\n{}\r\n0\r\n"), late);
+
+    let mut slow = table.ekm.connect();
+    slow.send(&partial(&token, 1000, "")).unwrap();
+    assert!(!trickle(&mut slow, &[b' '; 500]) || slow.read_answer().is_ok(), "a slow body has no answer");
+    table.finish(&[]);
+}
+
+#[test]
+fn who_does_not_read_his_answers_is_cut_off() {
+    let ekm = serve_with("write_timeout_ms = 500\nidle_timeout_s = 75");
+    let mut deaf = ekm.connect();
+    let body = json!({"plaintext": base64(vec![7; 64 * 1024])}).to_string();
+    let request = post_json(WRAP, &ekm.ready.token, &body);
+    // The kernel's buffers take some megabytes before anything blocks.
+    let sent = (0..1000).take_while(|_| deaf.send(&request).is_ok()).count();
+    assert!(sent < 1000, "the server went on and on");
+    ekm.eventually("cut off", || closed_for(&ekm, "write_timeout") == 1.0);
+    assert_serves(&mut ekm.connect(), &ekm.ready.token);
+}
+
+#[test]
+fn one_connection_too_many_closes_the_one_that_has_been_idle_longest() {
+    let ekm = serve_with("max_connections = 5");
+    let token = &ekm.ready.token;
+    // Each is fully open before the next one, so that their order is known.
+    let mut connections: Vec<_> = (0..20)
+        .map(|_| {
+            let mut connection = ekm.connect();
+            assert_serves(&mut connection, token);
+            connection
+        })
+        .collect();
+    for (number, connection) in connections.iter_mut().enumerate().take(15) {
+        assert!(connection.is_closed_within(PATIENCE), "connection {number} is still open");
+    }
+    ekm.eventually("counted", || closed_for(&ekm, "evicted") == 15.0);
+    for connection in &mut connections[15..] {
+        assert_serves(connection, token);
+    }
+    ekm.eventually("bounded", || ekm.metric("ekm_connections") == 5.0 + SCRAPE);
+}
+
+#[test]
+fn a_connection_with_a_request_under_way_is_never_closed_for_another() {
+    let ekm = serve_with("max_connections = 5\nbody_timeout_ms = 15000");
+    let token = &ekm.ready.token;
+    let body = good_body();
+    let (first_half, second_half) = body.split_at(10);
+    let mut busy: Vec<_> = (0..5).map(|_| ekm.connect()).collect();
+    for connection in &mut busy {
+        connection.send(&partial(token, body.len() as u64, first_half)).unwrap();
+    }
+    // Until all five are under way, a new connection may still push one of them out; the server tells how far it is.
+    ekm.eventually("all under way", || {
+        let misses = ekm.metric("ekm_token_cache_total{result=\"miss\"}");
+        misses + ekm.metric("ekm_token_cache_total{result=\"hit\"}") >= 5.0
+    });
+    assert!(Connection::open(ekm.address(), &ekm.ready.ca_file).is_err(), "a sixth connection got in");
+    ekm.eventually("counted", || closed_for(&ekm, "refused") == 1.0);
+    for connection in &mut busy {
+        connection.send(second_half.as_bytes()).unwrap();
+        assert_eq!(connection.read_answer().unwrap().status, 200);
+    }
+    assert_serves(&mut ekm.connect(), token);
+}
+
+#[test]
+fn a_client_that_leaves_in_the_middle_of_a_request_harms_nobody() {
+    let ekm = Ekm::dev(&[]);
+    let token = &ekm.ready.token;
+    let whole = post_json(WRAP, token, good_body());
+    for cut in [1, 20, whole.len() / 2, whole.len() - 1] {
+        let mut connection = ekm.connect();
+        connection.send(&whole[..cut]).unwrap();
+    }
+    // Gone right after the request, before the answer.
+    for _ in 0..20 {
+        ekm.connect().send(&whole).unwrap();
+    }
+    // Gone in the middle of the handshake.
+    for _ in 0..20 {
+        drop(TcpStream::connect(ekm.address()).unwrap());
+    }
+    ekm.eventually("over", || ekm.metric("ekm_connections") == SCRAPE);
+    for line in ekm.audit() {
+        let known = ["abandoned", "ok", "invalid_request"].contains(&line["code"].as_str().unwrap());
+        assert!(known, "{line}");
+        assert_eq!(line["status"].is_null(), line["code"] == "abandoned", "{line}");
+    }
+    assert_serves(&mut ekm.connect(), token);
+    assert!(!ekm.log().contains("panic"), "{}", ekm.log());
+    ekm.assert_not_leaked(&[token, PLAINTEXT, &base64(PLAINTEXT)]);
+}
+
+// DEFECT: a silent peer holds one of `max_handshakes` turns while it is waited for, so a few of them keep the others out.
+// #[test]
+// fn silent_peers_that_never_begin_a_handshake_do_not_keep_others_out() {
+//     // Longer than the client's own patience.
+//     let ekm = serve_with("max_handshakes = 2\nhandshake_timeout_ms = 300000");
+//     let silent: Vec<_> = (0..4).map(|_| TcpStream::connect(ekm.address()).unwrap()).collect();
+//     assert_serves(&mut ekm.connect(), &ekm.ready.token);
+//     drop(silent);
+// }
+
+// DEFECT: closing for another is heard only after the handshake, so connections before it are not bounded: 51 here.
+// #[test]
+// fn connections_before_their_handshake_are_bounded_too() {
+//     let ekm = serve_with("max_connections = 5\nhandshake_timeout_ms = 300000");
+//     let silent: Vec<_> = (0..50).map(|_| TcpStream::connect(ekm.address()).unwrap()).collect();
+//     ekm.eventually("accepted", || closed_for(&ekm, "evicted") == 45.0);
+//     ekm.eventually("bounded", || ekm.metric("ekm_connections") == 5.0 + SCRAPE);
+//     assert_serves(&mut ekm.connect(), &ekm.ready.token);
+//     drop(silent);
+// }
+
+// DEFECT: a head that begins right behind the request before is cut off by `idle_timeout_s`, not by `header_timeout_ms`.
+// #[test]
+// fn a_head_that_begins_right_behind_another_request_has_the_same_clock() {
+//     let ekm = serve_with("header_timeout_ms = 400\nidle_timeout_s = 300");
+//     let mut connection = ekm.connect();
+//     connection.send(&[&post_json(WRAP, &ekm.ready.token, good_body())[..], b"POST /v0/keys"].concat()).unwrap();
+//     assert_eq!(connection.read_answer().unwrap().status, 200);
+//     assert!(connection.is_closed_within(PATIENCE), "half a second head");
+//     assert_eq!(closed_for(&ekm, "header_timeout"), 1.0);
+// }
