@@ -1,7 +1,8 @@
 //! One connection: TLS handshake, HTTP/1.1 or HTTP/2 by ALPN, and the clocks that end it.
 //!
 //! The clocks are ours because hyper's do not cover this: its header time-out also cuts idle keep-alive connections, and HTTP/2
-//! has none at all.
+//! has none at all. One thing they cannot see: a head that begins in the same read as the request before it counts as idle,
+//! until its next byte.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -103,6 +104,11 @@ impl Activity {
     /// Starts the clocks anew, after the handshake.
     pub fn restart(&self) {
         self.state().since = Instant::now();
+    }
+
+    /// Resolves when the connection has been asked to make room.
+    pub async fn evicted(&self) {
+        self.evict.notified().await;
     }
 
     fn request_started(&self) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -26,7 +26,6 @@ pub struct Listener {
 struct Shared {
     clocks: Clocks,
     max_connections: usize,
-    handshakes: Semaphore,
     handshake_timeout: Duration,
     open: Mutex<HashMap<u64, Arc<Activity>>>,
     metrics: Arc<Metrics>,
@@ -44,7 +43,6 @@ impl Listener {
         let shared = Shared {
             clocks: Clocks::new(limits),
             max_connections: limits.max_connections,
-            handshakes: Semaphore::new(limits.max_handshakes),
             handshake_timeout: Duration::from_millis(limits.handshake_timeout_ms),
             open: Mutex::new(HashMap::new()),
             metrics,
@@ -102,16 +100,33 @@ impl Listener {
         let open = Open { shared: Arc::clone(&shared), number };
         tasks.spawn(async move {
             let _ = stream.set_nodelay(true);
-            let reason = match tls {
-                None => connection::serve(stream, false, peer, router, activity, shared.clocks, draining).await,
-                Some(tls) => match shared.handshake(&tls, stream).await {
+            let served = async {
+                let Some(tls) = tls else {
+                    return connection::serve(
+                        stream,
+                        false,
+                        peer,
+                        router,
+                        Arc::clone(&activity),
+                        shared.clocks,
+                        draining,
+                    )
+                    .await;
+                };
+                match shared.handshake(&tls, stream).await {
                     Ok(stream) => {
                         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                         activity.restart();
-                        connection::serve(stream, http2, peer, router, activity, shared.clocks, draining).await
+                        connection::serve(stream, http2, peer, router, Arc::clone(&activity), shared.clocks, draining)
+                            .await
                     }
                     Err(reason) => reason,
-                },
+                }
+            };
+            let reason = tokio::select! {
+                biased;
+                reason = served => reason,
+                () = activity.evicted() => "evicted",
             };
             shared.metrics.connections_closed.with_label_values(&[reason]).inc();
             drop(open);
@@ -144,11 +159,7 @@ impl Shared {
         tls: &TlsAcceptor,
         stream: TcpStream,
     ) -> Result<tokio_rustls::server::TlsStream<TcpStream>, &'static str> {
-        let handshake = async {
-            let _turn = self.handshakes.acquire().await;
-            tls.accept(stream).await
-        };
-        match tokio::time::timeout(self.handshake_timeout, handshake).await {
+        match tokio::time::timeout(self.handshake_timeout, tls.accept(stream)).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "handshake failed");

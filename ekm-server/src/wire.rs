@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::marker::PhantomData;
 
 use base64::Engine;
 use base64::alphabet;
@@ -12,7 +13,8 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use ekm_core::justification::Justification;
 use ekm_core::policy::Verb;
 use ekm_core::{Error, KeyPath, Plaintext};
-use serde::de::{self, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 const READING: GeneralPurposeConfig =
@@ -33,7 +35,7 @@ struct Body<'a> {
     #[serde(borrow, alias = "additional_authenticated_data")]
     additional_authenticated_data: Option<Text<'a>>,
     #[serde(borrow, alias = "additional_context")]
-    additional_context: Option<Context<'a>>,
+    additional_context: Option<Object<Context<'a>>>,
 }
 
 #[derive(Deserialize)]
@@ -42,7 +44,7 @@ struct Context<'a> {
     #[serde(borrow, alias = "relative_resource_name", alias = "RelativeResourceName")]
     relative_resource_name: Option<Text<'a>>,
     #[serde(alias = "access_reason_context")]
-    access_reason_context: Option<AccessReasonContext>,
+    access_reason_context: Option<Object<AccessReasonContext>>,
     #[serde(alias = "is_key_health_check")]
     is_key_health_check: Option<bool>,
 }
@@ -50,6 +52,26 @@ struct Context<'a> {
 #[derive(Deserialize)]
 struct AccessReasonContext {
     reason: Option<Reason>,
+}
+
+/// A JSON object. Without this, serde would also take a list, as the fields in the order of their declaration.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(Members(PhantomData))
+    }
 }
 
 /// A string of the body, not copied unless it has escapes.
@@ -107,7 +129,10 @@ pub struct Bounds {
 
 /// Decodes a body of wrap or unwrap.
 pub fn decode(verb: Verb, path: &KeyPath, body: &[u8], bounds: Bounds) -> Result<CryptoRequest, Error> {
-    let body: Body<'_> = serde_json::from_slice(body).map_err(|error| invalid("body", describe(&error)))?;
+    // As a whole, since the parser does not look into unknown fields.
+    let body = std::str::from_utf8(body).map_err(|_| invalid("body", "is not JSON: it is not UTF-8"))?;
+    let Object(body): Object<Body<'_>> =
+        serde_json::from_str(body).map_err(|error| invalid("body", describe(&error)))?;
     if let Some(Text(stated)) = &body.key_path
         && KeyPath::parse(stated).as_ref() != Ok(path)
     {
@@ -127,8 +152,9 @@ pub fn decode(verb: Verb, path: &KeyPath, body: &[u8], bounds: Bounds) -> Result
         Some(aad) => bytes("additionalAuthenticatedData", aad, bounds.aad_bytes)?,
         None => Vec::new(),
     };
-    let context = body.additional_context;
-    let reason = context.as_ref().and_then(|context| context.access_reason_context.as_ref());
+    let context = body.additional_context.map(|Object(context)| context);
+    let reason =
+        context.as_ref().and_then(|context| context.access_reason_context.as_ref()).map(|Object(reason)| reason);
     Ok(CryptoRequest {
         input,
         aad,

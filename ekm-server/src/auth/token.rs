@@ -96,6 +96,8 @@ pub(super) fn verify(token: &str, key: &DecodingKey, validation: &Validation) ->
         ErrorKind::InvalidAudience => TokenDefect::Audience,
         ErrorKind::InvalidIssuer => TokenDefect::Issuer,
         ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => TokenDefect::Header,
+        // Header and claims have been decoded before; it is the signature.
+        ErrorKind::Base64(_) | ErrorKind::InvalidToken => TokenDefect::Malformed,
         _ => TokenDefect::Claims,
     })?;
     let claims = Claims(token.claims.0);

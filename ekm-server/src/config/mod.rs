@@ -233,8 +233,6 @@ pub struct Limits {
     pub max_aad_bytes: usize,
     /// Open connections; one more closes the one that has been idle longest.
     pub max_connections: usize,
-    /// TLS handshakes at a time; more wait.
-    pub max_handshakes: usize,
     /// From accept to the end of the handshake.
     pub handshake_timeout_ms: u64,
     /// From the handshake to the first byte of a request.
@@ -261,7 +259,6 @@ impl Default for Limits {
             max_plaintext_bytes: 65 * 1024,
             max_aad_bytes: 64 * 1024,
             max_connections: 2000,
-            max_handshakes: 64,
             handshake_timeout_ms: 3_000,
             first_byte_timeout_ms: 5_000,
             header_timeout_ms: 2_000,

@@ -18,5 +18,6 @@ mod keys;
 mod ops;
 mod process;
 mod slow_clients;
+mod table;
 mod tls;
 mod wrap_unwrap;
