@@ -172,7 +172,7 @@ fn a_client_that_leaves_in_the_middle_of_a_request_harms_nobody() {
     ekm.assert_not_leaked(&[token, PLAINTEXT, &base64(PLAINTEXT)]);
 }
 
-// DEFECT: a silent peer holds one of `max_handshakes` turns while it is waited for, so a few of them keep the others out.
+// DEFECT: a silent peer holds one of `max_handshakes` turns while it is waited for, so a few keep the others out.
 // #[test]
 // fn silent_peers_that_never_begin_a_handshake_do_not_keep_others_out() {
 //     // Longer than the client's own patience.
@@ -193,7 +193,7 @@ fn a_client_that_leaves_in_the_middle_of_a_request_harms_nobody() {
 //     drop(silent);
 // }
 
-// DEFECT: a head that begins right behind the request before is cut off by `idle_timeout_s`, not by `header_timeout_ms`.
+// DEFECT: a head that begins right behind the request before is cut off by `idle_timeout_s` only.
 // #[test]
 // fn a_head_that_begins_right_behind_another_request_has_the_same_clock() {
 //     let ekm = serve_with("header_timeout_ms = 400\nidle_timeout_s = 300");
