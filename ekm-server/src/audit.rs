@@ -1,4 +1,4 @@
-//! The audit log: one JSON object a line for every request, written before its answer leaves.
+//! The audit log: one JSON object a line for every request, queued before its answer leaves.
 //!
 //! Apart from the operator's log on purpose: that one may lose lines, this one may not. A thread of its own writes, so that no
 //! request waits for the disk; if the disk falls behind by the whole queue, requests wait, and are refused at their deadline.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::State;
 use bytes::Bytes;
 use ekm_core::policy::Verb;
@@ -303,6 +303,10 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Error> {
 
 async fn read(body: Body, patience: Duration, limit: usize) -> Result<Bytes, Error> {
     let invalid = |problem: String| Error::InvalidRequest { field: "body", problem };
+    // What Content-Length announces need not be waited for.
+    if body.size_hint().lower() > limit as u64 {
+        return Err(invalid(format!("is longer than {limit} bytes")));
+    }
     match tokio::time::timeout(patience, Limited::new(body, limit).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(invalid(format!("is longer than {limit} bytes"))),

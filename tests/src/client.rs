@@ -179,8 +179,8 @@ impl Connection {
     }
 }
 
-/// Reads without writing: [`StreamOwned`] would first send what is left to send, and fail if the server has closed, though its
-/// answer is there to be read.
+/// Reads without writing: [`StreamOwned`] would first send what is left to send, and fail if the server has closed,
+/// though its answer is there to be read.
 fn read_tls(stream: &mut StreamOwned<ClientConnection, TcpStream>, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match stream.conn.reader().read(buffer) {

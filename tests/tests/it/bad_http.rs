@@ -105,7 +105,7 @@ fn a_head_that_breaks_the_grammar_is_refused() {
         [&good[..at], line, b"\r\n", &good[at..]].concat()
     };
 
-    // RFC 9112 §2.2 allows a server to take a bare LF for a line end, and hyper does; no header means another thing by it.
+    // RFC 9112 §2.2 allows to take a bare LF for a line end, and hyper does; no header means another thing by it.
     let bare = String::from_utf8(good.clone()).unwrap().replace("\r\n", "\n");
     table.row(6, "bare LF as line end", bare, Good);
     table.row(6, "bare CR as line end", with_line(b"A: b\rC: d"), Framing(400));

@@ -105,11 +105,13 @@ enum Outcome {
 }
 
 impl Frames {
-    /// With preface and settings. The server's settings are acknowledged, since its windows are greater from then on.
+    /// With preface and settings. The server's settings are acknowledged and its greater window is awaited, so that a
+    /// row breaks flow control only if it means to.
     fn open(ekm: &Ekm) -> Self {
         let mut frames = Self::open_silent(ekm);
         frames.send(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).unwrap();
         while !matches!(frames.next().unwrap(), (SETTINGS, 0, ..)) {}
+        while !matches!(frames.next().unwrap(), (WINDOW_UPDATE, _, 0, _)) {}
         frames.send(&frame(SETTINGS, ACK, 0, &[])).unwrap();
         frames
     }
@@ -413,8 +415,8 @@ fn resident_kib(ekm: &Ekm) -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Sends pieces, each made from its number, until the server has had enough of them, or `times` of them; meanwhile others
-/// are served, and afterwards the service has not grown much.
+/// Sends pieces, each made from its number, until the server has had enough of them, or `times` of them. Meanwhile
+/// others are served, and afterwards the service has not grown much.
 fn flood(ekm: &mut Ekm, name: &str, first: &[u8], times: u32, piece: impl Fn(u32) -> Vec<u8> + Send) -> Frames {
     let before = resident_kib(ekm);
     let mut frames = Frames::open(ekm);

@@ -1,4 +1,4 @@
-//! Bad tokens (classes 23 to 38). 401 is for tokens that are not valid for us, 403 for valid ones of callers not admitted.
+//! Bad tokens (classes 23 to 38). 401 is for tokens not valid for us, 403 for valid ones of callers not admitted.
 
 use std::sync::Arc;
 

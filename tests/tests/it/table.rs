@@ -1,5 +1,5 @@
-//! What the tables of bad input have in common (classes of section 12 of the reliability design): a row is one request, as
-//! it goes over the wire, and what has to come back.
+//! What the tables of bad input have in common. Their classes are those of section 12 of the reliability design; a
+//! row is one request, as it goes over the wire, and what has to come back.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
