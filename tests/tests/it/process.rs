@@ -25,8 +25,8 @@ fn sigterm_and_sigint_finish_requests_under_way_and_lose_no_audit_line() {
         ekm.signal(signal);
         assert!(idle.is_closed_within(std::time::Duration::from_secs(30)), "an idle connection is closed");
         busy.send(br#"{"plaintext":"AA=="}"#).unwrap();
-        let answer = busy.read_answer().unwrap();
-        assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+        assert_eq!(busy.read_answer().unwrap().status, 200);
+        assert!(busy.is_closed_within(std::time::Duration::from_secs(30)), "and then closed, too");
         assert!(ekm.wait().success());
         let codes: Vec<_> = ekm.audit().iter().map(|line| line["code"].clone()).collect();
         assert_eq!(codes, ["ok", "ok"]);
