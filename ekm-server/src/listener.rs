@@ -28,6 +28,7 @@ struct Shared {
     max_connections: usize,
     handshake_timeout: Duration,
     open: Mutex<HashMap<u64, Arc<Activity>>>,
+    name: &'static str,
     metrics: Arc<Metrics>,
 }
 
@@ -45,6 +46,8 @@ impl Listener {
             max_connections: limits.max_connections,
             handshake_timeout: Duration::from_millis(limits.handshake_timeout_ms),
             open: Mutex::new(HashMap::new()),
+            // The two listeners differ in nothing else.
+            name: if tls.is_some() { "ekm" } else { "ops" },
             metrics,
         };
         Ok(Self { socket: TcpListener::bind(address).await?, tls, router, shared: Arc::new(shared) })
@@ -128,7 +131,7 @@ impl Listener {
                 reason = served => reason,
                 () = activity.evicted() => "evicted",
             };
-            shared.metrics.connections_closed.with_label_values(&[reason]).inc();
+            shared.count_closed(reason);
             drop(open);
         });
     }
@@ -142,7 +145,7 @@ impl Shared {
         if open.len() >= self.max_connections {
             let idle = open.iter().filter_map(|(&number, activity)| Some((activity.idle_since()?, number)));
             let Some((_, oldest)) = idle.min() else {
-                self.metrics.connections_closed.with_label_values(&["refused"]).inc();
+                self.count_closed("refused");
                 return false;
             };
             if let Some(activity) = open.remove(&oldest) {
@@ -150,8 +153,12 @@ impl Shared {
             }
         }
         open.insert(number, Arc::clone(activity));
-        self.metrics.connections.inc();
+        self.metrics.connections.with_label_values(&[self.name]).inc();
         true
+    }
+
+    fn count_closed(&self, reason: &str) {
+        self.metrics.connections_closed.with_label_values(&[self.name, reason]).inc();
     }
 
     async fn handshake(
@@ -178,7 +185,7 @@ struct Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.shared.metrics.connections.dec();
+        self.shared.metrics.connections.with_label_values(&[self.shared.name]).dec();
         self.shared.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
     }
 }

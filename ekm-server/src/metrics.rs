@@ -23,9 +23,9 @@ pub struct Metrics {
     request_seconds: [Histogram; 3],
     hsm_queue_seconds: Histogram,
     hsm_operation_seconds: [Histogram; 2],
-    /// Open connections.
-    pub connections: IntGauge,
-    /// Connections by how they ended.
+    /// Open connections by listener.
+    pub connections: IntGaugeVec,
+    /// Connections by listener and how they ended.
     pub connections_closed: IntCounterVec,
     /// Verified tokens found in the cache, or not.
     pub token_cache: IntCounterVec,
@@ -76,8 +76,12 @@ impl Metrics {
             request_seconds: ["wrap", "unwrap", "-"].map(|verb| request_seconds.with_label_values(&[verb])),
             hsm_queue_seconds: queue.with_label_values(&[replica]),
             hsm_operation_seconds: ["wrap", "unwrap"].map(|verb| operation.with_label_values(&[replica, verb])),
-            connections: make.gauge("ekm_connections", "Open connections."),
-            connections_closed: make.counters("ekm_connections_closed_total", "Connections by end.", &["reason"]),
+            connections: make.gauges("ekm_connections", "Open connections.", &["listener"]),
+            connections_closed: make.counters(
+                "ekm_connections_closed_total",
+                "Connections by how they ended.",
+                &["listener", "reason"],
+            ),
             token_cache: make.counters("ekm_token_cache_total", "Look-ups of verified tokens.", &["result"]),
             jwks_fetches: make.counters("ekm_jwks_fetches_total", "Fetches of key sets.", &["issuer", "result"]),
             jwks_age: make.float_gauges("ekm_jwks_age_seconds", "Since the last good fetch.", &["issuer"]),

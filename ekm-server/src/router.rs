@@ -151,11 +151,13 @@ async fn answer(State(plane): State<Arc<DataPlane>>, request: Request<Body>) -> 
         Err(error) => status::to_response(&error, plane.error_envelope),
     };
     record.status = Some(response.status().as_u16());
-    plane.metrics.observe(record.verb, record.code, record.total, &record.trace);
     plane.failures.log(&record);
+    let (verb, mut code, total, trace) = (record.verb, record.code, record.total, record.trace);
     if let Err(error) = plane.audit.write(record, deadline).await {
+        code = error.code();
         response = status::to_response(&error, plane.error_envelope);
     }
+    plane.metrics.observe(verb, code, total, &trace);
     response.headers_mut().insert("x-request-id", request_id);
     if chunked {
         // hyper honours Transfer-Encoding over a Content-Length beside it, and does not say that there was one; a proxy in front

@@ -115,5 +115,6 @@ fn when_the_disk_is_full_requests_are_refused_and_none_is_answered_without_a_rec
     });
     assert!(answered <= 5, "{answered} answers for a queue of 3 and the line being written");
     assert!(ekm.metric("ekm_audit_write_errors_total") > 0.0);
+    assert!(ekm.metric("ekm_requests_total{code=\"audit_unavailable\",verb=\"wrap\"}") > 0.0);
     assert_eq!(ekm.ops("/livez").status, 200);
 }

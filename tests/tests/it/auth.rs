@@ -185,6 +185,30 @@ fn a_valid_token_of_somebody_else_is_403_and_says_why() {
 }
 
 #[test]
+fn each_of_several_issuers_vouches_with_its_own_keys_for_its_own_callers_only() {
+    let dev = Ekm::dev(&[]);
+    let directory = Arc::clone(&dev.directory);
+    drop(dev);
+    let second = Issuer::new("second");
+    std::fs::write(directory.path().join("second.json"), jwks(&[&second])).unwrap();
+    let ekm = Ekm::serve(&directory, |config| {
+        let issuer = "[[auth.issuers]]\niss = [\"https://second.example\", \"second.example\"]\n\
+                      callers = [\"*@second.example\"]\njwks_file = \"second.json\"\n\n[catalog]";
+        config.replace("[catalog]", issuer)
+    });
+    let first = ekm.issuer();
+    for iss in ["https://second.example", "second.example"] {
+        let good = second.token_with(json!({"iss": iss, "email": "agent@second.example"}));
+        assert_eq!(wrap(&ekm, &good).status, 200);
+    }
+    assert_eq!(wrap(&ekm, &first.token()).status, 200);
+    let foreign_caller = second.token_with(json!({"iss": "https://second.example"}));
+    assert_eq!(wrap(&ekm, &foreign_caller).status, 403, "the first issuer's callers are not the second's");
+    let foreign_key = first.token_with(json!({"iss": "https://second.example", "email": "agent@second.example"}));
+    assert_eq!(wrap(&ekm, &foreign_key).status, 401, "the first issuer's key does not sign for the second");
+}
+
+#[test]
 fn dev_token_mints_what_its_options_say() {
     let ekm = Ekm::dev(&[]);
     let mint = |options: &[&str]| {

@@ -220,7 +220,7 @@ fn a_handshake_that_does_not_go_on_is_cut_off() {
         slow.write_all(&[*byte]).is_err() || !matches!(slow.read(&mut [0; 100]), Err(error) if waiting(&error))
     });
     assert!(cut, "a handshake may take for ever");
-    let timeouts = "ekm_connections_closed_total{reason=\"handshake_timeout\"}";
+    let timeouts = "ekm_connections_closed_total{listener=\"ekm\",reason=\"handshake_timeout\"}";
     ekm.eventually("counted", || ekm.metric(timeouts) == 5.0);
     assert_serves(&mut ekm.connect(), &ekm.ready.token);
 }

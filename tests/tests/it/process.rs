@@ -34,6 +34,20 @@ fn sigterm_and_sigint_finish_requests_under_way_and_lose_no_audit_line() {
 }
 
 #[test]
+fn a_second_signal_ends_a_drain_that_takes_its_time() {
+    let dev = Ekm::dev(&[]);
+    let directory = Arc::clone(&dev.directory);
+    drop(dev);
+    let mut ekm = Ekm::serve(&directory, |config| config + "drain_delay_ms = 3600000\n");
+    ekm.signal(Signal::TERM);
+    ekm.eventually("draining", || ekm.ops("/readyz").status == 503);
+    assert!(ekm.is_running());
+    assert_eq!(ekm.wrap(b"x", b"").len() % 4, 0, "requests are still served");
+    ekm.signal(Signal::TERM);
+    assert_eq!(ekm.wait().code(), Some(130));
+}
+
+#[test]
 fn a_killed_process_starts_again_with_the_same_keys_and_a_readable_audit_log() {
     let ekm = Ekm::dev(&["--softhsm"]);
     let blob = ekm.wrap(b"x", b"");

@@ -3,13 +3,10 @@
 use std::net::TcpStream;
 use std::time::Duration;
 
-use ekm_tests::{Connection, Ekm, base64};
+use ekm_tests::{Connection, Ekm, FaultProxy, Mode, base64};
 use serde_json::json;
 
 use crate::table::{PATIENCE, PLAINTEXT, Table, WRAP, assert_serves, good_body, good_headers, post_json, serve_with};
-
-/// The connection that asks for the metrics is in them.
-const SCRAPE: f64 = 1.0;
 
 /// `body` announced, but only `sent` bytes of it sent.
 fn partial(token: &str, announced: u64, sent: &str) -> Vec<u8> {
@@ -18,8 +15,12 @@ fn partial(token: &str, announced: u64, sent: &str) -> Vec<u8> {
         .into_bytes()
 }
 
+fn open_connections(ekm: &Ekm) -> f64 {
+    ekm.metric("ekm_connections{listener=\"ekm\"}")
+}
+
 fn closed_for(ekm: &Ekm, reason: &str) -> f64 {
-    ekm.metric(&format!("ekm_connections_closed_total{{reason=\"{reason}\"}}"))
+    ekm.metric(&format!("ekm_connections_closed_total{{listener=\"ekm\",reason=\"{reason}\"}}"))
 }
 
 /// Sends bytes one by one until the server closes or they are all sent.
@@ -118,7 +119,7 @@ fn one_connection_too_many_closes_the_one_that_has_been_idle_longest() {
     for connection in &mut connections[15..] {
         assert_serves(connection, token);
     }
-    ekm.eventually("bounded", || ekm.metric("ekm_connections") == 5.0 + SCRAPE);
+    ekm.eventually("bounded", || open_connections(&ekm) == 5.0);
 }
 
 #[test]
@@ -162,7 +163,7 @@ fn a_client_that_leaves_in_the_middle_of_a_request_harms_nobody() {
     for _ in 0..20 {
         drop(TcpStream::connect(ekm.address()).unwrap());
     }
-    ekm.eventually("over", || ekm.metric("ekm_connections") == SCRAPE);
+    ekm.eventually("over", || open_connections(&ekm) == 0.0);
     for line in ekm.audit() {
         let known = ["abandoned", "ok", "invalid_request"].contains(&line["code"].as_str().unwrap());
         assert!(known, "{line}");
@@ -178,7 +179,29 @@ fn silent_peers_that_never_begin_a_handshake_do_not_keep_others_out() {
     let ekm = serve_with("max_connections = 5\nhandshake_timeout_ms = 300000");
     let silent: Vec<_> = (0..50).map(|_| TcpStream::connect(ekm.address()).unwrap()).collect();
     ekm.eventually("accepted", || closed_for(&ekm, "evicted") == 45.0);
-    ekm.eventually("bounded", || ekm.metric("ekm_connections") == 5.0 + SCRAPE);
+    ekm.eventually("bounded", || open_connections(&ekm) == 5.0);
     assert_serves(&mut ekm.connect(), &ekm.ready.token);
     drop(silent);
+}
+
+#[test]
+fn a_network_that_delays_stalls_or_cuts_costs_only_what_is_on_it() {
+    let ekm = Ekm::dev(&[]);
+    let proxy = FaultProxy::to(ekm.address());
+    let connect = || Connection::open(proxy.address(), &ekm.ready.ca_file);
+    let mut far = connect().unwrap();
+    for mode in [Mode::Forward, Mode::Delay(Duration::from_millis(50))] {
+        proxy.set(mode);
+        assert_serves(&mut far, &ekm.ready.token);
+    }
+    proxy.set(Mode::Stall);
+    far.send(&post_json(WRAP, &ekm.ready.token, good_body())).unwrap();
+    assert!(!far.is_closed_within(Duration::from_millis(300)), "nothing comes through");
+    assert_serves(&mut ekm.connect(), &ekm.ready.token);
+    proxy.set(Mode::Forward);
+    assert_eq!(far.read_answer().unwrap().status, 200, "late for the caller, and still right");
+    proxy.set(Mode::Cut);
+    assert!(far.is_closed_within(PATIENCE));
+    assert!(connect().is_err());
+    assert_serves(&mut ekm.connect(), &ekm.ready.token);
 }
