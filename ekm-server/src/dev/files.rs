@@ -13,12 +13,19 @@ pub(super) fn make_directory(directory: &Path) -> Result<(), StartError> {
     made.map_err(StartError::io(format!("cannot make the directory {}", directory.display())))
 }
 
-/// Writes a file that only its owner may read; what an interrupted set-up left behind is replaced.
+/// Writes a file that only its owner may read, whole or not at all.
 pub(super) fn write_new(file: &Path, content: &str) -> Result<(), StartError> {
-    let open = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(file);
+    let whole = file.with_extension("new");
+    let open = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&whole);
     let written = open.and_then(|mut open| {
         open.write_all(content.as_bytes())?;
-        open.sync_all()
+        open.sync_all()?;
+        fs::rename(&whole, file)
     });
     written.map_err(StartError::io(format!("cannot write {}", file.display())))
+}
+
+/// As [`write_new`], but leaves a file alone that is there: with a key file that is replaced, every key under it is lost.
+pub(super) fn write_missing(file: &Path, content: &str) -> Result<(), StartError> {
+    if file.exists() { Ok(()) } else { write_new(file, content) }
 }

@@ -7,7 +7,7 @@ use ekm_core::hsm::initialize_softhsm_token;
 use ekm_core::software::KeyFile;
 
 use super::DevArgs;
-use super::files::{make_directory, write_new};
+use super::files::{make_directory, write_missing, write_new};
 use super::issuer::Issuer;
 use crate::config::Config;
 use crate::custodian::read_secret;
@@ -55,7 +55,10 @@ impl Setup {
         if config_file.exists() {
             agree(directory, args, &Config::read(&config_file)?)?;
         } else {
-            let text = make(directory, &wanted(args)?)?;
+            // A configuration that was lost: the keys say which custody it was.
+            let softhsm = directory.join("softhsm/tokens").exists() && args.pkcs11.is_none() && !args.softhsm;
+            let wanted = if softhsm { Wanted::SoftHsm { module: find_softhsm()? } } else { wanted(args)? };
+            let text = make(directory, &wanted)?;
             // Last, so that a set-up that was interrupted begins anew.
             write_new(&config_file, &text)?;
         }
@@ -137,7 +140,7 @@ fn agree(directory: &Path, args: &DevArgs, config: &Config) -> Result<(), StartE
 fn make(directory: &Path, wanted: &Wanted) -> Result<String, StartError> {
     let custody = match wanted {
         Wanted::Software => {
-            write_new(&directory.join("software.key"), &KeyFile::generate()?)?;
+            write_missing(&directory.join("software.key"), &KeyFile::generate()?)?;
             "# Keys in this process, wrapped by this file's key. 'ekm dev --softhsm' keeps them in an HSM.\n\
              [software]\nkey_file = \"software.key\"\n"
                 .to_owned()
@@ -148,8 +151,8 @@ fn make(directory: &Path, wanted: &Wanted) -> Result<String, StartError> {
             let tokens = toml_string(&softhsm.join("tokens"))?;
             let settings = format!("directories.tokendir = {}\nlog.level = ERROR\n", tokens.trim_matches('"'));
             write_new(&softhsm.join("softhsm2.conf"), &settings)?;
-            write_new(&softhsm.join("so-pin"), &random_pin()?)?;
-            write_new(&softhsm.join("pin"), &random_pin()?)?;
+            write_missing(&softhsm.join("so-pin"), &random_pin()?)?;
+            write_missing(&softhsm.join("pin"), &random_pin()?)?;
             format!(
                 "# Keys in a SoftHSM token. The file with the PIN is beside it.\n\
                  [hsm]\nmodule = {}\ntoken_label = \"{SOFTHSM_LABEL}\"\npin_file = \"softhsm/pin\"\n{}\n\

@@ -80,6 +80,20 @@ fn a_second_dev_on_the_same_directory_is_refused() {
 }
 
 #[test]
+fn a_lost_configuration_or_certificate_is_made_again_and_costs_no_key() {
+    for arguments in [&[][..], &["--softhsm"]] {
+        let first = Ekm::dev(arguments);
+        let blob = first.wrap(b"kept", b"");
+        let directory = Arc::clone(&first.directory);
+        drop(first);
+        std::fs::remove_file(directory.path().join("ekm.toml")).unwrap();
+        std::fs::remove_file(directory.path().join("tls/certificate.pem")).unwrap();
+        let again = Ekm::dev_in(&directory, &[]);
+        assert_eq!(again.unwrap(&blob, b"").json(), json!({"plaintext": base64("kept")}));
+    }
+}
+
+#[test]
 fn an_address_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
