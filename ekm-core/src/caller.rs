@@ -50,6 +50,9 @@ impl TryFrom<String> for CallerPattern {
         if text.trim() != text || text.is_empty() {
             return Err("a caller is an e-mail address, or a pattern with '*' in it, without spaces around");
         }
+        if !text.contains(['@', '*']) {
+            return Err("a caller is an e-mail address, or a pattern with '*' in it; this has neither '@' nor '*'");
+        }
         Ok(Self(text))
     }
 }
@@ -116,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_blank_pattern_is_refused() {
-        for text in ["", " ", " a@example.com"] {
+        for text in ["", " ", " a@example.com", "nonsense"] {
             assert!(CallerPattern::try_from(text.to_owned()).is_err());
         }
     }

@@ -130,8 +130,10 @@ impl Custodian {
             (Custody::Hsm, _, Some(replica)) => {
                 on_token(replica, move |token| token.generate_key(id, &format!("ekm {id}"))).await?;
                 let record = self.first_use(id).await;
-                if record.is_err() {
-                    on_token(replica, move |token| token.discard_key(id)).await?;
+                if record.is_err()
+                    && let Err(error) = on_token(replica, move |token| token.discard_key(id)).await
+                {
+                    tracing::error!(%error, key = %id, "a key that does not work stays on the token");
                 }
                 record.map_err(GenerateError::FirstUse)
             }

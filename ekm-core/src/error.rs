@@ -66,7 +66,9 @@ pub enum Error {
     #[error("the HSM's answer cannot be right: {0}")]
     HsmIntegrity(&'static str),
     /// The key's material could not be verified at start, or is no longer on the token.
-    #[error("the key's material is not available: the token does not hold it, or it failed its known-answer test")]
+    #[error(
+        "the key's material is not available: it is not where its custody says, or it failed its known-answer test"
+    )]
     KeyUnavailable,
     /// The queue in front of the token is full.
     #[error("the queue in front of the HSM is full")]
@@ -87,9 +89,6 @@ pub enum Error {
     /// The audit record could not be queued, so the request is not answered.
     #[error("the audit log cannot be written")]
     AuditUnavailable,
-    /// The service is shutting down.
-    #[error("the service is shutting down")]
-    Draining,
     /// A bug of ours.
     #[error("internal error: {0}")]
     Internal(&'static str),
@@ -136,7 +135,6 @@ impl Error {
             Self::CatalogStale => "catalog_stale",
             Self::DeadlineExceeded(_) => "deadline_exceeded",
             Self::AuditUnavailable => "audit_unavailable",
-            Self::Draining => "draining",
             Self::Internal(_) => "internal",
         }
     }
@@ -161,7 +159,7 @@ impl Error {
             | Self::Overloaded => Blame::Hsm,
             Self::CatalogStale => Blame::Storage,
             Self::IssuerUnavailable => Blame::Issuer,
-            Self::DeadlineExceeded(_) | Self::AuditUnavailable | Self::Draining | Self::Internal(_) => Blame::Us,
+            Self::DeadlineExceeded(_) | Self::AuditUnavailable | Self::Internal(_) => Blame::Us,
         }
     }
 }

@@ -91,7 +91,7 @@ pub enum InvalidPolicy {
     #[error("{0}")]
     Syntax(#[from] serde_json::Error),
     /// A policy that could allow nothing would deny everything, and a denial disables key versions at Google.
-    #[error("rule {rule} has no {what}; a rule that can match nothing denies by accident")]
+    #[error("{} has no {what}; what can match nothing denies by accident", if *.rule == 0 { "it".into() } else { format!("rule {rule}") })]
     Blank {
         /// Counted from 1; 0 stands for the policy itself.
         rule: usize,

@@ -76,7 +76,7 @@ impl App {
             authenticator,
             audit,
             metrics: Arc::clone(&metrics),
-            hosts: config.server.hosts.clone(),
+            hosts: config.server.hosts.get_ref().clone(),
             limits: RequestLimits::new(config),
             error_envelope: config.server.error_envelope,
             failures: FailureLog::default(),

@@ -87,7 +87,7 @@ fn serve(args: &ServeArgs) -> Result<(), StartError> {
         let (ekm, ops) = (address(app.ekm_address())?, address(app.ops_address())?);
         tracing::info!(%ekm, %ops, version = env!("CARGO_PKG_VERSION"), profile = config.profile.name(), "listening");
         let drained = app.run(stop).await;
-        tracing::info!(cut = drained.cut, took_ms = drained.took.as_millis(), "drained");
+        tracing::info!(cut = drained.cut, took_ms = drained.took.as_millis() as u64, "drained");
         Ok(())
     })
 }
@@ -98,7 +98,10 @@ fn check_config(args: &CheckConfigArgs) -> Result<(), StartError> {
     if args.print_effective {
         print!("{}", config.to_redacted_toml());
     } else {
-        println!("{}: fine (profile {})", args.file.display(), config.profile.name());
+        let (file, profile) = (args.file.display(), config.profile.name());
+        println!(
+            "{file}: fine (profile {profile}); its values, that is: files and HSM are tried when 'ekm serve' starts"
+        );
     }
     Ok(())
 }

@@ -66,6 +66,9 @@ pub fn read_secret(file: &Path) -> Result<SecretString, StartError> {
     use std::os::unix::fs::PermissionsExt;
     let refused = |problem: String| StartError::SecretFile { file: file.display().to_string(), problem };
     let metadata = std::fs::metadata(file).map_err(|error| refused(error.to_string()))?;
+    if !metadata.is_file() {
+        return Err(refused("it is no file".into()));
+    }
     let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o007 != 0 {
         return Err(refused(format!("everybody may read it (mode {mode:03o}); run 'chmod 600' on it")));

@@ -37,12 +37,15 @@ enum KeyCommand {
         /// The crypto space; made if it is not there
         #[arg(long, default_value = "v0/cryptospaces/default")]
         space: KeyPath,
-        /// Who may wrap and unwrap, with any justification; '*' in it stands for any run of characters. Repeat for more
-        #[arg(long = "caller", value_name = "EMAIL", required_unless_present = "policy", value_parser = caller)]
-        callers: Vec<CallerPattern>,
-        /// A policy in JSON instead, as described in docs/policies.md
-        #[arg(long, value_name = "FILE", conflicts_with = "callers")]
-        policy: Option<PathBuf>,
+        #[command(flatten)]
+        policy: PolicyArgs,
+    },
+    /// Put another policy in place of a key's
+    SetPolicy {
+        /// A path of the key
+        path: KeyPath,
+        #[command(flatten)]
+        policy: PolicyArgs,
     },
     /// Show every key
     List,
@@ -65,6 +68,17 @@ enum KeyCommand {
     },
 }
 
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct PolicyArgs {
+    /// Who may wrap and unwrap, with any justification; '*' in it stands for any run of characters. Repeat for more
+    #[arg(long = "caller", value_name = "EMAIL", value_parser = caller)]
+    callers: Vec<CallerPattern>,
+    /// A policy in JSON instead, as described in docs/policies.md
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+}
+
 fn caller(text: &str) -> Result<CallerPattern, String> {
     CallerPattern::try_from(text.to_owned()).map_err(str::to_owned)
 }
@@ -84,10 +98,14 @@ async fn change(config: &Config, args: KeyArgs) -> Result<(), StartError> {
             list(&store.load().await?.keys, args.output);
             return Ok(());
         }
-        KeyCommand::Create { path, space, callers, policy } => {
-            let policy = policy_of(callers, policy)?;
+        KeyCommand::Create { path, space, policy } => {
+            let policy = policy_of(policy)?;
             let custodian = custodian::open(config).await?;
             let revision = provision::create_key(&store, &custodian, &space, &path, &policy).await?;
+            (path, revision)
+        }
+        KeyCommand::SetPolicy { path, policy } => {
+            let revision = store.set_policy(&path, &policy_of(policy)?).await?;
             (path, revision)
         }
         KeyCommand::AddPath { path, new } => {
@@ -113,8 +131,8 @@ async fn change(config: &Config, args: KeyArgs) -> Result<(), StartError> {
     Ok(())
 }
 
-fn policy_of(callers: Vec<CallerPattern>, file: Option<PathBuf>) -> Result<Policy, StartError> {
-    let Some(file) = file else {
+fn policy_of(PolicyArgs { callers, policy }: PolicyArgs) -> Result<Policy, StartError> {
+    let Some(file) = policy else {
         let (verbs, justifications) = (vec![Verb::Wrap, Verb::Unwrap], Justifications::default());
         return Ok(Policy { rules: vec![Rule { callers, verbs, justifications }] });
     };
@@ -129,7 +147,7 @@ fn list(keys: &[KeyRecord], output: Output) {
     if output == Output::Json {
         let rows = keys.iter().map(|key| {
             json!({"id": key.id.to_string(), "paths": key.paths, "state": key.state.name(), "primary_version": key.primary,
-                   "custody": custody(key)})
+                   "custody": custody(key), "policy": serde_json::from_str::<serde_json::Value>(&key.policy).ok()})
         });
         return print(&serde_json::Value::from_iter(rows).to_string());
     }

@@ -99,6 +99,31 @@ impl RequestLimits {
             fields: Bounds { plaintext_bytes: limits.max_plaintext_bytes, aad_bytes: limits.max_aad_bytes },
         }
     }
+
+    async fn read(&self, body: &mut Body, deadline: Instant) -> Result<Bytes, Error> {
+        let invalid = |problem: String| Error::InvalidRequest { field: "body", problem };
+        let too_long = || invalid(format!("is longer than {} bytes", self.body_bytes));
+        // What Content-Length announces need not be waited for.
+        if body.size_hint().lower() > self.body_bytes as u64 {
+            return Err(too_long());
+        }
+        let until = deadline.min(Instant::now() + self.body);
+        match tokio::time::timeout_at(until.into(), Limited::new(body, self.body_bytes).collect()).await {
+            Ok(Ok(collected)) => Ok(collected.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_long()),
+            Ok(Err(_)) => Err(invalid("cannot be read to its end".into())),
+            Err(_) if until == deadline => Err(Error::DeadlineExceeded("reading the body")),
+            Err(_) => Err(invalid(format!("did not arrive within {} ms", self.body.as_millis()))),
+        }
+    }
+
+    /// Takes what is left of a body that nobody wants. If an HTTP/2 answer ends before its request does, the stream is reset behind
+    /// it (RFC 9113 §8.1), and some clients, curl 7.88 among them, then drop the answer. HTTP/1.1 has no such trouble.
+    async fn discard(&self, body: Body, deadline: Instant) {
+        let until = deadline.min(Instant::now() + Duration::from_secs(1));
+        let rest = Limited::new(body, 16 * self.body_bytes);
+        let _ = tokio::time::timeout_at(until.into(), rest.collect()).await;
+    }
 }
 
 /// The EKM listener's only route. axum's patterns cannot say "ends with `:wrap`", so the verb is split off in [`split_verb`].
@@ -195,15 +220,23 @@ async fn serve(
     record: &mut Record,
     deadline: Instant,
 ) -> Result<String, Error> {
-    let (head, body) = request.into_parts();
-    let split = split_verb(head.uri.path());
-    record.verb = split.as_ref().ok().map(|(_, verb)| *verb);
-    check_head(plane, &head)?;
-    let caller = plane.authenticator.authenticate(&head.headers, deadline).await?;
-    record.caller = Some(Arc::clone(&caller));
-    let (path, verb) = split?;
-    check_media_type(&head.headers)?;
-    let body = read(body, plane.limits.body, plane.limits.body_bytes).await?;
+    let (head, mut body) = request.into_parts();
+    let read = async {
+        let split = split_verb(head.uri.path());
+        record.verb = split.as_ref().ok().map(|(_, verb)| *verb);
+        check_head(plane, &head)?;
+        let caller = plane.authenticator.authenticate(&head.headers, deadline).await?;
+        record.caller = Some(Arc::clone(&caller));
+        let (path, verb) = split?;
+        check_media_type(&head.headers)?;
+        let body = plane.limits.read(&mut body, deadline).await?;
+        Ok::<_, Error>((caller, path, verb, body))
+    }
+    .await;
+    if read.is_err() && head.version == Version::HTTP_2 {
+        plane.limits.discard(body, deadline).await;
+    }
+    let (caller, path, verb, body) = read?;
     let request = wire::decode(verb, &path, &body, plane.limits.fields)?;
     record.justification = Some(request.justification.clone());
     record.relative_resource_name.clone_from(&request.relative_resource_name);
@@ -301,20 +334,6 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Error> {
     let charset = parameters.trim().to_ascii_lowercase();
     let utf8 = !charset.starts_with("charset=") || charset["charset=".len()..].trim_matches('"') == "utf-8";
     if media_type.trim().eq_ignore_ascii_case("application/json") && utf8 { Ok(()) } else { Err(wrong) }
-}
-
-async fn read(body: Body, patience: Duration, limit: usize) -> Result<Bytes, Error> {
-    let invalid = |problem: String| Error::InvalidRequest { field: "body", problem };
-    // What Content-Length announces need not be waited for.
-    if body.size_hint().lower() > limit as u64 {
-        return Err(invalid(format!("is longer than {limit} bytes")));
-    }
-    match tokio::time::timeout(patience, Limited::new(body, limit).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(invalid(format!("is longer than {limit} bytes"))),
-        Ok(Err(_)) => Err(invalid("cannot be read to its end".into())),
-        Err(_) => Err(invalid(format!("did not arrive within {} ms", patience.as_millis()))),
-    }
 }
 
 #[cfg(test)]

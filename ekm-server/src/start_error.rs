@@ -40,7 +40,7 @@ pub enum StartError {
         problem: String,
     },
     /// An address that cannot be listened on.
-    #[error("cannot listen on {address}: {cause}")]
+    #[error("cannot listen on {address}: {cause}; choose another address, with --listen or --ops-listen for 'ekm dev'")]
     Listen {
         /// The address.
         address: SocketAddr,

@@ -44,7 +44,6 @@ fn mapping(error: &Error) -> (StatusCode, Rpc) {
         | Error::CatalogStale
         | Error::DeadlineExceeded(_)
         | Error::AuditUnavailable
-        | Error::Draining
         | Error::Internal(_) => (StatusCode::SERVICE_UNAVAILABLE, Rpc::Unavailable),
     }
 }
@@ -120,7 +119,7 @@ mod tests {
             Error::UnwrapFailed | Error::NotImplemented(_) | Error::Denied(_) | Error::KeyDisabled => {}
             Error::HsmFault { .. } | Error::HsmTimeout | Error::HsmIntegrity(_) | Error::KeyUnavailable => {}
             Error::Overloaded | Error::IssuerUnavailable | Error::CatalogStale | Error::DeadlineExceeded(_) => {}
-            Error::AuditUnavailable | Error::Draining | Error::Internal(_) => {}
+            Error::AuditUnavailable | Error::Internal(_) => {}
         };
         let rows = vec![
             (Error::Unauthenticated(TokenDefect::Missing), 401, 16),
@@ -143,7 +142,6 @@ mod tests {
             (Error::CatalogStale, 503, 14),
             (Error::DeadlineExceeded("hsm"), 503, 14),
             (Error::AuditUnavailable, 503, 14),
-            (Error::Draining, 503, 14),
             (Error::Internal("x"), 503, 14),
         ];
         rows.iter().for_each(|(error, ..)| complete(error));

@@ -7,7 +7,8 @@ mod read;
 mod write;
 
 use std::future::Future;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::SqlSafeStr;
@@ -26,14 +27,29 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "catalog", include_str!("../migra
 #[derive(Clone)]
 pub struct CatalogStore {
     pool: SqlitePool,
+    file: PathBuf,
+    identity: (u64, u64),
 }
 
 /// Why the catalog cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    /// The database said no, or is not there.
+    /// The database said no.
     #[error("the catalog's database: {0}")]
     Database(#[from] sqlx::Error),
+    /// The file cannot be opened.
+    #[error("cannot open the catalog {file}: {cause}; 'ekm key create' makes a new one, in a directory that is there")]
+    Open {
+        /// The file.
+        file: String,
+        /// The reason.
+        cause: String,
+    },
+    /// The file was moved away or replaced while it was open: what is read is no longer what the path names.
+    #[error(
+        "the catalog {0} was moved or replaced under the running service; restart it to take over the file that is there now"
+    )]
+    Replaced(String),
     /// The schema is newer than this program, or a migration was changed after it was applied.
     #[error("the catalog's schema does not fit this version of ekm: {0}")]
     Schema(#[from] sqlx::migrate::MigrateError),
@@ -62,7 +78,7 @@ impl StorageError {
     /// The stable word for this error: heading in the error reference.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Database(_) | Self::Timeout => "catalog_database",
+            Self::Database(_) | Self::Open { .. } | Self::Replaced(_) | Self::Timeout => "catalog_database",
             Self::Schema(_) => "catalog_schema",
             Self::PathTaken(_) => "catalog_path_taken",
             Self::NotFound(_) => "catalog_not_found",
@@ -75,19 +91,37 @@ impl CatalogStore {
     /// Opens a SQLite catalog and brings its schema up to date. A missing file is made only if `create` says so: a mistyped
     /// name must not look like an empty catalog.
     pub async fn open_sqlite(file: &Path, create: bool) -> Result<Self, StorageError> {
+        let refused = |cause: &dyn std::fmt::Display| {
+            let (file, cause) = (file.display().to_string(), cause.to_string());
+            StorageError::Open { file, cause }
+        };
+        // Made here and not by SQLite, so that it is for its owner only; SQLite gives its other files the same mode.
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create(create)
+            .mode(0o600)
+            .open(file)
+            .map_err(|error| refused(&error))?;
         let options = SqliteConnectOptions::new()
             .filename(file)
-            .create_if_missing(create)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full) // an acknowledged key survives power loss
             .foreign_keys(true)
             .busy_timeout(CALL_TIMEOUT);
         // One connection: SQLite has one writer, and the data plane does not read here.
         let pool = SqlitePoolOptions::new().max_connections(1).acquire_timeout(CALL_TIMEOUT);
-        let store = Self { pool: pool.connect_with(options).await? };
+        let pool = pool.connect_with(options).await.map_err(|error| refused(&error))?;
+        let identity = identity(file).await.map_err(|error| refused(&error))?;
+        let store = Self { pool, file: file.to_owned(), identity };
         migrator().run(&store.pool).await?;
         Ok(store)
     }
+}
+
+/// What makes a file this file: device and inode.
+async fn identity(file: &Path) -> std::io::Result<(u64, u64)> {
+    let metadata = tokio::fs::metadata(file).await?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 fn migrator() -> Migrator {

@@ -11,8 +11,12 @@ use uuid::Uuid;
 use crate::{CatalogStore, StorageError, bounded};
 
 impl CatalogStore {
-    /// The current revision; grows by one with every change.
+    /// The current revision; grows by one with every change. Also notices when the file is no longer the one at its path: SQLite
+    /// itself would go on reading the old one.
     pub async fn revision(&self) -> Result<u64, StorageError> {
+        if crate::identity(&self.file).await.ok() != Some(self.identity) {
+            return Err(StorageError::Replaced(self.file.display().to_string()));
+        }
         bounded(async {
             let row = sqlx::query("SELECT revision FROM catalog WHERE singleton = 1").fetch_one(&self.pool).await?;
             Ok::<_, sqlx::Error>(row.try_get::<i64, _>(0)?.cast_unsigned())

@@ -52,12 +52,7 @@ impl CatalogStore {
             let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
             let space = space_id(&mut tx, key.space).await?;
             let space = space.ok_or_else(|| StorageError::NotFound(key.space.clone()))?;
-            let policy = Uuid::new_v4().to_string();
-            sqlx::query("INSERT INTO policies (id, document) VALUES ($1, $2)")
-                .bind(&policy)
-                .bind(key.policy.to_json())
-                .execute(&mut *tx)
-                .await?;
+            let policy = add_policy(&mut tx, key.policy).await?;
             sqlx::query(
                 "INSERT INTO keys (id, space_id, policy_id, purpose, state, primary_version, created_at)
                  VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -106,6 +101,21 @@ impl CatalogStore {
         .await
     }
 
+    /// Puts another policy in place of a key's. Returns the revision.
+    pub async fn set_policy(&self, path: &KeyPath, policy: &Policy) -> Result<u64, StorageError> {
+        bounded(async {
+            let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+            let key = key_id(&mut tx, path).await?;
+            let policy = add_policy(&mut tx, policy).await?;
+            let query = sqlx::query("UPDATE keys SET policy_id = $1 WHERE id = $2").bind(policy).bind(key.to_string());
+            query.execute(&mut *tx).await?;
+            let revision = next_revision(&mut tx).await?;
+            tx.commit().await?;
+            Ok::<_, StorageError>(revision)
+        })
+        .await
+    }
+
     /// Pauses a key, or takes the pause back. Returns the revision.
     pub async fn set_key_state(&self, path: &KeyPath, state: KeyState) -> Result<u64, StorageError> {
         bounded(async {
@@ -138,6 +148,13 @@ async fn key_id(tx: &mut SqliteConnection, path: &KeyPath) -> Result<Uuid, Stora
         row: path.to_string(),
         problem: error.to_string(),
     })
+}
+
+async fn add_policy(tx: &mut SqliteConnection, policy: &Policy) -> Result<String, StorageError> {
+    let id = Uuid::new_v4().to_string();
+    let query = sqlx::query("INSERT INTO policies (id, document) VALUES ($1, $2)").bind(&id).bind(policy.to_json());
+    query.execute(tx).await?;
+    Ok(id)
 }
 
 async fn add_alias(tx: &mut SqliteConnection, path: &KeyPath, key: Uuid) -> Result<(), StorageError> {

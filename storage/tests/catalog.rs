@@ -105,7 +105,7 @@ async fn two_processes_that_add_the_same_path_at_once_make_one_key() {
 async fn a_missing_file_is_not_taken_for_an_empty_catalog() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("typo.db");
-    assert!(matches!(CatalogStore::open_sqlite(&file, false).await, Err(StorageError::Database(_))));
+    assert!(matches!(CatalogStore::open_sqlite(&file, false).await, Err(StorageError::Open { .. })));
     assert!(!file.exists());
 }
 
@@ -115,4 +115,28 @@ async fn a_file_that_is_no_database_is_refused() {
     let file = directory.path().join("catalog.db");
     std::fs::write(&file, "this is a text file, long enough to be looked at as a database header").unwrap();
     assert!(CatalogStore::open_sqlite(&file, false).await.is_err());
+}
+
+#[tokio::test]
+async fn a_file_that_is_replaced_or_moved_away_is_noticed() {
+    let fixture = fixture().await;
+    let file = fixture.directory.path().join("catalog.db");
+    std::fs::rename(&file, file.with_extension("away")).unwrap();
+    assert!(matches!(fixture.store.revision().await, Err(StorageError::Replaced(_))));
+    std::fs::copy(file.with_extension("away"), &file).unwrap();
+    assert!(matches!(fixture.store.revision().await, Err(StorageError::Replaced(_))));
+    std::fs::rename(file.with_extension("away"), &file).unwrap();
+    assert!(fixture.store.revision().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_new_catalog_is_for_its_owner_only_and_a_policy_can_be_exchanged() {
+    use std::os::unix::fs::PermissionsExt;
+    let fixture = fixture().await;
+    let mode = std::fs::metadata(fixture.directory.path().join("catalog.db")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    fixture.add(&path("v0/keys/a")).await.unwrap();
+    let policy = Policy::parse(r#"{"rules":[{"callers":["a@b"],"verbs":["wrap"]}]}"#).unwrap();
+    assert_eq!(fixture.store.set_policy(&path("v0/keys/a"), &policy).await.unwrap(), 3);
+    assert_eq!(Policy::parse(&fixture.store.load().await.unwrap().keys[0].policy).unwrap(), policy);
 }

@@ -45,7 +45,8 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} failed with {}", self.function, self.code)
+        let joint = if self.code.starts_with("CKR_") { " failed with" } else { ":" };
+        write!(f, "{}{joint} {}", self.function, self.code)
     }
 }
 

@@ -215,9 +215,10 @@ impl Token {
 fn load(path: &Path) -> Result<Pkcs11, TokenError> {
     let refused = |cause: String| TokenError::Module { module: path.display().to_string(), cause };
     let module = Pkcs11::new(path).map_err(|error| refused(error.to_string()))?;
-    module
-        .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
-        .map_err(|error| refused(error.to_string()))?;
+    module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)).map_err(|error| {
+        // What libraries say, in this unhelpful form, when they do not find their own configuration.
+        refused(format!("{}; does it find its own configuration? See [hsm.environment]", Fault::from(error)))
+    })?;
     Ok(module)
 }
 

@@ -78,6 +78,10 @@ impl Jwks {
     /// Starts the background task, and waits for its first attempt.
     pub(super) async fn start(issuer: &Issuer, metrics: Arc<Metrics>) -> Result<Self, JwksError> {
         let source = Source::new(issuer)?;
+        if let Source::File(_) = &source {
+            // A file that is not there or no good is a mistake in the configuration, and no outage elsewhere.
+            parse(&source.fetch().await?)?;
+        }
         let empty = KeySet { keys: Keys::new(), generation: 0, fetched: None };
         let shared = Arc::new(Shared { current: ArcSwap::from_pointee(empty), wanted: Notify::new() });
         let never = Attempt { started: Instant::now(), succeeded: false };
@@ -164,7 +168,7 @@ impl Refresher {
                 }
                 Err(error) => {
                     self.metrics.jwks_fetches.with_label_values(&[&self.name, "error"]).inc();
-                    tracing::error!(issuer = self.name, %error, "key set not refreshed; the one in use stays");
+                    tracing::error!(issuer = self.name, %error, "key set not fetched; what there was before stays in use");
                 }
             }
             self.report.send_replace(Attempt { started, succeeded });

@@ -9,8 +9,16 @@ use super::{Config, Hsm, Issuer, Profile};
 const CLOUD_KMS_TIMEOUT_MS: u64 = 150;
 
 pub(super) fn check(config: &Config) -> Result<(), Finding> {
+    check_listeners(config)?;
     check_limits(config)?;
     check_auth(config)?;
+    if let Err(error) = tracing_subscriber::EnvFilter::try_new(&config.log.filter) {
+        return finding(
+            0..0,
+            format!("log.filter: {error}"),
+            "write directives such as \"info\" or \"info,ekm_server=debug\"",
+        );
+    }
     if let Some(hsm) = &config.hsm {
         check_hsm(config, hsm)?;
     }
@@ -29,6 +37,21 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
 
 fn finding(span: Range<usize>, problem: impl Into<String>, help: impl Into<String>) -> Result<(), Finding> {
     Err(Finding { span, problem: problem.into(), help: help.into() })
+}
+
+fn check_listeners(config: &Config) -> Result<(), Finding> {
+    let hosts = &config.server.hosts;
+    if let Some(host) = hosts.get_ref().iter().find(|host| host.is_empty() || host.contains([':', '/'])) {
+        return finding(
+            hosts.span(),
+            format!("'{host}' would never match: a host is a name, without scheme, port and path"),
+            "write \"ekm.example.com\"",
+        );
+    }
+    if config.server.listen == config.ops.listen && config.ops.listen.port() != 0 {
+        return finding(0..0, "both listeners have the same address", "give [ops] another port, such as 9443");
+    }
+    Ok(())
 }
 
 /// `Cloud KMS's 150 ms > request deadline > HSM deadline`: the outer one must never give up while the inner one still works.
@@ -117,6 +140,9 @@ fn check_issuer(profile: Profile, span: Range<usize>, issuer: &Issuer) -> Result
                 );
             }
             Ok(())
+        }
+        (None, Some(_)) if issuer.jwks_cache_file.is_some() => {
+            finding(span, "jwks_cache_file goes with jwks_url only", "remove it: a jwks_file is always there")
         }
         (None, Some(_)) => Ok(()),
         _ => finding(span, "an issuer needs either jwks_url or jwks_file", "write exactly one of the two"),

@@ -63,8 +63,15 @@ fn render(file: &Path, text: &str, span: Range<usize>, problem: &str, help: Opti
     out
 }
 
-/// The nearest of the names that serde lists: "unknown field `modul`, expected one of `module`, …".
+/// What to write instead; for a name that is not known the nearest of those that serde lists: "unknown field `modul`, expected one
+/// of `module`, …".
 fn suggestion(message: &str) -> Option<String> {
+    if message.contains("socket address") {
+        return Some("write an IP address and a port, such as \"0.0.0.0:8443\"".into());
+    }
+    if message.starts_with("missing field") {
+        return Some("add it; the samples in deploy/config/ have every field, explained".into());
+    }
     let mut names = message.split('`').skip(1).step_by(2);
     let written = names.next()?;
     let known = names.collect::<Vec<_>>();

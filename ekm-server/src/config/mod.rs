@@ -76,8 +76,8 @@ pub struct Server {
     /// PEM, PKCS#8 or SEC1. ECDSA P-256 costs a quarter of RSA-2048 in a handshake.
     pub private_key_file: PathBuf,
     /// The hosts that this service answers for; empty means any. Others get 421.
-    #[serde(default)]
-    pub hosts: Vec<String>,
+    #[serde(default = "defaults::hosts")]
+    pub hosts: Spanned<Vec<String>>,
     /// Puts errors into `{"error":{…}}`, as some deployments of the protocol do.
     #[serde(default)]
     pub error_envelope: bool,
@@ -274,6 +274,9 @@ impl Default for Limits {
 mod defaults {
     use toml::Spanned;
 
+    pub(super) fn hosts() -> Spanned<Vec<String>> {
+        Spanned::new(0..0, Vec::new())
+    }
     pub(super) fn clock_leeway_s() -> u64 {
         60
     }
@@ -426,7 +429,12 @@ mod tests {
             ("profile = \"small\"", "profile = \"smal\"", "unknown variant"),
             ("module = ", "modul = ", "did you mean 'module'?"),
             ("listen = \"0.0.0.0:8443\"", "listen = 8443", "socket address"),
-            ("listen = \"0.0.0.0:8443\"", "listen = \"localhost\"", "socket address"),
+            ("listen = \"0.0.0.0:8443\"", "listen = \"localhost\"", "such as \"0.0.0.0:8443\""),
+            (
+                "[catalog]\nsqlite_file = \"/var/lib/ekm/catalog.db\"",
+                "",
+                "the samples in deploy/config/ have every field",
+            ),
             ("deadline_ms = 60", "deadline_ms = 100", "shorter than limits.request_deadline_ms"),
             ("request_deadline_ms = 100", "request_deadline_ms = 150", "Cloud KMS gives up after 150 ms"),
             ("deadline_ms = 60", "deadline_ms = \"60 ms\"", "invalid type: string"),
@@ -437,7 +445,12 @@ mod tests {
             ("pin_file = ", "pin_env = \"EKM_PIN\"\npin_file = ", "pin_file"),
             ("[hsm]", "[software]\nkey_file = \"k\"\n[hsm]", "profile = \"test\""),
             ("jwks_url = \"https:", "jwks_url = \"http:", "https"),
-            ("sessions = 8", "sessions = 0", "sessions"),
+            ("#sessions = 1", "sessions = 0", "sessions"),
+            ("hosts = [\"ekm", "hosts = [\"https://ekm", "a host is a name"),
+            ("hosts = [\"ekm.example.com", "hosts = [\"ekm.example.com:8443", "a host is a name"),
+            ("listen = \"127.0.0.1:9443\"", "listen = \"0.0.0.0:8443\"", "both listeners"),
+            ("filter = \"info\"", "filter = \"=loud=\"", "log.filter"),
+            ("jwks_url = \"https://www.googleapis.com/oauth2/v3/certs\"", "jwks_file = \"f\"", "jwks_cache_file"),
         ] {
             assert!(good.contains(from), "the sample no longer has {from:?}");
             let error = parse(&good.replacen(from, to, 1)).err().unwrap_or_else(|| panic!("{to:?} was accepted"));

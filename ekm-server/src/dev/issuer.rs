@@ -25,7 +25,7 @@ pub(super) struct Issuer {
 
 impl Issuer {
     pub(super) fn open_or_make(directory: &Path) -> Result<Self, StartError> {
-        if !directory.join("jwks.json").exists() {
+        if !directory.join("jwks.json").exists() || !directory.join("private-key.pem").exists() {
             make(directory)?;
         }
         Self::open(directory)

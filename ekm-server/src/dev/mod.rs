@@ -47,15 +47,16 @@ pub(crate) struct DevArgs {
     /// Do every operation in a SoftHSM token, made in the data directory
     #[arg(long, conflicts_with = "token_label")]
     softhsm: bool,
-    /// Where Cloud KMS would call; port 0 takes a free one
-    #[arg(long, default_value = "127.0.0.1:8443", value_name = "ADDRESS")]
-    listen: SocketAddr,
-    /// Health and metrics; port 0 takes a free one
-    #[arg(long, default_value = "127.0.0.1:9443", value_name = "ADDRESS")]
-    ops_listen: SocketAddr,
-    /// How long a request may take, in milliseconds. Cloud KMS gives up after 150; more helps on slow machines
-    #[arg(long, default_value_t = 100, value_name = "MS")]
-    deadline_ms: u64,
+    /// Where Cloud KMS would call; port 0 takes a free one [default: 127.0.0.1:8443, or what ekm.toml says]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Health and metrics; port 0 takes a free one [default: 127.0.0.1:9443, or what ekm.toml says]
+    #[arg(long, value_name = "ADDRESS")]
+    ops_listen: Option<SocketAddr>,
+    /// How long a request may take, in milliseconds. Cloud KMS gives up after 150; more helps on slow machines [default: 100,
+    /// or what ekm.toml says]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..))]
+    deadline_ms: Option<u64>,
     /// What to print when ready
     #[arg(long, value_enum, default_value = "text")]
     output: Output,
@@ -94,16 +95,21 @@ pub(crate) fn run(args: DevArgs) -> Result<(), StartError> {
     }
     let setup = Setup::prepare(&data, &args)?;
     let mut config = Config::read(&setup.config_file)?;
-    config.server.listen = args.listen;
-    config.ops.listen = args.ops_listen;
-    config.set_deadline(Duration::from_millis(args.deadline_ms))?;
+    config.server.listen = args.listen.unwrap_or(config.server.listen);
+    config.ops.listen = args.ops_listen.unwrap_or(config.ops.listen);
+    if let Some(milliseconds) = args.deadline_ms {
+        config.set_deadline(Duration::from_millis(milliseconds))?;
+    }
     if args.check {
         config.server.listen.set_port(0);
         config.ops.listen.set_port(0);
     }
     start_process(&config)?;
-    setup.ensure_token(&config)?;
-    runtime()?.block_on(serve(&config, &setup, &args))
+    let served = setup.ensure_token(&config).and_then(|()| runtime()?.block_on(serve(&config, &setup, &args)));
+    if served.is_err() && !config.catalog.sqlite_file.exists() {
+        setup.forget(); // no key was made yet, so the next attempt may ask for something else
+    }
+    served
 }
 
 async fn serve(config: &Config, setup: &Setup, args: &DevArgs) -> Result<(), StartError> {

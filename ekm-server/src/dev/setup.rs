@@ -71,6 +71,11 @@ impl Setup {
         self.directory.join("tls/certificate.pem")
     }
 
+    /// Takes back the configuration of a first start that failed.
+    pub(super) fn forget(&self) {
+        let _ = fs::remove_file(&self.config_file);
+    }
+
     /// Makes the SoftHSM token, if this directory is set up for one and does not have it yet.
     pub(super) fn ensure_token(&self, config: &Config) -> Result<(), StartError> {
         let tokens = self.directory.join("softhsm/tokens");
@@ -118,8 +123,9 @@ fn agree(directory: &Path, args: &DevArgs, config: &Config) -> Result<(), StartE
     }
     let agrees = match (wanted(args)?, &config.hsm) {
         (Wanted::SoftHsm { .. }, Some(_)) => directory.join("softhsm/tokens").exists(),
-        (Wanted::Pkcs11 { module, label, .. }, Some(hsm)) => {
-            *hsm.module.get_ref() == module && hsm.token_label.as_ref() == Some(&label)
+        (Wanted::Pkcs11 { module, label, pin_file }, Some(hsm)) => {
+            let same_pin_file = hsm.pin_file.as_ref() == Some(&pin_file);
+            *hsm.module.get_ref() == module && hsm.token_label.as_ref() == Some(&label) && same_pin_file
         }
         _ => false,
     };
@@ -131,7 +137,8 @@ fn agree(directory: &Path, args: &DevArgs, config: &Config) -> Result<(), StartE
         None => "custody 'software'".into(),
     };
     Err(StartError::Dev(format!(
-        "{} was set up with {has}, and its keys are there; for another HSM name another directory with --data",
+        "{} was set up with {has}, and its keys are there; leave the HSM's options out to go on with it, change its ekm.toml, or \
+         name another directory with --data",
         directory.display()
     )))
 }

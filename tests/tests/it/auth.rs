@@ -169,6 +169,22 @@ fn a_jwks_file_that_changes_is_read_when_a_token_asks_for_it() {
 }
 
 #[test]
+fn a_jwks_file_that_is_not_there_or_no_good_stops_the_start() {
+    let ekm = Ekm::dev(&[]);
+    let directory = Arc::clone(&ekm.directory);
+    drop(ekm);
+    let file = directory.path().join("issuer/jwks.json");
+    let check = || {
+        let output = ekm_tests::run_ekm(&["serve", "--config", directory.path().join("ekm.toml").to_str().unwrap()]);
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    std::fs::write(&file, "{\"keys\":[]}").unwrap();
+    assert!(check().contains("error[key_set]: the key set is refused: no RSA signing key in it"));
+    std::fs::remove_file(&file).unwrap();
+    assert!(check().contains("error[key_set]: cannot get the key set: "));
+}
+
+#[test]
 fn a_valid_token_of_somebody_else_is_403_and_says_why() {
     let ekm = Ekm::dev(&[]);
     let issuer = ekm.issuer();

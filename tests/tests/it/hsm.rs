@@ -89,6 +89,20 @@ fn a_directory_made_for_one_custody_is_not_used_for_another() {
 }
 
 #[test]
+fn a_first_start_that_fails_does_not_bind_the_directory_to_the_mistake() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().to_str().unwrap();
+    let none = directory.path().join("pin");
+    fs::write(&none, "1234").unwrap();
+    fs::set_permissions(&none, fs::Permissions::from_mode(0o600)).unwrap();
+    let pin = none.to_str().unwrap();
+    let mistaken = ["dev", "--data", data, "--check", "--pkcs11", "/bin/true", "--token-label", "x", "--pin-file", pin];
+    assert!(stderr(&run_ekm(&mistaken)).starts_with("error[hsm_module]"));
+    let output = run_ekm(&["dev", "--data", data, "--check", "--softhsm", "--deadline-ms", "20000"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn a_token_of_ones_own_is_used_by_label_and_pin_file() {
     let made = softhsm();
     let own = tempfile::tempdir().unwrap();

@@ -57,6 +57,18 @@ fn a_key_with_two_paths_opens_its_blobs_under_either() {
 }
 
 #[test]
+fn a_policy_can_be_exchanged_and_seen() {
+    let (ekm, directory) = serving();
+    assert_eq!(wrap(&ekm, "v0/keys/demo", Value::Null).0, 200);
+    key(&directory, &["set-policy", "v0/keys/demo", "--caller", "somebody@else.example"]).unwrap();
+    ekm.eventually("taken over", || wrap(&ekm, "v0/keys/demo", Value::Null).0 == 403);
+    let rows: Value = serde_json::from_str(&key(&directory, &["list", "--output", "json"]).unwrap()).unwrap();
+    assert_eq!(rows[0]["policy"]["rules"][0]["callers"], json!(["somebody@else.example"]));
+    key(&directory, &["set-policy", "v0/keys/demo", "--caller", "*"]).unwrap();
+    ekm.eventually("back", || wrap(&ekm, "v0/keys/demo", Value::Null).0 == 200);
+}
+
+#[test]
 fn a_blob_of_another_key_is_the_same_400_as_rubbish() {
     let (ekm, directory) = serving();
     key(&directory, &["create", "v0/keys/other", "--caller", "*"]).unwrap();
@@ -113,6 +125,8 @@ fn wrong_input_to_ekm_key_says_what_to_do_and_changes_nothing() {
         (&["create", "v0/keys/a:b", "--caller", "*"], "a key path consists of"),
         (&["create", "v0/keys/x"], "--caller"),
         (&["create", "v0/keys/x", "--caller", " "], "without spaces around"),
+        (&["create", "v0/keys/x", "--caller", "nonsense"], "neither '@' nor '*'"),
+        (&["set-policy", "v0/keys/none", "--caller", "*"], "error[catalog_not_found]"),
         (
             &["create", "v0/keys/x", "--policy", blank.to_str().unwrap()],
             "error[policy]: the policy is refused: rule 1 has no callers",
@@ -158,5 +172,14 @@ fn a_catalog_that_cannot_be_read_stops_nothing_but_answers_about_unknown_keys() 
     assert_eq!(wrap(&ekm, "v0/keys/demo", Value::Null).0, 200, "a known key goes on");
     assert_eq!(ekm.ops("/readyz").status, 200, "and the frontend stays ready");
     sqlite(&directory, "ALTER TABLE hidden RENAME TO catalog");
+    ekm.eventually("fresh again", || wrap(&ekm, "v0/keys/none", Value::Null).0 == 404);
+    // Replaced by a copy: what the service reads is no longer what `ekm key` changes.
+    let file = directory.path().join("catalog.db");
+    fs::rename(&file, file.with_extension("old")).unwrap();
+    fs::copy(file.with_extension("old"), &file).unwrap();
+    ekm.eventually("stale", || wrap(&ekm, "v0/keys/none", Value::Null).0 == 503);
+    assert!(ekm.log().contains("was moved or replaced under the running service; restart it"), "{}", ekm.log());
+    assert_eq!(wrap(&ekm, "v0/keys/demo", Value::Null).0, 200, "a known key goes on");
+    fs::rename(file.with_extension("old"), &file).unwrap();
     ekm.eventually("fresh again", || wrap(&ekm, "v0/keys/none", Value::Null).0 == 404);
 }

@@ -63,6 +63,39 @@ async fn http2_works_with_many_requests_at_once() {
     connection.abort();
 }
 
+/// An answer that leaves before its request is complete is followed by a reset of the stream, and curl 7.88 then drops the answer.
+#[test]
+fn curl_over_http2_always_reads_why_it_was_refused() {
+    let ekm = Ekm::dev(&[]);
+    let url = |path: &str| format!("{}{path}", ekm.ready.base_url);
+    let big = ekm.directory.path().join("big.json");
+    fs::write(&big, format!("{{\"plaintext\":\"{}\"}}", "A".repeat(400_000))).unwrap();
+    let (token, big) = (format!("Authorization: Bearer {}", ekm.ready.token), format!("@{}", big.display()));
+    for (header, path, body, status) in [
+        ("X: no token", "/v0/keys/demo:wrap", "{}", "401"),
+        (&*token, "/v0/keys/demo:wrapp", "{}", "404"),
+        (&*token, "/v0/keys/demo:wrap", &*big, "400"),
+    ] {
+        for _ in 0..15 {
+            let output = std::process::Command::new("curl")
+                .args([
+                    "--http2",
+                    "--silent",
+                    "--show-error",
+                    "--write-out",
+                    " %{http_code} %{http_version}",
+                    "--cacert",
+                ])
+                .arg(&ekm.ready.ca_file)
+                .args(["-H", header, "-H", "Content-Type: application/json", "-d", body, &url(path)])
+                .output()
+                .unwrap();
+            let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            assert!(stdout.ends_with(&format!(" {status} 2")) && stdout.starts_with("{\"code\":"), "{stdout} {stderr}");
+        }
+    }
+}
+
 #[test]
 fn a_new_certificate_is_used_without_a_restart_and_a_bad_one_is_not() {
     let ekm = Ekm::dev(&[]);
