@@ -43,20 +43,21 @@ async fn http2_works_with_many_requests_at_once() {
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let (send, connection) = h2::client::handshake(stream).await.unwrap();
     let connection = tokio::spawn(connection);
-    let mut answers = tokio::task::JoinSet::new();
-    for _ in 0..200 {
-        let (send, token, url) = (send.clone(), ekm.ready.token.clone(), ekm.ready.base_url.clone());
-        answers.spawn(async move {
-            let request = http::Request::post(format!("{url}/v0/keys/demo:wrap"))
-                .header("authorization", format!("Bearer {token}"))
-                .header("content-type", "application/json")
-                .body(())
-                .unwrap();
+    let wrap = |send: h2::client::SendRequest<bytes::Bytes>| {
+        let request = http::Request::post(format!("{}/v0/keys/demo:wrap", ekm.ready.base_url))
+            .header("authorization", format!("Bearer {}", ekm.ready.token))
+            .header("content-type", "application/json")
+            .body(())
+            .unwrap();
+        async move {
             let (answer, mut body) = send.ready().await.unwrap().send_request(request, false).unwrap();
             body.send_data(bytes::Bytes::from_static(br#"{"plaintext":"AA=="}"#), true).unwrap();
             answer.await.unwrap().status().as_u16()
-        });
-    }
+        }
+    };
+    // With the first answer the client has the server's settings, and so knows how many streams it may open at a time.
+    assert_eq!(wrap(send.clone()).await, 200);
+    let mut answers: tokio::task::JoinSet<u16> = (0..200).map(|_| wrap(send.clone())).collect();
     while let Some(status) = answers.join_next().await {
         assert_eq!(status.unwrap(), 200);
     }
