@@ -83,7 +83,14 @@ impl Ekm {
     pub async fn unwrap(&self, request: &Request<'_>, blob: &[u8], trace: &mut Trace) -> Result<Plaintext, Error> {
         let key = self.permitted(request, Verb::Unwrap, trace)?;
         let (id, sealed) = blob::parse(blob).ok_or(Error::UnwrapFailed)?;
-        let version = key.version(id).ok_or(Error::UnwrapFailed)?;
+        let version = match key.version(id) {
+            Some(version) => version,
+            // Perhaps a version that a catalog we cannot read already has.
+            None if id.key == key.id && self.snapshot_is_stale.load(Ordering::Relaxed) => {
+                return Err(Error::CatalogStale);
+            }
+            None => return Err(Error::UnwrapFailed),
+        };
         trace.used(version);
         self.custodian.unwrap(version, request.aad, sealed, request.deadline, &mut trace.hsm).await
     }
@@ -94,6 +101,7 @@ impl Ekm {
         trace.revision = snapshot.revision();
         let key = match snapshot.key(request.path) {
             Ok(key) => key,
+            Err(_) if !snapshot.can_deny(request.path) => return Err(Error::KeyUnavailable),
             Err(_) if self.snapshot_is_stale.load(Ordering::Relaxed) => return Err(Error::CatalogStale),
             Err(not_found) => return Err(not_found.into()),
         };

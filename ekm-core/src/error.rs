@@ -65,9 +65,9 @@ pub enum Error {
     /// The token returned something that cannot be right.
     #[error("the HSM's answer cannot be right: {0}")]
     HsmIntegrity(&'static str),
-    /// The key's material could not be verified at start, or is no longer on the token.
+    /// The key's row in the catalog is not sound, or its material could not be verified at start, or is no longer on the token.
     #[error(
-        "the key's material is not available: it is not where its custody says, or it failed its known-answer test"
+        "the key is not available: its row was refused, or its material is not where its custody says or failed its test"
     )]
     KeyUnavailable,
     /// The queue in front of the token is full.

@@ -1,6 +1,6 @@
 //! What a frontend knows: every key at one revision, immutable, looked up without lock and without I/O.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -17,6 +17,7 @@ pub struct Snapshot {
     keys: HashMap<KeyPath, Arc<Key>>,
     health: Option<Arc<Key>>,
     rejected: Vec<String>,
+    rejected_paths: HashSet<KeyPath>,
     unavailable: usize,
 }
 
@@ -73,12 +74,16 @@ impl Snapshot {
             keys: HashMap::with_capacity(catalog.keys.len()),
             health: None,
             rejected: Vec::new(),
+            rejected_paths: HashSet::new(),
             unavailable: 0,
         };
         for record in catalog.keys {
             match snapshot.check(&spaces, &record, opened) {
                 Ok(key) => snapshot.add(record, Arc::new(key)),
-                Err(problem) => snapshot.rejected.push(format!("key {}: {problem}", record.id)),
+                Err(problem) => {
+                    snapshot.rejected.push(format!("key {}: {problem}", record.id));
+                    snapshot.rejected_paths.extend(record.paths);
+                }
             }
         }
         snapshot
@@ -121,6 +126,12 @@ impl Snapshot {
     /// The key under a path.
     pub fn key(&self, path: &KeyPath) -> Result<&Arc<Key>, KeyNotFound> {
         self.keys.get(path).ok_or(KeyNotFound { _only_here: () })
+    }
+
+    /// Whether "there is no such key" can be said about a path at all: not if its row was left out, and not if there is no key
+    /// at all, which is more likely a catalog that was lost than a question about nothing.
+    pub fn can_deny(&self, path: &KeyPath) -> bool {
+        !self.keys.is_empty() && !self.rejected_paths.contains(path)
     }
 
     /// The key behind `/healthz`, if the catalog has one.
@@ -217,6 +228,13 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_catalog_denies_nothing() {
+        let path = KeyPath::parse("v0/keys/none").unwrap();
+        assert!(!build(Catalog::default()).can_deny(&path));
+        assert!(build(catalog(|_| ())).can_deny(&path));
+    }
+
+    #[test]
     fn a_bad_row_is_left_out_and_named_and_the_others_stay() {
         let changes: [fn(&mut KeyRecord); 7] = [
             |key| key.policy = String::new(),
@@ -231,6 +249,9 @@ mod tests {
             let snapshot = build(catalog(change));
             assert_eq!(snapshot.rejected().len(), 1);
             assert!(snapshot.key(&KeyPath::parse("v0/keys/good").unwrap()).is_ok());
+            let denies = |path| snapshot.can_deny(&KeyPath::parse(path).unwrap());
+            let conflict = snapshot.rejected()[0].contains("another key already");
+            assert!(denies("v0/keys/none") && (conflict || !denies("v0/keys/alias")));
         }
     }
 }

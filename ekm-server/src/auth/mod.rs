@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use jwks::Jwks;
 pub use jwks::JwksError;
 
-/// Tokens live an hour; a taken-back admission must not live as long in the cache.
+/// Tokens live an hour; what is checked about them only once must not count as long.
 const CACHED_FOR: Duration = Duration::from_secs(300);
 const CACHED_TOKENS: usize = 4096;
 

@@ -69,6 +69,25 @@ fn a_policy_can_be_exchanged_and_seen() {
 }
 
 #[test]
+fn a_key_whose_row_was_spoilt_is_a_503_and_never_a_404() {
+    let (ekm, directory) = serving();
+    key(&directory, &["create", "v0/keys/other", "--caller", "*"]).unwrap();
+    ekm.eventually("served", || wrap(&ekm, "v0/keys/other", Value::Null).0 == 200);
+    sqlite(
+        &directory,
+        "UPDATE policies SET document = '{\"rules\":[]}' WHERE id = (SELECT policy_id FROM keys JOIN key_aliases ON id = key_id
+         WHERE path = 'v0/keys/other'); UPDATE catalog SET revision = revision + 1",
+    );
+    ekm.eventually("refused", || wrap(&ekm, "v0/keys/other", Value::Null).0 != 200);
+    let (status, message) = wrap(&ekm, "v0/keys/other", Value::Null);
+    assert_eq!((status, &*message), (503, "temporarily unavailable, try again [key_unavailable]"));
+    assert_eq!(wrap(&ekm, "v0/keys/demo", Value::Null).0, 200, "the others go on");
+    assert_eq!(wrap(&ekm, "v0/keys/none", Value::Null).0, 404);
+    assert_eq!(ekm.metric("ekm_catalog_rejected_rows"), 1.0);
+    assert!(ekm.log().contains("its policy is refused"), "{}", ekm.log());
+}
+
+#[test]
 fn a_blob_of_another_key_is_the_same_400_as_rubbish() {
     let (ekm, directory) = serving();
     key(&directory, &["create", "v0/keys/other", "--caller", "*"]).unwrap();
@@ -170,6 +189,10 @@ fn a_catalog_that_cannot_be_read_stops_nothing_but_answers_about_unknown_keys() 
     sqlite(&directory, "ALTER TABLE catalog RENAME TO hidden");
     ekm.eventually("stale", || wrap(&ekm, "v0/keys/none", Value::Null).0 == 503);
     assert_eq!(wrap(&ekm, "v0/keys/demo", Value::Null).0, 200, "a known key goes on");
+    let mut newer = ekm_tests::unbase64(&ekm.wrap(b"x", b""));
+    newer[20] = 2; // the key's version 2, which this catalog may have and the snapshot has not
+    let body = json!({"wrappedBlob": ekm_tests::base64(&newer)}).to_string();
+    assert_eq!(ekm.post("/v0/keys/demo:unwrap", &body).status, 503);
     assert_eq!(ekm.ops("/readyz").status, 200, "and the frontend stays ready");
     sqlite(&directory, "ALTER TABLE hidden RENAME TO catalog");
     ekm.eventually("fresh again", || wrap(&ekm, "v0/keys/none", Value::Null).0 == 404);
