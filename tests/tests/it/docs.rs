@@ -93,6 +93,7 @@ fn links_between_the_documents_lead_somewhere() {
         "SECURITY.md",
         "docs/operations.md",
         "docs/errors.md",
+        "docs/bad-input.md",
         "docs/policies.md",
     ] {
         let path = repository.join(file);

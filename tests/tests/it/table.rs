@@ -1,4 +1,4 @@
-//! What the tables of bad input have in common. Their classes are those of section 12 of the reliability design; a
+//! What the tables of bad input have in common. Their classes are those of docs/bad-input.md; a
 //! row is one request, as it goes over the wire, and what has to come back.
 
 use std::io::ErrorKind;
