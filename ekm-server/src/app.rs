@@ -106,14 +106,10 @@ impl App {
         })
     }
 
-    /// The EKM listener's address.
-    pub fn ekm_address(&self) -> std::io::Result<SocketAddr> {
-        self.ekm_listener.address()
-    }
-
-    /// The ops listener's address.
-    pub fn ops_address(&self) -> std::io::Result<SocketAddr> {
-        self.ops_listener.address()
+    /// The addresses of the EKM listener and the ops listener, with the ports that port 0 became.
+    pub fn addresses(&self) -> Result<(SocketAddr, SocketAddr), StartError> {
+        let both = self.ekm_listener.address().and_then(|ekm| Ok((ekm, self.ops_listener.address()?)));
+        both.map_err(StartError::io("cannot tell the address"))
     }
 
     /// Serves until `stop`, then: readiness goes, the load balancer gets time to notice, no new connections, requests under

@@ -83,8 +83,7 @@ fn serve(args: &ServeArgs) -> Result<(), StartError> {
     runtime()?.block_on(async {
         let stop = termination().await.map_err(StartError::io("cannot listen to signals"))?;
         let app = App::build(&config).await?;
-        let address = |address: std::io::Result<_>| address.map_err(StartError::io("cannot tell the address"));
-        let (ekm, ops) = (address(app.ekm_address())?, address(app.ops_address())?);
+        let (ekm, ops) = app.addresses()?;
         tracing::info!(%ekm, %ops, version = env!("CARGO_PKG_VERSION"), profile = config.profile.name(), "listening");
         let drained = app.run(stop).await;
         tracing::info!(cut = drained.cut, took_ms = drained.took.as_millis() as u64, "drained");

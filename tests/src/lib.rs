@@ -8,7 +8,7 @@ mod web;
 
 pub use client::{Answer, Connection, tls_config};
 pub use issuer::Issuer;
-pub use process::{Directory, Ekm, Ready, ekm_binary, run_ekm};
+pub use process::{Directory, Ekm, Ready, ekm_binary, run_ekm, set_up};
 pub use proxy::{FaultProxy, Mode};
 pub use web::WebServer;
 

@@ -55,6 +55,11 @@ pub struct Ekm {
     pub ready: Ready,
 }
 
+/// A directory that `ekm dev` has set up and left, for `ekm serve` or for another start.
+pub fn set_up(arguments: &[&str]) -> Directory {
+    Arc::clone(&Ekm::dev(arguments).directory)
+}
+
 impl Ekm {
     /// `ekm dev` in a new directory, with deadlines that a loaded test machine keeps.
     pub fn dev(arguments: &[&str]) -> Self {

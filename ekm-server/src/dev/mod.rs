@@ -123,10 +123,10 @@ async fn serve(config: &Config, setup: &Setup, args: &DevArgs) -> Result<(), Sta
     }
     let custody = provision::custody_of(&custodian);
     let app = App::build_with(config, custodian, store).await?;
-    let address = |address: std::io::Result<_>| address.map_err(StartError::io("cannot tell the address"));
+    let (ekm, ops) = app.addresses()?;
     let ready = Ready {
-        ekm: address(app.ekm_address())?,
-        ops: address(app.ops_address())?,
+        ekm,
+        ops,
         ca_file: setup.certificate_file(),
         token: setup.issuer.mint(CALLER, AUDIENCE, TOKEN_TTL_S)?,
         custody,

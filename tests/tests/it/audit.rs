@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use ekm_tests::{Ekm, base64};
+use ekm_tests::{Ekm, base64, set_up};
 use serde_json::json;
 
 #[test]
@@ -100,9 +100,7 @@ fn logrotate_moves_the_file_and_sighup_opens_a_new_one() {
 
 #[test]
 fn when_the_disk_is_full_requests_are_refused_and_none_is_answered_without_a_record() {
-    let ekm = Ekm::dev(&[]);
-    let directory = std::sync::Arc::clone(&ekm.directory);
-    drop(ekm);
+    let directory = set_up(&[]);
     let ekm = Ekm::serve(&directory, |config| {
         let full = config.replace("file = \"audit.jsonl\"", "file = \"/dev/full\"\nqueue_length = 3");
         full.replace("request_deadline_ms = 20000", "request_deadline_ms = 300")

@@ -2,16 +2,14 @@
 
 use std::sync::Arc;
 
-use ekm_tests::{Answer, Ekm, Issuer, WebServer};
+use ekm_tests::{Answer, Ekm, Issuer, WebServer, set_up};
 use serde_json::json;
 
 const BODY: &str = r#"{"plaintext":"AA=="}"#;
 
 /// A service whose issuer publishes its keys at a URL, with whatever else the test wants in the issuer's table.
 fn with_url(server: &WebServer, more: &str) -> Ekm {
-    let dev = Ekm::dev(&[]);
-    let directory = Arc::clone(&dev.directory);
-    drop(dev);
+    let directory = set_up(&[]);
     serve_with_url(&directory, server, more)
 }
 
@@ -108,9 +106,7 @@ fn a_restart_works_while_the_issuer_is_away_if_its_key_set_was_kept() {
 #[test]
 fn a_key_set_comes_over_tls_from_the_configured_root_only_and_through_a_proxy_if_there_is_one() {
     let issuer = Issuer::new("far");
-    let dev = Ekm::dev(&[]);
-    let directory = Arc::clone(&dev.directory);
-    drop(dev);
+    let directory = set_up(&[]);
     let serve =
         |lines: String| Ekm::serve(&directory, |config| config.replace("jwks_file = \"issuer/jwks.json\"", &lines));
 
@@ -170,9 +166,7 @@ fn a_jwks_file_that_changes_is_read_when_a_token_asks_for_it() {
 
 #[test]
 fn a_jwks_file_that_is_not_there_or_no_good_stops_the_start() {
-    let ekm = Ekm::dev(&[]);
-    let directory = Arc::clone(&ekm.directory);
-    drop(ekm);
+    let directory = set_up(&[]);
     let file = directory.path().join("issuer/jwks.json");
     let check = || {
         let output = ekm_tests::run_ekm(&["serve", "--config", directory.path().join("ekm.toml").to_str().unwrap()]);
@@ -202,9 +196,7 @@ fn a_valid_token_of_somebody_else_is_403_and_says_why() {
 
 #[test]
 fn each_of_several_issuers_vouches_with_its_own_keys_for_its_own_callers_only() {
-    let dev = Ekm::dev(&[]);
-    let directory = Arc::clone(&dev.directory);
-    drop(dev);
+    let directory = set_up(&[]);
     let second = Issuer::new("second");
     std::fs::write(directory.path().join("second.json"), jwks(&[&second])).unwrap();
     let ekm = Ekm::serve(&directory, |config| {

@@ -1,10 +1,8 @@
 //! Bad fields (classes 57 to 62), and bad blobs as far as wrap_unwrap.rs does not have them (63 to 72).
 
-use std::sync::Arc;
-
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
-use ekm_tests::{CALLER, Ekm, base64, unbase64};
+use ekm_tests::{CALLER, Ekm, base64, set_up, unbase64};
 use serde_json::{Value, json};
 
 use crate::table::Expect::{Good, Refused};
@@ -174,9 +172,7 @@ fn a_verb_takes_its_own_field_and_not_the_others() {
 
 /// Beside the demo key: one whose policy wants a good reason, one for wrapping only, one of somebody else, one paused.
 fn serve_more_keys() -> Ekm {
-    let first = Ekm::dev(&[]);
-    let directory = Arc::clone(&first.directory);
-    drop(first);
+    let directory = set_up(&[]);
     let config = directory.path().join("ekm.toml");
     let key = |arguments: &[&str]| {
         let output = ekm_tests::run_ekm(&[&["key", "--config", config.to_str().unwrap()], arguments].concat());

@@ -6,7 +6,7 @@ use aws_lc_rs::hmac;
 use aws_lc_rs::signature::{RSA_PKCS1_SHA384, RSA_PKCS1_SHA512, RSA_PSS_SHA256};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE, URL_SAFE_NO_PAD};
-use ekm_tests::{CALLER, Ekm, Issuer, WebServer, base64};
+use ekm_tests::{CALLER, Ekm, Issuer, WebServer, base64, set_up};
 use serde_json::{Value, json};
 
 use crate::table::Expect::{Framing, Good, Refused};
@@ -455,9 +455,7 @@ fn a_valid_token_of_a_caller_who_is_not_admitted_gives_403_and_any_other_defect_
 
 #[test]
 fn a_token_in_the_cache_expires_like_any_other() {
-    let first = Ekm::dev(&[]);
-    let directory = Arc::clone(&first.directory);
-    drop(first);
+    let directory = set_up(&[]);
     let no_leeway = |config: String| config.replace("[auth]", "[auth]\nclock_leeway_s = 0");
     let ekm = Ekm::serve(&directory, no_leeway);
     let now = Issuer::now();

@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 
-use ekm_tests::{Ekm, run_ekm};
+use ekm_tests::{Ekm, run_ekm, set_up};
 
 fn deploy(file: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config").join(file).to_str().unwrap().to_owned()
@@ -78,9 +77,7 @@ fn every_command_explains_itself() {
 
 #[test]
 fn serve_refuses_a_deadline_chain_that_contradicts_itself() {
-    let dev = Ekm::dev(&["--softhsm"]);
-    let directory = Arc::clone(&dev.directory);
-    drop(dev);
+    let directory = set_up(&["--softhsm"]);
     let config = directory.path().join("ekm.toml");
     let text = fs::read_to_string(&config).unwrap().replace("deadline_ms = 60", "deadline_ms = 100");
     fs::write(&config, text).unwrap();
@@ -94,9 +91,7 @@ fn serve_refuses_a_deadline_chain_that_contradicts_itself() {
 
 #[test]
 fn errors_come_in_an_envelope_if_asked_for() {
-    let dev = Ekm::dev(&[]);
-    let directory = Arc::clone(&dev.directory);
-    drop(dev);
+    let directory = set_up(&[]);
     let ekm = Ekm::serve(&directory, |config| {
         config.replace("[server]", "[server]\nerror_envelope = true\nhosts = [\"localhost\"]")
     });

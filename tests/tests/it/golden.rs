@@ -2,17 +2,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 
-use ekm_tests::{Ekm, base64};
+use ekm_tests::{Ekm, base64, set_up};
 use serde_json::{Value, json};
 
 #[test]
 fn blobs_catalog_and_key_file_of_the_first_version_still_work() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/software-v1");
-    let dev = Ekm::dev(&[]);
-    let directory = Arc::clone(&dev.directory);
-    drop(dev);
+    let directory = set_up(&[]);
     for leftover in ["catalog.db-wal", "catalog.db-shm"] {
         let _ = fs::remove_file(directory.path().join(leftover));
     }

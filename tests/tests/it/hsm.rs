@@ -3,14 +3,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Output;
-use std::sync::Arc;
 
-use ekm_tests::{Directory, Ekm, base64, run_ekm, unbase64};
+use ekm_tests::{Directory, Ekm, base64, run_ekm, set_up, unbase64};
 use serde_json::json;
 
 fn softhsm() -> Directory {
-    let ekm = Ekm::dev(&["--softhsm"]);
-    Arc::clone(&ekm.directory)
+    set_up(&["--softhsm"])
 }
 
 /// Changes the configuration of a directory, runs `ekm dev --check` on it, and expects this error.
@@ -78,9 +76,7 @@ fn two_tokens_with_the_same_label_are_told_apart_by_serial_only() {
 
 #[test]
 fn a_directory_made_for_one_custody_is_not_used_for_another() {
-    let software = Ekm::dev(&[]);
-    let directory = Arc::clone(&software.directory);
-    drop(software);
+    let directory = set_up(&[]);
     let data = directory.path().to_str().unwrap();
     let error = stderr(&run_ekm(&["dev", "--data", data, "--softhsm", "--check"]));
     assert!(error.contains("was set up with custody 'software', and its keys are there"), "{error}");

@@ -1,15 +1,12 @@
 //! Keys and their policies, made with `ekm key` beside a running service.
 
 use std::fs;
-use std::sync::Arc;
 
-use ekm_tests::{Directory, Ekm, run_ekm};
+use ekm_tests::{Directory, Ekm, run_ekm, set_up};
 use serde_json::{Value, json};
 
 fn serving() -> (Ekm, Directory) {
-    let dev = Ekm::dev(&[]);
-    let directory = Arc::clone(&dev.directory);
-    drop(dev);
+    let directory = set_up(&[]);
     (Ekm::serve(&directory, |config| config), directory)
 }
 
@@ -179,9 +176,7 @@ fn sqlite(directory: &Directory, statement: &str) {
 
 #[test]
 fn a_catalog_that_cannot_be_read_stops_nothing_but_answers_about_unknown_keys() {
-    let dev = Ekm::dev(&[]);
-    let directory = Arc::clone(&dev.directory);
-    drop(dev);
+    let directory = set_up(&[]);
     let ekm = Ekm::serve(&directory, |config| {
         config.replace("[catalog]", "[catalog]\nstale_after_s = 1\npoll_interval_ms = 50")
     });

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::sync::Arc;
 
-use ekm_tests::{Ekm, base64, run_ekm};
+use ekm_tests::{Ekm, base64, run_ekm, set_up};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -35,9 +35,7 @@ fn sigterm_and_sigint_finish_requests_under_way_and_lose_no_audit_line() {
 
 #[test]
 fn a_second_signal_ends_a_drain_that_takes_its_time() {
-    let dev = Ekm::dev(&[]);
-    let directory = Arc::clone(&dev.directory);
-    drop(dev);
+    let directory = set_up(&[]);
     let mut ekm = Ekm::serve(&directory, |config| config + "drain_delay_ms = 3600000\n");
     ekm.signal(Signal::TERM);
     ekm.eventually("draining", || ekm.ops("/readyz").status == 503);

@@ -2,10 +2,9 @@
 //! row is one request, as it goes over the wire, and what has to come back.
 
 use std::io::ErrorKind;
-use std::sync::Arc;
 use std::time::Duration;
 
-use ekm_tests::{Answer, Connection, Ekm, base64};
+use ekm_tests::{Answer, Connection, Ekm, base64, set_up};
 use serde_json::json;
 
 /// A plaintext that nothing but an answer may ever show.
@@ -177,8 +176,6 @@ pub fn assert_serves(connection: &mut Connection, token: &str) {
 
 /// `ekm serve` with these lines in `[limits]`.
 pub fn serve_with(limits: &str) -> Ekm {
-    let first = Ekm::dev(&[]);
-    let directory = Arc::clone(&first.directory);
-    drop(first);
+    let directory = set_up(&[]);
     Ekm::serve(&directory, |config| config.replace("request_deadline_ms", &format!("{limits}\nrequest_deadline_ms")))
 }
