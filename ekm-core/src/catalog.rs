@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::blob::VersionId;
+use crate::blob::{Format, VersionId};
 use crate::path::KeyPath;
 
 /// Everything that a frontend needs to serve, at one revision.
@@ -54,7 +54,7 @@ pub struct VersionRecord {
     pub id: VersionId,
     /// Where the material lives.
     pub custody: Custody,
-    /// The material under the key file (`software`); never in the clear.
+    /// The material under the key file (`software`) or the HSM's root key (`hsm-wrapped`); never in the clear.
     pub wrapped_material: Option<Vec<u8>>,
     /// The known text of [`crate::custody`], wrapped under this version when it was made: the known answer of every later start.
     pub check_blob: Vec<u8>,
@@ -86,8 +86,20 @@ pub enum KeyState {
 pub enum Custody {
     /// An object on the token that never leaves it; every operation is an HSM operation.
     Hsm,
+    /// In the catalog, wrapped by the root key on the token; operations run in this process, in locked memory.
+    HsmWrapped,
     /// In the catalog, wrapped by a key file; operations run in this process. For development only.
     Software,
+}
+
+impl Custody {
+    /// The one format of blobs that its versions make and open.
+    pub fn format(self) -> Format {
+        match self {
+            Self::Hsm | Self::Software => Format::Gcm,
+            Self::HsmWrapped => Format::Xaes,
+        }
+    }
 }
 
 macro_rules! stored_names {
@@ -109,5 +121,5 @@ macro_rules! stored_names {
 stored_names! {
     Purpose { Wrap = "wrap", Health = "health" }
     KeyState { Enabled = "enabled", Disabled = "disabled" }
-    Custody { Hsm = "hsm", Software = "software" }
+    Custody { Hsm = "hsm", HsmWrapped = "hsm-wrapped", Software = "software" }
 }

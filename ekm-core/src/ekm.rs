@@ -1,7 +1,6 @@
 //! The two operations everything exists for.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -19,7 +18,8 @@ use crate::justification::Justification;
 use crate::path::KeyPath;
 use crate::policy::{self, Verb};
 use crate::secret::Plaintext;
-use crate::snapshot::{Key, KeyVersion, Snapshot};
+use crate::snapshot::{Key, Snapshot};
+use crate::version::KeyVersion;
 
 /// Keys, and the means to use them.
 pub struct Ekm {
@@ -58,16 +58,16 @@ pub struct Trace {
 }
 
 impl Ekm {
-    /// Opens every key of the catalog; there is no service before that, since an empty snapshot would call every key unknown.
-    pub async fn start(catalog: Catalog, custodian: Custodian) -> Self {
-        let snapshot = load(catalog, &custodian, HashMap::new()).await;
+    /// Takes over the catalog, and opens no key of it: each is proven when it is first used.
+    pub fn start(catalog: Catalog, custodian: Custodian) -> Self {
+        let snapshot = load(catalog, &custodian, HashMap::new());
         Self { snapshot: ArcSwap::from_pointee(snapshot), snapshot_is_stale: AtomicBool::new(false), custodian }
     }
 
     /// Takes over a newer catalog. Requests under way finish with the snapshot they have.
-    pub async fn reload(&self, catalog: Catalog) {
-        let known = self.snapshot.load().usable_versions();
-        self.snapshot.store(Arc::new(load(catalog, &self.custodian, known).await));
+    pub fn reload(&self, catalog: Catalog) {
+        let known = self.snapshot.load().versions().map(|version| (version.id, Arc::clone(version))).collect();
+        self.snapshot.store(Arc::new(load(catalog, &self.custodian, known)));
     }
 
     /// Encrypts a data key under the key's primary version, and returns the blob.
@@ -150,15 +150,17 @@ impl Trace {
     }
 }
 
-async fn load(
+/// What a version has proven holds as long as its row stays what it is.
+fn load(
     catalog: Catalog,
     custodian: &Custodian,
-    mut opened: HashMap<blob::VersionId, Arc<KeyVersion>>,
+    mut versions: HashMap<blob::VersionId, Arc<KeyVersion>>,
 ) -> Snapshot {
     for record in catalog.keys.iter().flat_map(|key| &key.versions) {
-        if let Entry::Vacant(place) = opened.entry(record.id) {
-            place.insert(custodian.open(record).await);
+        let version = versions.entry(record.id).or_insert_with(|| Arc::new(custodian.version(record)));
+        if !version.is_of(record) {
+            *version = Arc::new(custodian.version(record));
         }
     }
-    Snapshot::build(catalog, &opened)
+    Snapshot::build(catalog, &versions)
 }

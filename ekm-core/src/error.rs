@@ -62,10 +62,16 @@ pub enum Error {
     /// The token did not answer in time; the call may still hang.
     #[error("the HSM did not answer within its deadline")]
     HsmTimeout,
+    /// The HSM has not been here since the start.
+    #[error("the HSM is not here: {reason}")]
+    HsmAway {
+        /// What the last attempt to open it met.
+        reason: String,
+    },
     /// The token returned something that cannot be right.
     #[error("the HSM's answer cannot be right: {0}")]
     HsmIntegrity(&'static str),
-    /// The key's row in the catalog is not sound, or its material could not be verified at start, or is no longer on the token.
+    /// The key's row in the catalog is not sound, or its material failed its test, or is no longer on the token.
     #[error(
         "the key is not available: its row was refused, or its material is not where its custody says or failed its test"
     )]
@@ -128,6 +134,7 @@ impl Error {
             Self::KeyDisabled => "key_disabled",
             Self::HsmFault { .. } => "hsm_fault",
             Self::HsmTimeout => "hsm_timeout",
+            Self::HsmAway { .. } => "hsm_away",
             Self::HsmIntegrity(_) => "hsm_integrity",
             Self::KeyUnavailable => "key_unavailable",
             Self::Overloaded => "overloaded",
@@ -154,6 +161,7 @@ impl Error {
             Self::Denied(_) | Self::KeyDisabled => Blame::Policy,
             Self::HsmFault { .. }
             | Self::HsmTimeout
+            | Self::HsmAway { .. }
             | Self::HsmIntegrity(_)
             | Self::KeyUnavailable
             | Self::Overloaded => Blame::Hsm,

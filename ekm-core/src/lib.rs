@@ -18,10 +18,13 @@ pub mod policy;
 mod secret;
 mod snapshot;
 pub mod software;
+mod version;
+pub mod xaes;
 
 pub use ekm::{Ekm, Request, Trace};
 pub use error::{Blame, Error};
-pub use locked::Locked;
+pub use locked::{KeyArena, Locked, LockedKey};
 pub use path::{InvalidPath, KeyPath};
 pub use secret::Plaintext;
-pub use snapshot::{Key, KeyNotFound, KeyVersion, Material, Snapshot};
+pub use snapshot::{Key, KeyNotFound, Snapshot};
+pub use version::{KeyVersion, Unusable, VersionState};

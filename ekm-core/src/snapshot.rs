@@ -6,10 +6,10 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::blob::VersionId;
-use crate::catalog::{Catalog, Custody, KeyRecord, KeyState, Purpose};
+use crate::catalog::{Catalog, KeyRecord, KeyState, Purpose};
 use crate::path::KeyPath;
 use crate::policy::Policy;
-use crate::software::Cipher;
+use crate::version::{KeyVersion, VersionState};
 
 /// The catalog at one revision, parsed and verified.
 pub struct Snapshot {
@@ -18,7 +18,7 @@ pub struct Snapshot {
     health: Option<Arc<Key>>,
     rejected: Vec<String>,
     rejected_paths: HashSet<KeyPath>,
-    unavailable: usize,
+    versions: Vec<Arc<KeyVersion>>,
 }
 
 /// A key, ready for use.
@@ -35,28 +35,6 @@ pub struct Key {
     versions: Vec<Arc<KeyVersion>>,
 }
 
-/// One version of a key.
-pub struct KeyVersion {
-    /// Key and number.
-    pub id: VersionId,
-    /// Where its material lives.
-    pub custody: Custody,
-    /// The way to use it.
-    pub material: Material,
-    /// A blob with a known content: the known answer.
-    pub check_blob: Vec<u8>,
-}
-
-/// The way to use a key version.
-pub enum Material {
-    /// On the token: every operation is an HSM operation.
-    OnToken,
-    /// In locked memory of this process.
-    InProcess(Cipher),
-    /// Not to be had, or its known-answer test failed. Requests answer 503 until a restart finds it.
-    Unavailable,
-}
-
 /// The snapshot has no key under a path. Only a loaded snapshot can make one: that is how nothing else can become a 404.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there is no key under this path")]
@@ -66,7 +44,7 @@ pub struct KeyNotFound {
 
 impl Snapshot {
     /// Checks every row and takes what is sound. A row that is not is left out, and named in [`Self::rejected`]: one bad row
-    /// must not take the others' keys away. `opened` holds every version of the catalog, ready for use.
+    /// must not take the others' keys away. `opened` holds every version of the catalog.
     pub fn build(catalog: Catalog, opened: &HashMap<VersionId, Arc<KeyVersion>>) -> Self {
         let spaces: HashMap<_, _> = catalog.spaces.into_iter().map(|space| (space.id, space.path)).collect();
         let mut snapshot = Self {
@@ -75,7 +53,7 @@ impl Snapshot {
             health: None,
             rejected: Vec::new(),
             rejected_paths: HashSet::new(),
-            unavailable: 0,
+            versions: Vec::new(),
         };
         for record in catalog.keys {
             match snapshot.check(&spaces, &record, opened) {
@@ -108,19 +86,24 @@ impl Snapshot {
     }
 
     fn add(&mut self, record: KeyRecord, key: Arc<Key>) {
-        let unusable = |version: &&Arc<KeyVersion>| matches!(version.material, Material::Unavailable);
-        self.unavailable += key.versions.iter().filter(unusable).count();
+        self.versions.extend(key.versions.iter().cloned());
         match record.purpose {
             Purpose::Health => self.health = Some(key),
             Purpose::Wrap => self.keys.extend(record.paths.into_iter().map(|path| (path, Arc::clone(&key)))),
         }
     }
 
-    /// Every version that can be used, so that a newer snapshot need not open it again.
-    pub(crate) fn usable_versions(&self) -> HashMap<VersionId, Arc<KeyVersion>> {
-        let keys = self.keys.values().chain(&self.health);
-        let usable = |version: &&Arc<KeyVersion>| !matches!(version.material, Material::Unavailable);
-        keys.flat_map(|key| key.versions.iter().filter(usable)).map(|row| (row.id, Arc::clone(row))).collect()
+    /// Every version of every key.
+    pub fn versions(&self) -> impl Iterator<Item = &Arc<KeyVersion>> {
+        self.versions.iter()
+    }
+
+    /// The versions that cannot be served, and why.
+    pub fn failed_versions(&self) -> impl Iterator<Item = (&Arc<KeyVersion>, String)> {
+        self.versions.iter().filter_map(|version| match version.state() {
+            VersionState::Failed { reason } => Some((version, reason)),
+            VersionState::Proven | VersionState::Unproven => None,
+        })
     }
 
     /// The key under a path.
@@ -151,7 +134,7 @@ impl Snapshot {
 
     /// How many key versions cannot be used.
     pub fn unavailable_count(&self) -> usize {
-        self.unavailable
+        self.failed_versions().count()
     }
 
     /// The rows that were left out, and why.
@@ -176,17 +159,11 @@ impl Key {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{CryptoSpace, VersionRecord};
+    use crate::catalog::{CryptoSpace, Custody, VersionRecord};
 
     fn build(catalog: Catalog) -> Snapshot {
         let rows = catalog.keys.iter().flat_map(|key| &key.versions);
-        let open = |row: &VersionRecord| KeyVersion {
-            id: row.id,
-            custody: row.custody,
-            material: Material::OnToken,
-            check_blob: row.check_blob.clone(),
-        };
-        let opened = rows.map(|row| (row.id, Arc::new(open(row)))).collect();
+        let opened = rows.map(|row| (row.id, Arc::new(KeyVersion::new(row)))).collect();
         Snapshot::build(catalog, &opened)
     }
 
