@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::blob;
@@ -36,6 +37,8 @@ pub struct Request<'a> {
     pub caller: &'a Caller,
     /// Why.
     pub justification: &'a Justification,
+    /// The resource that Cloud KMS says it acts for, if it says so.
+    pub resource: Option<&'a str>,
     /// The protocol's additionalAuthenticatedData.
     pub aad: &'a [u8],
     /// After this nobody waits for the answer.
@@ -106,7 +109,9 @@ impl Ekm {
             Err(not_found) => return Err(not_found.into()),
         };
         trace.key = Some(key.id);
-        policy::decide(&key.policy, request.caller, verb, request.justification).map_err(Error::Denied)?;
+        let &Request { caller, justification, resource, .. } = request;
+        let question = policy::Request { caller, verb, justification, resource, now: OffsetDateTime::now_utc() };
+        policy::decide(&key.policy, &question).map_err(Error::Denied)?;
         match key.state {
             KeyState::Enabled => Ok(Arc::clone(key)),
             KeyState::Disabled => Err(Error::KeyDisabled),

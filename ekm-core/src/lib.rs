@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod custody;
 mod ekm;
 mod error;
+mod glob;
 pub mod hsm;
 pub mod justification;
 mod locked;

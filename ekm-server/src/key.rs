@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use ekm_core::KeyPath;
 use ekm_core::caller::CallerPattern;
 use ekm_core::catalog::{KeyRecord, KeyState, Purpose};
-use ekm_core::policy::{Justifications, Policy, Rule, Verb};
+use ekm_core::policy::{Policy, Rule};
 use ekm_storage::CatalogStore;
 use serde_json::json;
 
@@ -133,8 +133,7 @@ async fn change(config: &Config, args: KeyArgs) -> Result<(), StartError> {
 
 fn policy_of(PolicyArgs { callers, policy }: PolicyArgs) -> Result<Policy, StartError> {
     let Some(file) = policy else {
-        let (verbs, justifications) = (vec![Verb::Wrap, Verb::Unwrap], Justifications::default());
-        return Ok(Policy { rules: vec![Rule { callers, verbs, justifications }] });
+        return Ok(Policy::new(vec![Rule::for_callers(callers)])?);
     };
     let text = std::fs::read_to_string(&file).map_err(StartError::io(format!("cannot read {}", file.display())))?;
     Ok(Policy::parse(&text)?)

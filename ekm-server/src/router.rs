@@ -244,9 +244,15 @@ async fn serve(
     if Instant::now() >= deadline {
         return Err(Error::DeadlineExceeded("reading the body"));
     }
-    let CryptoRequest { input, aad, justification, .. } = request;
-    let request =
-        ekm_core::Request { path: &path, caller: &caller, justification: &justification, aad: &aad, deadline };
+    let CryptoRequest { input, aad, justification, relative_resource_name, .. } = request;
+    let request = ekm_core::Request {
+        path: &path,
+        caller: &caller,
+        justification: &justification,
+        resource: relative_resource_name.as_deref(),
+        aad: &aad,
+        deadline,
+    };
     let (ekm, trace) = (&plane.ekm, &mut record.trace);
     match verb {
         Verb::Wrap => ekm.wrap(&request, input, trace).await.map(|blob| wire::encode_wrapped(&blob)),

@@ -112,7 +112,7 @@ pub struct CryptoRequest {
     pub aad: Vec<u8>,
     /// Why.
     pub justification: Justification,
-    /// Google's name of the key version, for the audit line.
+    /// Google's name of the key version, cut at 1024 bytes; for the policy and the audit line.
     pub relative_resource_name: Option<String>,
     /// Google's own probe; changes nothing but what audit and metrics say.
     pub is_key_health_check: bool,

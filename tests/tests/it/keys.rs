@@ -130,6 +130,23 @@ fn a_policy_decides_about_caller_verb_and_justification_and_a_denial_names_which
 }
 
 #[test]
+fn a_policy_decides_about_the_resource_that_google_names() {
+    let (ekm, directory) = serving();
+    let policy = directory.path().join("policy.json");
+    let document = json!({"rules": [{"callers": ["*"], "verbs": ["wrap"], "resources": ["projects/p/*"]}]});
+    fs::write(&policy, document.to_string()).unwrap();
+    key(&directory, &["create", "v0/keys/bound", "--policy", policy.to_str().unwrap()]).unwrap();
+    let named = |name: &str| json!({"relativeResourceName": name});
+    ekm.eventually("served", || wrap(&ekm, "v0/keys/bound", named("projects/p/locations/eu")).0 == 200);
+    for (context, problem) in [
+        (named("projects/q/locations/eu"), "the key's policy does not name the request's resource"),
+        (json!({}), "the key's policy allows this for certain resources only, and the request names none"),
+    ] {
+        assert_eq!(wrap(&ekm, "v0/keys/bound", context), (403, format!("{problem} [denied]")));
+    }
+}
+
+#[test]
 fn wrong_input_to_ekm_key_says_what_to_do_and_changes_nothing() {
     let (_ekm, directory) = serving();
     let before = key(&directory, &["list", "--output", "json"]).unwrap();
