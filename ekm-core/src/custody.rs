@@ -270,11 +270,12 @@ impl Custodian {
         blob: &[u8],
         patience: Patience,
     ) -> Result<Plaintext, Unusable> {
+        let replica = self.here()?;
         let Some((root, Sealed::Gcm(sealed))) = blob::parse(blob) else {
             return Err(lasting("what should be wrapped by the root key is no blob of format 1"));
         };
         let (key, aad) = (TokenKey { id: root, check_blob: None }, blob::secret_aad(root, context));
-        let unwrapped = self.here()?.unwrap(key, aad, sealed, patience, &mut Timing::default()).await;
+        let unwrapped = replica.unwrap(key, aad, sealed, patience, &mut Timing::default()).await;
         unwrapped.map_err(|error| under_root(root, error))
     }
 
@@ -411,10 +412,12 @@ fn noting_a_loss<T>(version: &KeyVersion, outcome: Result<T, Error>) -> Result<T
 /// What an error means for a secret under a root key.
 fn under_root(root: VersionId, error: Error) -> Unusable {
     match error {
-        Error::KeyUnavailable => Unusable::Lasting(format!("the token does not hold the root {root}; is it the right token?")),
-        Error::UnwrapFailed => {
-            Unusable::Lasting(format!("it was not wrapped by the root {root} on this token, or for something else, or was changed"))
+        Error::KeyUnavailable => {
+            Unusable::Lasting(format!("the token does not hold the root {root}; is it the right token?"))
         }
+        Error::UnwrapFailed => Unusable::Lasting(format!(
+            "it was not wrapped by the root {root} on this token, or for something else, or was changed"
+        )),
         error => Unusable::Passing(error),
     }
 }
@@ -433,5 +436,131 @@ async fn on_token(
 async fn discard(replica: &Replica, id: VersionId) {
     if let Err(error) = on_token(replica, move |token| token.discard_key(id)).await {
         tracing::error!(%error, key = %id, "a key that does not work stays on the token");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::version::VersionState;
+
+    fn custodian() -> Custodian {
+        Custodian::new(Some(KeyFile::parse(&KeyFile::generate().unwrap()).unwrap()), Hsm::NotConfigured)
+    }
+
+    fn id() -> VersionId {
+        VersionId { key: Uuid::new_v4(), number: 1 }
+    }
+
+    fn wait<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
+    }
+
+    fn wrap(custodian: &Custodian, version: &KeyVersion, aad: &[u8], text: &[u8]) -> Result<Sealed, Error> {
+        let (text, deadline) = (Plaintext::new(text.to_vec()), Instant::now() + PATIENCE);
+        wait(custodian.wrap(version, aad, text, deadline, &mut Timing::default()))
+    }
+
+    /// As [`crate::Ekm::unwrap`] does it: whatever is no blob of this version is the caller's fault.
+    fn unwrap(custodian: &Custodian, version: &KeyVersion, aad: &[u8], blob: &[u8]) -> Result<Vec<u8>, Error> {
+        let Some((_, sealed)) = blob::parse(blob).filter(|(id, _)| *id == version.id) else {
+            return Err(Error::UnwrapFailed);
+        };
+        let deadline = Instant::now() + PATIENCE;
+        let unwrapped = wait(custodian.unwrap(version, aad, sealed, deadline, &mut Timing::default()));
+        unwrapped.map(|plaintext| plaintext.as_bytes().to_vec())
+    }
+
+    /// A proven version whose material is in this process.
+    fn in_process(custodian: &Custodian, custody: Custody, id: VersionId) -> KeyVersion {
+        let record = in_process_record(custody, id, &[7; 32], Vec::new()).unwrap();
+        let version = custodian.version(&record);
+        version.set_proven(Material::InProcess(custodian.keys.store(&[7; 32]).unwrap()));
+        version
+    }
+
+    proptest! {
+        #[test]
+        fn a_blob_opens_under_its_version_and_aad_only_and_no_mutation_of_it_ever_does(
+            wrapped in any::<bool>(),
+            text in proptest::collection::vec(any::<u8>(), 0..100),
+            aad in proptest::collection::vec(any::<u8>(), 0..20), other_aad in proptest::collection::vec(any::<u8>(), 0..20),
+            place: prop::sample::Index, bits in 1u8.., added: u8,
+        ) {
+            let (custodian, id) = (custodian(), id());
+            let version = in_process(&custodian, if wrapped { Custody::HsmWrapped } else { Custody::Software }, id);
+            let blob = blob::encode(id, &wrap(&custodian, &version, &aad, &text).unwrap());
+            prop_assert_eq!(blob[0], if wrapped { 2 } else { 1 });
+            prop_assert_eq!(unwrap(&custodian, &version, &aad, &blob).unwrap(), &text[..]);
+
+            let refused = |blob: &[u8], aad: &[u8]| matches!(unwrap(&custodian, &version, aad, blob), Err(Error::UnwrapFailed));
+            let mut changed = blob.clone();
+            *place.get_mut(&mut changed) ^= bits;
+            prop_assert!(refused(&changed, &aad));
+            prop_assert!(refused(&blob[..place.index(blob.len())], &aad));
+            prop_assert!(refused(&[&blob[..], &[added]].concat(), &aad));
+            prop_assert!(aad == other_aad || refused(&blob, &other_aad));
+        }
+    }
+
+    #[test]
+    fn a_version_takes_only_the_format_of_its_custody_even_under_the_same_material() {
+        let (custodian, id) = (custodian(), id());
+        let versions = [Custody::Software, Custody::HsmWrapped].map(|custody| in_process(&custodian, custody, id));
+        for (version, other) in [(&versions[0], &versions[1]), (&versions[1], &versions[0])] {
+            let blob = blob::encode(id, &wrap(&custodian, version, b"", b"text").unwrap());
+            assert!(unwrap(&custodian, version, b"", &blob).is_ok());
+            assert!(matches!(unwrap(&custodian, other, b"", &blob), Err(Error::UnwrapFailed)));
+            let mut renamed = blob.clone();
+            renamed[0] = 3 - blob[0];
+            assert!(matches!(unwrap(&custodian, other, b"", &renamed), Err(Error::UnwrapFailed)));
+        }
+    }
+
+    #[test]
+    fn a_version_is_unproven_until_its_first_use_and_failed_if_its_material_does_not_open() {
+        let (custodian, id) = (custodian(), id());
+        let record = wait(custodian.generate(Custody::Software, id)).unwrap();
+        let version = custodian.version(&record);
+        assert_eq!(version.state(), VersionState::Unproven);
+        wrap(&custodian, &version, b"", b"text").unwrap();
+        assert_eq!(version.state(), VersionState::Proven);
+
+        let changes: [fn(&mut VersionRecord); 5] = [
+            |record| record.wrapped_material = None,
+            |record| *record.wrapped_material.as_mut().unwrap().last_mut().unwrap() ^= 1,
+            |record| *record.check_blob.last_mut().unwrap() ^= 1,
+            |record| record.check_blob.clear(),
+            |record| record.id.number = 2,
+        ];
+        for change in changes {
+            let mut changed = record.clone();
+            change(&mut changed);
+            assert!(version.is_of(&record) && !version.is_of(&changed));
+            let version = custodian.version(&changed);
+            assert!(matches!(wrap(&custodian, &version, b"", b"text"), Err(Error::KeyUnavailable)));
+            assert!(matches!(version.state(), VersionState::Failed { .. }));
+        }
+        let elsewhere = Custodian::new(None, Hsm::NotConfigured);
+        for custody in [Custody::Software, Custody::Hsm, Custody::HsmWrapped] {
+            let version = elsewhere.version(&VersionRecord { custody, ..record.clone() });
+            assert!(matches!(wait(elsewhere.prove(&version)), Err(Error::KeyUnavailable)));
+            let VersionState::Failed { reason } = version.state() else { panic!("not failed") };
+            assert!(reason.contains("configured here"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn whoever_waits_for_a_proof_waits_no_longer_than_the_deadline() {
+        let (custodian, id) = (custodian(), id());
+        let version = custodian.version(&wait(custodian.generate(Custody::Software, id)).unwrap());
+        let held = version.proving.try_lock().unwrap();
+        let (text, deadline) = (Plaintext::new(vec![1]), Instant::now() + Duration::from_millis(50));
+        let error = wait(custodian.wrap(&version, b"", text, deadline, &mut Timing::default())).err().unwrap();
+        assert!(matches!(error, Error::HsmTimeout) && Instant::now() >= deadline);
+        drop(held);
+        wrap(&custodian, &version, b"", b"text").unwrap();
     }
 }

@@ -156,11 +156,7 @@ impl Trace {
 }
 
 /// What a version has proven holds as long as its row stays what it is.
-fn load(
-    catalog: Catalog,
-    custodian: &Custodian,
-    mut versions: HashMap<blob::VersionId, Arc<KeyVersion>>,
-) -> Snapshot {
+fn load(catalog: Catalog, custodian: &Custodian, mut versions: HashMap<blob::VersionId, Arc<KeyVersion>>) -> Snapshot {
     for record in catalog.keys.iter().flat_map(|key| &key.versions) {
         let version = versions.entry(record.id).or_insert_with(|| Arc::new(custodian.version(record)));
         if !version.is_of(record) {

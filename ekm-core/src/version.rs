@@ -105,11 +105,12 @@ impl KeyVersion {
 
     /// How far it has proven that it works. Cheap, unless it failed.
     pub fn state(&self) -> VersionState {
-        match (&*self.failure(), self.material.get()) {
-            (Some(failure), _) => VersionState::Failed { reason: failure.reason.clone() },
-            (None, Some(_)) => VersionState::Proven,
-            (None, None) => VersionState::Unproven,
+        if self.failed.load(Ordering::Acquire)
+            && let Some(failure) = &*self.failure()
+        {
+            return VersionState::Failed { reason: failure.reason.clone() };
         }
+        if self.material.get().is_some() { VersionState::Proven } else { VersionState::Unproven }
     }
 
     /// The way to use it, if it is proven and has not failed since.

@@ -5,7 +5,7 @@
 
 use aes_gcm::aead::{Aead, Payload};
 use aes_gcm::aes::Aes256;
-use aes_gcm::aes::cipher::{Array, BlockCipherEncrypt, KeyInit};
+use aes_gcm::aes::cipher::{BlockCipherEncrypt, KeyInit};
 use aes_gcm::{Aes256Gcm, Nonce};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -73,12 +73,9 @@ fn subkey(key: &[u8; 32], nonce: &[u8; NONCE_BYTES]) -> (Aes256Gcm, [u8; 12]) {
         half.iter_mut().zip(k1.iter()).for_each(|(byte, mask)| *byte ^= mask);
         cipher.encrypt_block(half.into());
     }
-    let mut gcm_key = Array::from(*derived);
-    let gcm = Aes256Gcm::new(&gcm_key);
-    gcm_key.0.zeroize();
     let mut gcm_nonce = [0; 12];
     gcm_nonce.copy_from_slice(&nonce[12..]);
-    (gcm, gcm_nonce)
+    (Aes256Gcm::new((&*derived).into()), gcm_nonce)
 }
 
 /// Times x in GF(2^128), as in CMAC (NIST SP 800-38B §6.1), without a branch on the secret.

@@ -15,9 +15,9 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::audit::AuditLog;
 use crate::auth::Authenticator;
-use crate::background::{log_snapshot, watch_catalog, watch_certificate, watch_hangup, watch_health};
+use crate::background::{log_snapshot, watch_catalog, watch_certificate, watch_hangup, watch_health, watch_versions};
 use crate::config::Config;
-use crate::custodian;
+use crate::custodian::{self, AwayHsm};
 use crate::health::Health;
 use crate::listener::Listener;
 use crate::metrics::Metrics;
@@ -39,6 +39,7 @@ pub struct App {
     drain_delay: Duration,
     drain_timeout: Duration,
     health_patience: Duration,
+    away_hsm: Option<AwayHsm>,
 }
 
 /// How a run ended.
@@ -50,16 +51,20 @@ pub struct Drained {
 }
 
 impl App {
-    /// Opens the HSM, the catalog, and the listeners. Everything that can fail at start fails here.
+    /// Opens the HSM, the catalog, and the listeners. Everything that can fail at start fails here; an HSM that is away may come later.
     pub async fn build(config: &Config) -> Result<Self, StartError> {
-        let custodian = custodian::open(config).await?;
+        let (custodian, away) = custodian::open_for_service(config).await?;
         let store = CatalogStore::open_sqlite(&config.catalog.sqlite_file, false).await?;
-        Self::build_with(config, custodian, store).await
+        Ok(Self { away_hsm: away, ..Self::build_with(config, custodian, store).await? })
     }
 
     /// As [`Self::build`], with a custodian and a catalog that are open already: a token is logged in once per process.
     pub async fn build_with(config: &Config, custodian: Custodian, store: CatalogStore) -> Result<Self, StartError> {
-        let replica = custodian.replica.as_ref().map_or("software", |replica| replica.token().label());
+        let replica = match (custodian.replica(), &config.hsm) {
+            (Some(replica), _) => replica.token().label(),
+            (None, Some(hsm)) => hsm.token_name(),
+            (None, None) => "software",
+        };
         let metrics = Arc::new(Metrics::new(config.profile.name(), replica));
         let (certificate, key) = (&config.server.certificate_file, &config.server.private_key_file);
         let certificate = Arc::new(Certificate::load(certificate, key)?);
@@ -68,7 +73,7 @@ impl App {
         let audit = AuditLog::open(&audit.file, audit.queue_length, metrics.audit_write_errors.clone())
             .map_err(StartError::io(format!("cannot open the audit log {}", audit.file.display())))?;
         let authenticator = Authenticator::start(&config.auth, Arc::clone(&metrics)).await?;
-        let ekm = Ekm::start(store.load().await?, custodian).await;
+        let ekm = Ekm::start(store.load().await?, custodian);
         log_snapshot(&ekm);
 
         let plane = Arc::new(DataPlane {
@@ -103,6 +108,7 @@ impl App {
             drain_delay: Duration::from_millis(config.limits.drain_delay_ms),
             drain_timeout: Duration::from_millis(config.limits.drain_timeout_ms),
             health_patience: config.request_deadline(),
+            away_hsm: None,
         })
     }
 
@@ -119,6 +125,11 @@ impl App {
         let mut background = JoinSet::new();
         background.spawn(watch_health(Arc::clone(&self.health), Arc::clone(&self.plane), self.health_patience));
         background.spawn(watch_catalog(self.store, Arc::clone(&self.plane), self.poll_interval, self.stale_after));
+        background.spawn(watch_versions(Arc::clone(&self.plane)));
+        if let Some(away) = self.away_hsm {
+            let plane = Arc::clone(&self.plane);
+            background.spawn(async move { away.wait(plane.ekm.custodian()).await });
+        }
         background.spawn(watch_certificate(Arc::clone(&self.certificate), Arc::clone(&self.plane)));
         background.spawn(watch_hangup(Arc::clone(&self.certificate), Arc::clone(&self.plane)));
 

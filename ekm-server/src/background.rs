@@ -1,9 +1,9 @@
-//! What goes on beside the requests: health, catalog, certificate, SIGHUP.
+//! What goes on beside the requests: health, catalog, key versions, certificate, SIGHUP.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ekm_core::Ekm;
+use ekm_core::{Ekm, Error, VersionState};
 use ekm_storage::{CatalogStore, StorageError};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -13,6 +13,9 @@ use crate::tls::Certificate;
 
 /// How often the certificate files are looked at.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Between two walks over the key versions.
+const VERSIONS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The deep check, every second.
 pub async fn watch_health(health: Arc<Health>, plane: Arc<DataPlane>, patience: Duration) {
@@ -26,18 +29,12 @@ pub async fn watch_health(health: Arc<Health>, plane: Arc<DataPlane>, patience: 
 /// and only after `stale_after` does an unknown key stop being a 404.
 pub async fn watch_catalog(store: CatalogStore, plane: Arc<DataPlane>, interval: Duration, stale_after: Duration) {
     let mut last_read = Instant::now();
-    let mut last_retry = Instant::now();
     loop {
         tokio::time::sleep(interval).await;
         let snapshot = plane.ekm.snapshot();
-        // A key whose material was missing may be back: look again now and then.
-        let retry = snapshot.unavailable_count() > 0 && last_retry.elapsed() > Duration::from_secs(30);
         let outcome = match store.revision().await {
-            Ok(revision) if revision == snapshot.revision() && !retry => Ok(()),
-            Ok(_) => {
-                last_retry = Instant::now();
-                reload(&store, &plane.ekm).await
-            }
+            Ok(revision) if revision == snapshot.revision() => Ok(()),
+            Ok(_) => reload(&store, &plane.ekm).await,
             Err(error) => Err(error),
         };
         match outcome {
@@ -50,8 +47,22 @@ pub async fn watch_catalog(store: CatalogStore, plane: Arc<DataPlane>, interval:
     }
 }
 
+/// Proves every key version before somebody needs it, one at a time, and those that failed again and again: a key may be restored.
+pub async fn watch_versions(plane: Arc<DataPlane>) {
+    loop {
+        let snapshot = plane.ekm.snapshot();
+        for version in snapshot.versions().filter(|version| version.state() != VersionState::Proven) {
+            // What is wrong with a version is in the log and in its state; without the HSM the others need not be asked.
+            if let Err(Error::HsmAway { .. }) = plane.ekm.custodian().prove(version).await {
+                break;
+            }
+        }
+        tokio::time::sleep(VERSIONS_INTERVAL).await;
+    }
+}
+
 async fn reload(store: &CatalogStore, ekm: &Ekm) -> Result<(), StorageError> {
-    ekm.reload(store.load().await?).await;
+    ekm.reload(store.load().await?);
     log_snapshot(ekm);
     Ok(())
 }
@@ -63,7 +74,7 @@ pub fn log_snapshot(ekm: &Ekm) {
         tracing::error!(problem, "catalog row refused");
     }
     let (revision, paths) = (snapshot.revision(), snapshot.path_count());
-    tracing::info!(revision, paths, unavailable = snapshot.unavailable_count(), "catalog loaded");
+    tracing::info!(revision, paths, "catalog loaded");
 }
 
 /// Takes over a changed certificate.

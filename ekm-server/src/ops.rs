@@ -58,6 +58,9 @@ async fn readyz(State(ops): State<Ops>, uri: Uri) -> Response {
         note(sound),
         snapshot.path_count(),
     );
+    for (version, reason) in snapshot.failed_versions() {
+        let _ = writeln!(text, "[!] {} cannot be served: {reason}", version.id);
+    }
     for (issuer, age) in ops.plane.authenticator.key_set_ages() {
         let known = age.map_or("never fetched".into(), |age| format!("key set fetched {} s ago", age.as_secs()));
         let _ = writeln!(text, "{} issuer {issuer}: {known}", note(age.is_some()));
@@ -83,7 +86,7 @@ async fn metrics(State(ops): State<Ops>) -> Response {
     metrics.catalog_unavailable.set(snapshot.unavailable_count() as i64);
     metrics.catalog_rejected.set(snapshot.rejected().len() as i64);
     metrics.audit_queue.set(plane.audit.queue_length() as i64);
-    metrics.hsm_queue.set(plane.ekm.custodian().replica.as_ref().map_or(0, |replica| replica.queue_length() as i64));
+    metrics.hsm_queue.set(plane.ekm.custodian().replica().map_or(0, |replica| replica.queue_length() as i64));
     metrics.ready.set(ops.health.is_ready().into());
     for (issuer, age) in plane.authenticator.key_set_ages() {
         let seconds = age.map_or(f64::INFINITY, |age| age.as_secs_f64());

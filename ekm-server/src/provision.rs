@@ -12,7 +12,7 @@ use crate::start_error::StartError;
 
 /// The custody that a configuration stands for.
 pub fn custody_of(custodian: &Custodian) -> Custody {
-    if custodian.replica.is_some() { Custody::Hsm } else { Custody::Software }
+    if custodian.has_hsm() { Custody::Hsm } else { Custody::Software }
 }
 
 /// Makes a key with its first version, and its crypto space and the catalog's health key if they are missing. Returns the

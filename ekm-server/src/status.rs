@@ -38,6 +38,7 @@ fn mapping(error: &Error) -> (StatusCode, Rpc) {
         Error::Overloaded => (StatusCode::TOO_MANY_REQUESTS, Rpc::ResourceExhausted),
         Error::HsmFault { .. }
         | Error::HsmTimeout
+        | Error::HsmAway { .. }
         | Error::HsmIntegrity(_)
         | Error::KeyUnavailable
         | Error::IssuerUnavailable
@@ -117,7 +118,11 @@ mod tests {
             Error::Unauthenticated(_) | Error::KeyNotFound(_) | Error::NoSuchMethod(_) | Error::MethodNotAllowed => {}
             Error::UnsupportedMediaType(_) | Error::Misdirected | Error::InvalidRequest { .. } => {}
             Error::UnwrapFailed | Error::NotImplemented(_) | Error::Denied(_) | Error::KeyDisabled => {}
-            Error::HsmFault { .. } | Error::HsmTimeout | Error::HsmIntegrity(_) | Error::KeyUnavailable => {}
+            Error::HsmFault { .. }
+            | Error::HsmTimeout
+            | Error::HsmAway { .. }
+            | Error::HsmIntegrity(_)
+            | Error::KeyUnavailable => {}
             Error::Overloaded | Error::IssuerUnavailable | Error::CatalogStale | Error::DeadlineExceeded(_) => {}
             Error::AuditUnavailable | Error::Internal(_) => {}
         };
@@ -135,6 +140,7 @@ mod tests {
             (Error::KeyDisabled, 400, 9),
             (Error::HsmFault { function: "C_Encrypt".into(), code: "CKR_DEVICE_ERROR".into() }, 503, 14),
             (Error::HsmTimeout, 503, 14),
+            (Error::HsmAway { reason: "x".into() }, 503, 14),
             (Error::HsmIntegrity("x"), 503, 14),
             (Error::KeyUnavailable, 503, 14),
             (Error::Overloaded, 429, 8),

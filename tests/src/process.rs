@@ -88,6 +88,13 @@ impl Ekm {
 
     /// `ekm serve` with the configuration that `ekm dev` left in the directory, changed by `edit`, on free ports.
     pub fn serve(directory: &Directory, edit: impl FnOnce(String) -> String) -> Self {
+        let serving = Self::serve_unready(directory, edit);
+        serving.wait_until_ready();
+        serving
+    }
+
+    /// As [`Self::serve`], for a service that listens and may not be ready for long.
+    pub fn serve_unready(directory: &Directory, edit: impl FnOnce(String) -> String) -> Self {
         let config = directory.path().join("serve.toml");
         let text = fs::read_to_string(directory.path().join("ekm.toml")).expect("ekm dev has been here");
         let text = text.replace(":8443", ":0").replace(":9443", ":0").replace("\"warn\"", "\"info\"");
@@ -119,9 +126,7 @@ impl Ekm {
             token: Issuer::of(directory.path()).token(),
             custody: String::new(),
         };
-        let serving = Self { child, directory: Arc::clone(directory), ready };
-        serving.wait_until_ready();
-        serving
+        Self { child, directory: Arc::clone(directory), ready }
     }
 
     fn wait_until_ready(&self) {

@@ -201,8 +201,38 @@ fn a_version_that_failed_is_tried_again_after_a_second_and_not_before() {
 }
 
 #[test]
+fn many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_used() {
+    if !in_a_process_with_softhsm("many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_used") {
+        return;
+    }
+    let custodian = custodian();
+    custodian.set_root(wait(custodian.generate_root()).unwrap());
+    let id = VersionId { key: Uuid::new_v4(), number: 1 };
+    let version = custodian.version(&wait(custodian.generate(Custody::HsmWrapped, id)).unwrap());
+    // More than the queue holds: if each asked the HSM, some would be shed.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let wrap_one = async || {
+        let text = Plaintext::new(b"text".to_vec());
+        custodian.wrap(&version, b"aad", text, deadline, &mut Timing::default()).await
+    };
+    let outcomes = wait(futures_util::future::join_all((0..50).map(|_| wrap_one())));
+    assert!(outcomes.iter().all(Result::is_ok));
+
+    let lost = custodian.version(&VersionRecord {
+        id: VersionId { key: Uuid::new_v4(), number: 1 },
+        custody: Custody::Hsm,
+        wrapped_material: None,
+        check_blob: Vec::new(),
+    });
+    lost.set_proven(crate::version::Material::OnToken);
+    assert!(matches!(wrap(&custodian, &lost), Err(Error::KeyUnavailable)));
+    assert!(failure(&lost).contains("does not hold the key any more"));
+}
+
+#[test]
 fn material_under_the_root_key_is_used_in_this_process_and_opens_on_its_own_token_only() {
-    if !in_a_process_with_softhsm("material_under_the_root_key_is_used_in_this_process_and_opens_on_its_own_token_only") {
+    if !in_a_process_with_softhsm("material_under_the_root_key_is_used_in_this_process_and_opens_on_its_own_token_only")
+    {
         return;
     }
     let custodian = custodian();
@@ -309,4 +339,65 @@ fn a_token_that_is_away_can_be_opened_when_it_comes_and_a_wrong_pin_is_no_such_c
     assert!(!refused.is_away() && refused.code() == "hsm_pin", "{refused}");
     custodian.set_replica(open_replica(&token, 1).unwrap());
     assert!(wrap(&custodian, &version).is_ok(), "at once, without waiting for a retry interval");
+}
+
+/// Puts a key with a known value on the token, as the golden files have it.
+fn import(custodian: &Custodian, id: VersionId, value: Vec<u8>) {
+    let session = custodian.replica().unwrap().token().rw_session().unwrap();
+    let template = [
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::Token(true),
+        Attribute::Private(true),
+        Attribute::Id(id.to_bytes().to_vec()),
+        Attribute::Value(value),
+        Attribute::Encrypt(true),
+        Attribute::Decrypt(true),
+    ];
+    session.create_object(&template).unwrap();
+}
+
+/// What is in tests/golden opens for ever: material and secrets under a root key, blobs of format 2, secrets under a key file.
+#[test]
+fn secrets_material_and_blobs_of_the_first_hsm_wrapped_version_still_open() {
+    if !in_a_process_with_softhsm("secrets_material_and_blobs_of_the_first_hsm_wrapped_version_still_open") {
+        return;
+    }
+    let golden = include_str!("../../../tests/golden/hsm-wrapped-v1.json");
+    let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let bytes = |value: &serde_json::Value| -> Vec<u8> {
+        let digits = text(value);
+        (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
+    };
+    let id = |value: &serde_json::Value| VersionId {
+        key: text(&value["key"]).parse().unwrap(),
+        number: value["version"].as_u64().unwrap().try_into().unwrap(),
+    };
+    let custodian = custodian();
+    import(&custodian, id(&golden["root"]), bytes(&golden["root"]["value"]));
+
+    let key = &golden["key"];
+    let record = VersionRecord {
+        id: id(key),
+        custody: Custody::HsmWrapped,
+        wrapped_material: Some(bytes(&key["wrapped_material"])),
+        check_blob: bytes(&key["check_blob"]),
+    };
+    let version = custodian.version(&record);
+    wait(custodian.prove(&version)).unwrap();
+    for blob in golden["blobs"].as_array().unwrap() {
+        let (named, sealed) = blob::parse(&bytes(&blob["blob"])).unwrap();
+        assert_eq!((named, sealed.format()), (record.id, blob::Format::Xaes));
+        let (aad, deadline) = (text(&blob["aad"]), Instant::now() + Duration::from_secs(20));
+        let opened = wait(custodian.unwrap(&version, aad.as_bytes(), sealed, deadline, &mut Timing::default()));
+        assert_eq!(opened.unwrap().as_bytes(), text(&blob["plaintext"]).as_bytes());
+    }
+    let secret = &golden["secret_under_root"];
+    let opened = wait(custodian.unwrap_secret(text(&secret["context"]).as_bytes(), &bytes(&secret["blob"])));
+    assert_eq!(opened.unwrap().as_bytes(), text(&secret["secret"]).as_bytes());
+    let secret = &golden["secret_under_key_file"];
+    let file = crate::software::KeyFile::parse(&text(&secret["key_file"])).unwrap();
+    let opened = file.unwrap_secret(text(&secret["context"]).as_bytes(), &bytes(&secret["wrapped"]));
+    assert_eq!(opened.unwrap().as_bytes(), text(&secret["secret"]).as_bytes());
 }

@@ -52,7 +52,9 @@ pub enum TokenError {
         cause: String,
     },
     /// The library does not start: it misses its own configuration, or its HSM.
-    #[error("the PKCS#11 module {module} does not start: {cause}; does it find its own configuration (see [hsm.environment]), and its HSM?")]
+    #[error(
+        "the PKCS#11 module {module} does not start: {cause}; does it find its own configuration (see [hsm.environment]), and its HSM?"
+    )]
     Initialize {
         /// Its path.
         module: String,
@@ -127,7 +129,11 @@ impl TokenError {
         match self {
             Self::NotFound { .. } | Self::Initialize { .. } => true,
             Self::Fault(fault) => !matches!(fault.class, Class::Credential | Class::Integrity),
-            Self::Module { .. } | Self::NotUnique { .. } | Self::Pin { .. } | Self::Mechanism(_) | Self::SelfTest(_) => false,
+            Self::Module { .. }
+            | Self::NotUnique { .. }
+            | Self::Pin { .. }
+            | Self::Mechanism(_)
+            | Self::SelfTest(_) => false,
         }
     }
 }
@@ -135,15 +141,17 @@ impl TokenError {
 impl Module {
     /// Loads the library. It is not asked for anything yet.
     pub fn load(path: &Path) -> Result<Self, TokenError> {
-        let library = Pkcs11::new(path).map_err(|error| {
-            TokenError::Module { module: path.display().to_string(), cause: error.to_string() }
-        })?;
+        let library = Pkcs11::new(path)
+            .map_err(|error| TokenError::Module { module: path.display().to_string(), cause: error.to_string() })?;
         Ok(Self { library, path: path.display().to_string() })
     }
 
     /// `C_Initialize`, and `use_it`; `C_Finalize` if that fails, when nothing of it is in use any more: what a library shows is what it
     /// found when it was initialised, so another attempt needs another `C_Initialize`.
-    pub(super) fn initialized<T>(&self, use_it: impl FnOnce(&Pkcs11) -> Result<T, TokenError>) -> Result<T, TokenError> {
+    pub(super) fn initialized<T>(
+        &self,
+        use_it: impl FnOnce(&Pkcs11) -> Result<T, TokenError>,
+    ) -> Result<T, TokenError> {
         match self.library.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
             // By an attempt before this one, which could not finalise it.
             Ok(()) | Err(Pkcs11Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
@@ -233,6 +241,12 @@ impl Token {
             login.anchor = anchor;
         }
         Ok(session)
+    }
+
+    /// A session that may write to the token.
+    #[cfg(test)]
+    pub(super) fn rw_session(&self) -> Result<Session, Fault> {
+        Ok(self.module.open_rw_session(self.slot)?)
     }
 
     /// Whether the token itself answers: tells "no such key" from "no token" when a search finds nothing. Blocking.

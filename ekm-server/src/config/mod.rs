@@ -171,6 +171,13 @@ pub struct Hsm {
     pub environment: BTreeMap<String, String>,
 }
 
+impl Hsm {
+    /// The token as the configuration names it.
+    pub fn token_name(&self) -> &str {
+        self.token_label.as_deref().or(self.token_serial.as_deref()).unwrap_or_default()
+    }
+}
+
 /// Custody `software`. Refused outside profile `test`.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
