@@ -333,6 +333,11 @@ impl Custodian {
         }
     }
 
+    /// Takes a destroyed version's key off the token.
+    pub async fn destroy(&self, id: VersionId) -> Result<(), GenerateError> {
+        on_token(self.hsm_for(Custody::Hsm)?, move |token| token.discard_key(id)).await
+    }
+
     async fn first_wrap(&self, replica: &Replica, id: VersionId) -> Result<VersionRecord, GenerateError> {
         let (key, aad) = (TokenKey { id, check_blob: None }, blob::bound_aad(Format::Gcm, id, b""));
         let (text, mut timing) = (Plaintext::new(CHECK_TEXT.to_vec()), Timing::default());

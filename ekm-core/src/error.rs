@@ -46,9 +46,9 @@ pub enum Error {
     /// An evaluated policy says no.
     #[error("{0}")]
     Denied(Denial),
-    /// An operator paused the key.
-    #[error("the key is disabled")]
-    KeyDisabled,
+    /// An operator stopped it.
+    #[error("{0}")]
+    NotInUse(NotInUse),
 
     // The HSM's.
     /// The token failed at this operation.
@@ -100,6 +100,38 @@ pub enum Error {
     Internal(&'static str),
 }
 
+/// What an operator has said about a key, so that it answers FAILED_PRECONDITION, which does not disable the version at Google.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotInUse {
+    /// Paused.
+    #[error("the key is disabled")]
+    KeyDisabled,
+    /// The blob's version is paused.
+    #[error("the key version that wrapped this blob is disabled")]
+    VersionDisabled,
+    /// All keys of the crypto space are stopped.
+    #[error("the key's crypto space is blocked")]
+    SpaceBlocked,
+    /// Wrapping would make data that is soon lost.
+    #[error("the key is to be destroyed, and wraps nothing any more")]
+    KeyDestroyScheduled,
+    /// The material is gone.
+    #[error("the key, or the version that wrapped this blob, was destroyed")]
+    Destroyed,
+}
+
+impl NotInUse {
+    fn code(self) -> &'static str {
+        match self {
+            Self::KeyDisabled => "key_disabled",
+            Self::VersionDisabled => "version_disabled",
+            Self::SpaceBlocked => "space_blocked",
+            Self::KeyDestroyScheduled => "key_destroy_scheduled",
+            Self::Destroyed => "key_destroyed",
+        }
+    }
+}
+
 /// Whose fault an error is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
@@ -131,7 +163,7 @@ impl Error {
             Self::UnwrapFailed => "unwrap_failed",
             Self::NotImplemented(_) => "not_implemented",
             Self::Denied(_) => "denied",
-            Self::KeyDisabled => "key_disabled",
+            Self::NotInUse(why) => why.code(),
             Self::HsmFault { .. } => "hsm_fault",
             Self::HsmTimeout => "hsm_timeout",
             Self::HsmAway { .. } => "hsm_away",
@@ -158,7 +190,7 @@ impl Error {
             | Self::InvalidRequest { .. }
             | Self::UnwrapFailed
             | Self::NotImplemented(_) => Blame::Caller,
-            Self::Denied(_) | Self::KeyDisabled => Blame::Policy,
+            Self::Denied(_) | Self::NotInUse(_) => Blame::Policy,
             Self::HsmFault { .. }
             | Self::HsmTimeout
             | Self::HsmAway { .. }

@@ -22,10 +22,10 @@ pub mod software;
 mod version;
 pub mod xaes;
 
-pub use ekm::{Ekm, Request, Trace};
-pub use error::{Blame, Error};
+pub use ekm::{Ekm, Request, Trace, UNKNOWN_VERSIONS_AFTER};
+pub use error::{Blame, Error, NotInUse};
 pub use locked::{KeyArena, Locked, LockedKey};
 pub use path::{InvalidPath, KeyPath};
 pub use secret::Plaintext;
-pub use snapshot::{Key, KeyNotFound, Snapshot};
+pub use snapshot::{Key, KeyNotFound, Snapshot, Space};
 pub use version::{KeyVersion, Unusable, VersionState};

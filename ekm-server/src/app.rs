@@ -5,17 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use ekm_core::Ekm;
 use ekm_core::custody::Custodian;
+use ekm_core::{Ekm, KeyPath, Snapshot};
 use ekm_storage::CatalogStore;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use crate::admin::Admin;
 use crate::audit::AuditLog;
 use crate::auth::Authenticator;
-use crate::background::{log_snapshot, watch_catalog, watch_certificate, watch_hangup, watch_health, watch_versions};
+use crate::background::{Unserved, watch_certificate, watch_hangup, watch_health, watch_versions};
+use crate::catalog::{self, Follower, Gate, Upkeep};
 use crate::config::Config;
 use crate::custodian::{self, AwayHsm};
 use crate::health::Health;
@@ -30,12 +32,12 @@ use crate::tls::{self, Certificate, CertificateError};
 pub struct App {
     plane: Arc<DataPlane>,
     health: Arc<Health>,
-    store: CatalogStore,
+    store: Arc<CatalogStore>,
+    gate: Arc<Gate>,
+    follower: Follower,
     certificate: Arc<Certificate>,
     ekm_listener: Listener,
     ops_listener: Listener,
-    poll_interval: Duration,
-    stale_after: Duration,
     drain_delay: Duration,
     drain_timeout: Duration,
     health_patience: Duration,
@@ -54,7 +56,7 @@ impl App {
     /// Opens the HSM, the catalog, and the listeners. Everything that can fail at start fails here; an HSM that is away may come later.
     pub async fn build(config: &Config) -> Result<Self, StartError> {
         let (custodian, away) = custodian::open_for_service(config).await?;
-        let store = CatalogStore::open_sqlite(&config.catalog.sqlite_file, false).await?;
+        let store = catalog::open_store(&config.catalog, false).await?;
         Ok(Self { away_hsm: away, ..Self::build_with(config, custodian, store).await? })
     }
 
@@ -73,8 +75,7 @@ impl App {
         let audit = AuditLog::open(&audit.file, audit.queue_length, metrics.audit_write_errors.clone())
             .map_err(StartError::io(format!("cannot open the audit log {}", audit.file.display())))?;
         let authenticator = Authenticator::start(&config.auth, Arc::clone(&metrics)).await?;
-        let ekm = Ekm::start(store.load().await?, custodian);
-        log_snapshot(&ekm);
+        let ekm = Ekm::new(Snapshot::default(), custodian);
 
         let plane = Arc::new(DataPlane {
             ekm,
@@ -84,12 +85,19 @@ impl App {
             hosts: config.server.hosts.get_ref().clone(),
             limits: RequestLimits::new(config),
             error_envelope: config.server.error_envelope,
+            unserved: Unserved::default(),
             failures: FailureLog::default(),
             instance: uuid::Uuid::new_v4().simple().to_string()[..12].to_owned(),
             next_request: AtomicU64::new(1),
         });
+        let (store, gate) = (Arc::new(store), Arc::new(Gate::default()));
+        let key_file = catalog::key_file(config)?;
+        let shared = (Arc::clone(&store), Arc::clone(&plane), Arc::clone(&gate));
+        let mut follower = Follower::new(&config.catalog, shared.0, shared.1, shared.2, key_file);
+        follower.start().await?;
+
         let health = Arc::new(Health::default());
-        let ops = ops::router(Ops { plane: Arc::clone(&plane), health: Arc::clone(&health) });
+        let ops = ops::router(Ops { plane: Arc::clone(&plane), health: Arc::clone(&health), gate: Arc::clone(&gate) });
         let bind = async |address, tls, router| {
             let listener = Listener::bind(address, tls, router, &config.limits, Arc::clone(&metrics)).await;
             listener.map_err(|cause| StartError::Listen { address, cause })
@@ -102,14 +110,29 @@ impl App {
             plane,
             health,
             store,
+            gate,
+            follower,
             certificate,
-            poll_interval: Duration::from_millis(config.catalog.poll_interval_ms.max(10)),
-            stale_after: Duration::from_secs(config.catalog.stale_after_s),
             drain_delay: Duration::from_millis(config.limits.drain_delay_ms),
             drain_timeout: Duration::from_millis(config.limits.drain_timeout_ms),
             health_patience: config.request_deadline(),
             away_hsm: None,
         })
+    }
+
+    /// The service behind the admin API.
+    pub fn admin(&self) -> Admin {
+        Admin::new(Arc::clone(&self.store), Arc::clone(&self.plane), Arc::clone(&self.gate))
+    }
+
+    /// Whether callers can use a key.
+    pub fn has_key(&self, path: &KeyPath) -> bool {
+        self.plane.ekm.snapshot().key(path).is_ok()
+    }
+
+    /// Takes over what was changed before the service runs.
+    pub async fn catch_up(&mut self) -> Result<(), StartError> {
+        Ok(self.follower.catch_up().await?)
     }
 
     /// The addresses of the EKM listener and the ops listener, with the ports that port 0 became.
@@ -124,7 +147,10 @@ impl App {
         self.health.check(&self.plane.ekm, self.health_patience).await;
         let mut background = JoinSet::new();
         background.spawn(watch_health(Arc::clone(&self.health), Arc::clone(&self.plane), self.health_patience));
-        background.spawn(watch_catalog(self.store, Arc::clone(&self.plane), self.poll_interval, self.stale_after));
+        let upkeep = Upkeep::new(Arc::clone(&self.store), Arc::clone(&self.plane), Arc::clone(&self.gate));
+        background.spawn(upkeep.run());
+        let (stop_following, stopped) = watch::channel(false);
+        let following = tokio::task::spawn_blocking(move || self.follower.run(stopped));
         background.spawn(watch_versions(Arc::clone(&self.plane)));
         if let Some(away) = self.away_hsm {
             let plane = Arc::clone(&self.plane);
@@ -148,6 +174,10 @@ impl App {
         drain_ops.send_replace(true);
         let _ = ops.await;
         background.shutdown().await;
+        stop_following.send_replace(true);
+        let _ = following.await;
+        // So that nobody waits for this frontend. If the database is away, it will be forgotten after a minute.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.store.sign_off(&self.plane.instance)).await;
         // The last reference: its drop writes the audit log out, which blocks.
         let plane = self.plane;
         let _ = tokio::task::spawn_blocking(move || drop(plane)).await;

@@ -1,10 +1,11 @@
-//! What goes on beside the requests: health, catalog, key versions, certificate, SIGHUP.
+//! What goes on beside the requests: health, key versions, certificate, SIGHUP.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ekm_core::{Ekm, Error, VersionState};
-use ekm_storage::{CatalogStore, StorageError};
+use arc_swap::ArcSwap;
+use ekm_core::catalog::Custody;
+use ekm_core::{Error, Snapshot, VersionState};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::health::{self, Health};
@@ -25,56 +26,71 @@ pub async fn watch_health(health: Arc<Health>, plane: Arc<DataPlane>, patience: 
     }
 }
 
-/// Asks the catalog for its revision and takes over what is new. While the catalog cannot be read, the snapshot in use goes on,
-/// and only after `stale_after` does an unknown key stop being a 404.
-pub async fn watch_catalog(store: CatalogStore, plane: Arc<DataPlane>, interval: Duration, stale_after: Duration) {
-    let mut last_read = Instant::now();
-    loop {
-        tokio::time::sleep(interval).await;
-        let snapshot = plane.ekm.snapshot();
-        let outcome = match store.revision().await {
-            Ok(revision) if revision == snapshot.revision() => Ok(()),
-            Ok(_) => reload(&store, &plane.ekm).await,
-            Err(error) => Err(error),
-        };
-        match outcome {
-            Ok(()) => last_read = Instant::now(),
-            Err(error) => tracing::error!(code = error.code(), %error, "catalog not read; the snapshot in use stays"),
-        }
-        let age = last_read.elapsed();
-        plane.metrics.catalog_age.set(age.as_secs_f64());
-        plane.ekm.set_snapshot_stale(age > stale_after);
+/// Which key versions cannot be served, by name and with the reason.
+#[derive(Default)]
+pub struct Unserved(ArcSwap<Vec<String>>);
+
+impl Unserved {
+    /// As the last walk found it.
+    pub fn list(&self) -> Arc<Vec<String>> {
+        self.0.load_full()
     }
 }
 
 /// Proves every key version before somebody needs it, one at a time, and those that failed again and again: a key may be restored.
+/// After a walk that found nothing to do, waits for the next snapshot.
 pub async fn watch_versions(plane: Arc<DataPlane>) {
+    let mut proven_revision = None;
     loop {
         let snapshot = plane.ekm.snapshot();
-        for version in snapshot.versions().filter(|version| version.state() != VersionState::Proven) {
-            // What is wrong with a version is in the log and in its state; without the HSM the others need not be asked.
-            if let Err(Error::HsmAway { .. }) = plane.ekm.custodian().prove(version).await {
-                break;
+        if proven_revision != Some(snapshot.revision()) {
+            let unserved = prove_all(&plane, &snapshot).await;
+            proven_revision = unserved.is_empty().then(|| snapshot.revision());
+            if **plane.unserved.0.load() != unserved {
+                tracing::warn!(
+                    versions = unserved.len(),
+                    first = unserved.first(),
+                    "key versions that cannot be served"
+                );
+                plane.unserved.0.store(Arc::new(unserved));
             }
         }
         tokio::time::sleep(VERSIONS_INTERVAL).await;
     }
 }
 
-async fn reload(store: &CatalogStore, ekm: &Ekm) -> Result<(), StorageError> {
-    ekm.reload(store.load().await?);
-    log_snapshot(ekm);
-    Ok(())
-}
-
-/// Tells what a new snapshot holds, and what was left out.
-pub fn log_snapshot(ekm: &Ekm) {
-    let snapshot = ekm.snapshot();
-    for problem in snapshot.rejected() {
-        tracing::error!(problem, "catalog row refused");
+async fn prove_all(plane: &DataPlane, snapshot: &Snapshot) -> Vec<String> {
+    let (mut unserved, mut hsm_away) = (Vec::new(), None);
+    for (index, key) in snapshot.keys().enumerate() {
+        if index % 1000 == 0 {
+            tokio::task::yield_now().await; // a million keys take a while
+        }
+        for version in key.living_versions().filter(|version| version.state() != VersionState::Proven) {
+            let reason = match (&hsm_away, version.custody) {
+                // Without the HSM the others need not be asked.
+                (Some(reason), Custody::Hsm | Custody::HsmWrapped) => Some(String::clone(reason)),
+                _ => match plane.ekm.custodian().prove(version).await {
+                    Ok(()) => None,
+                    Err(error) => {
+                        let reason = match version.state() {
+                            VersionState::Failed { reason } => reason,
+                            _ => error.to_string(),
+                        };
+                        if matches!(error, Error::HsmAway { .. }) {
+                            hsm_away = Some(reason.clone());
+                        }
+                        Some(reason)
+                    }
+                },
+            };
+            if let Some(reason) = reason {
+                let name = key.paths.first().map_or("the health key".to_owned(), ToString::to_string);
+                let (number, custody) = (version.id.number, version.custody.name());
+                unserved.push(format!("{name} version {number} ({custody}): {reason}"));
+            }
+        }
     }
-    let (revision, paths) = (snapshot.revision(), snapshot.path_count());
-    tracing::info!(revision, paths, "catalog loaded");
+    unserved
 }
 
 /// Takes over a changed certificate.

@@ -9,7 +9,7 @@ use crate::app::{App, termination};
 use crate::config::Config;
 use crate::process::{runtime, start_process};
 use crate::start_error::StartError;
-use crate::{dev, key};
+use crate::{catalog_command, dev};
 
 /// An external key manager for Google Cloud: Cloud KMS keys with protection level EXTERNAL or EXTERNAL_VPC call it over HTTPS
 /// to wrap and unwrap data keys, and it does so with keys that never leave your HSM.
@@ -37,10 +37,8 @@ enum Command {
     Serve(ServeArgs),
     /// Say what is wrong with a configuration file, or that nothing is
     CheckConfig(CheckConfigArgs),
-    /// Make keys, list them, pause them
-    ///
-    /// Works on the catalog of a configuration file; a running 'ekm serve' follows by itself.
-    Key(key::KeyArgs),
+    /// Make the catalog's database ready, or accept that it was restored from a backup
+    Catalog(catalog_command::CatalogArgs),
 }
 
 #[derive(Args)]
@@ -66,7 +64,7 @@ pub fn main() -> ExitCode {
         Command::Dev(args) => dev::run(args),
         Command::Serve(args) => serve(&args),
         Command::CheckConfig(args) => check_config(&args),
-        Command::Key(args) => key::run(args),
+        Command::Catalog(args) => catalog_command::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,10 +3,13 @@
 //! A request's way: [`listener`] → [`connection`] → [`router`] → [`auth`] → [`wire`] → `ekm_core`, and back through
 //! [`status`]. [`app`] puts the parts together.
 
+pub mod admin;
 pub mod app;
 pub mod audit;
 pub mod auth;
 mod background;
+mod catalog;
+mod catalog_command;
 pub mod cli;
 pub mod config;
 pub mod connection;
@@ -14,13 +17,11 @@ mod custodian;
 mod dev;
 mod hardening;
 pub mod health;
-mod key;
 pub mod listener;
 mod logging;
 pub mod metrics;
 pub mod ops;
 mod process;
-mod provision;
 pub mod router;
 pub mod start_error;
 pub mod status;

@@ -19,6 +19,7 @@ use time::OffsetDateTime;
 
 use crate::audit::{AuditLog, Record};
 use crate::auth::Authenticator;
+use crate::background::Unserved;
 use crate::config::Config;
 use crate::connection::Peer;
 use crate::metrics::Metrics;
@@ -41,6 +42,8 @@ pub struct DataPlane {
     pub limits: RequestLimits,
     /// Put errors into `{"error":…}`.
     pub error_envelope: bool,
+    /// What cannot be served.
+    pub unserved: Unserved,
     /// Failures of ours, for the log.
     pub failures: FailureLog,
     /// Makes request ids unique across restarts.

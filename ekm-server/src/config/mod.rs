@@ -130,18 +130,89 @@ pub struct Issuer {
     pub jwks_refresh_s: u64,
 }
 
-/// Where the key catalog is.
+/// Where the key catalog is, and how it is followed.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct CatalogConfig {
-    /// A SQLite file. `ekm key create` makes it.
-    pub sqlite_file: PathBuf,
-    /// How often the catalog is asked for changes.
+    /// A SQLite file, for a single machine. `ekm catalog migrate` makes it.
+    pub sqlite_file: Option<PathBuf>,
+    /// A PostgreSQL database instead.
+    pub postgres: Option<Spanned<Postgres>>,
+    /// 64 hexadecimal digits in a file: wraps the catalog's key beside the HSM, so that a frontend can open the catalog while the HSM is
+    /// away. It opens no key material of custody `hsm` or `hsm-wrapped`. Default: that of `[software]`, if there is one.
+    pub key_file: Option<PathBuf>,
+    /// This frontend's own copy of the catalog, which it starts from while the database is away.
+    pub snapshot_file: Option<PathBuf>,
+    /// How often the catalog is asked for changes; notifications of PostgreSQL come sooner.
     #[serde(default = "defaults::poll_interval_ms")]
     pub poll_interval_ms: u64,
     /// If the catalog cannot be read for this long, an unknown key answers 503 instead of 404.
     #[serde(default = "defaults::stale_after_s")]
     pub stale_after_s: u64,
+    /// How often the whole catalog is read and verified, besides its changes.
+    #[serde(default = "defaults::verify_interval_s")]
+    pub verify_interval_s: u64,
+}
+
+/// A PostgreSQL catalog.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Postgres {
+    /// Every server that may be or become the leader, as `host:port`; the leader is found by asking.
+    #[serde(with = "hosts")]
+    pub hosts: Vec<(String, u16)>,
+    /// The database.
+    pub database: String,
+    /// The role to log in as.
+    pub user: String,
+    /// A file that holds its password and nothing else.
+    pub password_file: Option<PathBuf>,
+    /// `verify-full`, or in profile `test` `off`.
+    #[serde(default)]
+    pub tls: PostgresTls,
+    /// PEM roots to check the servers' certificates with.
+    pub ca_file: Option<PathBuf>,
+    /// PEM: this client's certificate, for servers that ask for one.
+    pub client_certificate_file: Option<PathBuf>,
+    /// PEM, PKCS#8: its key.
+    pub client_key_file: Option<PathBuf>,
+    /// Follow the catalog on a server that takes no changes, to spare the leader.
+    #[serde(default)]
+    pub prefer_follower: bool,
+}
+
+/// How connections to PostgreSQL are protected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PostgresTls {
+    /// The server's certificate is checked, its name included. Anything less protects from nobody.
+    #[default]
+    VerifyFull,
+    /// Plain text. Profile `test` only.
+    Off,
+}
+
+/// `host:port` in TOML.
+mod hosts {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(hosts: &[(String, u16)], serializer: S) -> Result<S::Ok, S::Error> {
+        hosts.iter().map(|(host, port)| format!("{host}:{port}")).collect::<Vec<_>>().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, u16)>, D::Error> {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        let parse = |text: String| {
+            let (host, port) = text.rsplit_once(':')?;
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            (!host.is_empty()).then_some((host.to_owned(), port.parse().ok()?))
+        };
+        let parsed = texts.into_iter().map(|text| {
+            let refused = format!("'{text}' is no host and port; write \"db1.example.com:5432\"");
+            parse(text).ok_or_else(|| de::Error::custom(refused))
+        });
+        parsed.collect()
+    }
 }
 
 /// The HSM: one token of a PKCS#11 module.
@@ -297,7 +368,10 @@ mod defaults {
         500
     }
     pub(super) fn stale_after_s() -> u64 {
-        10
+        24 * 3600
+    }
+    pub(super) fn verify_interval_s() -> u64 {
+        600
     }
     pub(super) fn queue_length() -> usize {
         256
@@ -328,12 +402,19 @@ impl Config {
 
     /// Makes file names relative to the configuration file's directory.
     fn resolve(&mut self, base: &Path) {
-        let mut files = vec![
-            &mut self.server.certificate_file,
-            &mut self.server.private_key_file,
-            &mut self.catalog.sqlite_file,
-            &mut self.audit.file,
-        ];
+        let mut files =
+            vec![&mut self.server.certificate_file, &mut self.server.private_key_file, &mut self.audit.file];
+        let catalog = &mut self.catalog;
+        files.extend(
+            [&mut catalog.sqlite_file, &mut catalog.key_file, &mut catalog.snapshot_file].into_iter().flatten(),
+        );
+        if let Some(postgres) = &mut catalog.postgres {
+            let postgres = postgres.get_mut();
+            files.extend(&mut postgres.password_file);
+            files.extend(&mut postgres.ca_file);
+            files.extend(&mut postgres.client_certificate_file);
+            files.extend(&mut postgres.client_key_file);
+        }
         for issuer in self.auth.issuers.get_mut() {
             files.extend(&mut issuer.jwks_file);
             files.extend(&mut issuer.jwks_ca_file);
