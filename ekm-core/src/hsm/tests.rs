@@ -205,7 +205,7 @@ fn many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_use
     if !in_a_process_with_softhsm("many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_used") {
         return;
     }
-    let custodian = custodian();
+    let custodian = Custodian::new(None, Hsm::Here(open_replica(&make_token("test"), 1).unwrap()));
     custodian.set_root(wait(custodian.generate_root()).unwrap());
     let id = VersionId { key: Uuid::new_v4(), number: 1 };
     let version = custodian.version(&wait(custodian.generate(Custody::HsmWrapped, id)).unwrap());
@@ -215,7 +215,7 @@ fn many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_use
         let text = Plaintext::new(b"text".to_vec());
         custodian.wrap(&version, b"aad", text, deadline, &mut Timing::default()).await
     };
-    let outcomes = wait(futures_util::future::join_all((0..50).map(|_| wrap_one())));
+    let outcomes = wait(futures_util::future::join_all((0..1000).map(|_| wrap_one())));
     assert!(outcomes.iter().all(Result::is_ok));
 
     let lost = custodian.version(&VersionRecord {
@@ -317,13 +317,19 @@ fn a_token_that_is_away_can_be_opened_when_it_comes_and_a_wrong_pin_is_no_such_c
         let id = VersionId { key: Uuid::new_v4(), number: 1 };
         wait(custodian.generate(Custody::Hsm, id)).unwrap()
     };
+    // One library for all attempts, as in the service: loaded anew, it would have forgotten what it found.
+    let module = Module::load(Path::new(MODULE)).unwrap();
+    let open_replica = |token: &TokenOptions| {
+        let options = ReplicaOptions { sessions: Some(1), queue_length: 4, deadline: Duration::from_secs(20) };
+        Replica::open(&module, token, options)
+    };
 
     // Both ways in which SoftHSM can lose a token: the directory is gone, or it is empty.
     std::fs::rename(tokens, &away).unwrap();
-    let refused = open_replica(&token, 1).err().unwrap();
+    let refused = open_replica(&token).err().unwrap();
     assert!(refused.is_away() && refused.code() == "hsm_initialize", "{refused}");
     std::fs::create_dir(tokens).unwrap();
-    let refused = open_replica(&token, 1).err().unwrap();
+    let refused = open_replica(&token).err().unwrap();
     assert!(refused.is_away() && refused.code() == "hsm_token_not_found", "{refused}");
 
     let custodian = Custodian::new(None, Hsm::Away { reason: refused.to_string() });
@@ -335,9 +341,9 @@ fn a_token_that_is_away_can_be_opened_when_it_comes_and_a_wrong_pin_is_no_such_c
     std::fs::remove_dir(tokens).unwrap();
     std::fs::rename(&away, tokens).unwrap();
     let wrong = TokenOptions { selector: token.selector.clone(), pin: SecretString::from("12121212") };
-    let refused = open_replica(&wrong, 1).err().unwrap();
+    let refused = open_replica(&wrong).err().unwrap();
     assert!(!refused.is_away() && refused.code() == "hsm_pin", "{refused}");
-    custodian.set_replica(open_replica(&token, 1).unwrap());
+    custodian.set_replica(open_replica(&token).unwrap());
     assert!(wrap(&custodian, &version).is_ok(), "at once, without waiting for a retry interval");
 }
 
