@@ -5,6 +5,8 @@ mod client;
 mod guardian;
 mod issuer;
 pub mod postgres;
+pub mod namespaces;
+pub mod patroni;
 mod process;
 mod proxy;
 mod web;

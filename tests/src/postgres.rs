@@ -97,7 +97,7 @@ pub(crate) fn give_away(path: &Path, mode: u32) {
 /// A command to run as the user that databases run as, in this directory, by which the guardian knows it.
 fn command(program: impl AsRef<std::ffi::OsStr>, directory: &Path) -> Command {
     let mut command = Command::new(program);
-    command.current_dir(directory).stdin(Stdio::null()).env("PGCONNECT_TIMEOUT", "10");
+    command.current_dir(directory).env("HOME", directory).stdin(Stdio::null());
     if let Some((user, group)) = unprivileged() {
         command.uid(user).gid(group);
     }
