@@ -25,14 +25,17 @@ pub fn enter() -> Result<(), String> {
     }
     let unshare = ["--net", "--mount", "--pid", "--ipc", "--fork", "--mount-proc", "--kill-child=KILL"];
     if let Err(error) = run(Command::new("unshare").args(unshare).args(["mount", "-t", "tmpfs", "tmpfs", "/run"])) {
-        return Err(format!("this machine gives no namespaces; a container needs --privileged, or a virtual machine: {error}"));
+        return Err(format!(
+            "this machine gives no namespaces; a container needs --privileged, or a virtual machine: {error}"
+        ));
     }
     // The shell is process 1 of the namespace: it collects the children of processes that were killed, as Patroni expects.
     let script = "mount -t tmpfs tmpfs /run && mkdir -m 1777 /run/tmp && TMPDIR=/run/tmp \"$@\"; exit $?";
     let mut command = Command::new("unshare");
     command.args(unshare).args(["sh", "-c", script, "sh"]);
     command.arg(std::env::current_exe().expect("it runs from a file")).args(std::env::args_os().skip(1));
-    let mut child = command.env(INSIDE, "1").stdin(Stdio::piped()).spawn().map_err(|error| format!("unshare: {error}"))?;
+    let mut child =
+        command.env(INSIDE, "1").stdin(Stdio::piped()).spawn().map_err(|error| format!("unshare: {error}"))?;
     let _until_the_end = child.stdin.take(); // `wait` would close it
     let status = child.wait().map_err(|error| error.to_string())?;
     std::process::exit(status.code().unwrap_or(1));

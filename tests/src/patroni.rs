@@ -18,7 +18,7 @@ use crate::namespaces;
 use crate::postgres::{Database, give_away, programs, unprivileged};
 
 /// How long the cluster may take to come to rest after anything.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
 
@@ -62,10 +62,17 @@ impl Patroni {
         let mut cluster = Self { nodes, database, _guardian: guardian };
         // Started before etcd answers, Patroni would wait for five seconds.
         let begun = Instant::now();
-        while !cluster.nodes.iter().all(|node| get(&node.address, 2379, "/health").is_some_and(|answer| answer.0 == 200)) {
+        while !cluster
+            .nodes
+            .iter()
+            .all(|node| get(&node.address, 2379, "/health").is_some_and(|answer| answer.0 == 200))
+        {
             assert!(begun.elapsed() < PATIENCE, "etcd does not come up:\n{}", cluster.logs());
             sleep(Duration::from_millis(50));
         }
+        // A node that finds no cluster to follow looks again after ten seconds only: its settings are in the cluster.
+        cluster.restart(0);
+        cluster.wait_for_leader();
         cluster.start_databases();
         cluster.wait_healthy();
         let superuser = Database { name: "postgres".into(), user: "postgres".into(), ..cluster.database.clone() };
@@ -224,8 +231,11 @@ impl Node {
 
         let mut etcd = on_node(name, "/usr/bin/etcd", &directory, "etcd.log");
         let (peer, client) = (format!("http://{address}:2380"), format!("http://{address}:2379"));
-        let members: Vec<_> =
-            NODES.into_iter().zip(1..).map(|(name, number)| format!("{name}=http://{}:2380", self::address(number))).collect();
+        let members: Vec<_> = NODES
+            .into_iter()
+            .zip(1..)
+            .map(|(name, number)| format!("{name}=http://{}:2380", self::address(number)))
+            .collect();
         etcd.args(["--name", name, "--data-dir"]).arg(directory.join("etcd"));
         etcd.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         etcd.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
@@ -264,8 +274,10 @@ fn address(number: u8) -> String {
 }
 
 fn patroni_settings(name: &str, address: &str, directory: &Path, ca_file: &Path) -> Value {
-    let etcd: Vec<_> = NODES.into_iter().zip(1..).map(|(_, number)| format!("{}:2379", self::address(number))).collect();
-    let user = |name: &str| json!({"username": name, "password": PASSWORD, "sslmode": "verify-full", "sslrootcert": ca_file});
+    let etcd: Vec<_> =
+        NODES.into_iter().zip(1..).map(|(_, number)| format!("{}:2379", self::address(number))).collect();
+    let user =
+        |name: &str| json!({"username": name, "password": PASSWORD, "sslmode": "verify-full", "sslrootcert": ca_file});
     json!({
         "scope": "ekm",
         "name": name,
@@ -284,6 +296,8 @@ fn patroni_settings(name: &str, address: &str, directory: &Path, ca_file: &Path)
                     "use_pg_rewind": true,
                     "parameters": {
                         "max_connections": 100, "shared_buffers": "32MB", "jit": "off",
+                        // A follower that found nobody leading asks again; writes wait for it. The default is five seconds.
+                        "wal_retrieve_retry_interval": "500ms",
                         // The data directories are in memory.
                         "min_wal_size": "32MB", "max_wal_size": "64MB", "wal_keep_size": "32MB",
                     },
@@ -338,7 +352,8 @@ fn on_node(node: &str, program: &str, directory: &Path, log: &str) -> Command {
 }
 
 fn ip(arguments: &str) {
-    namespaces::run(Command::new("ip").args(arguments.split(' '))).unwrap_or_else(|error| panic!("ip {arguments}: {error}"));
+    namespaces::run(Command::new("ip").args(arguments.split(' ')))
+        .unwrap_or_else(|error| panic!("ip {arguments}: {error}"));
 }
 
 /// Status and body, if there is an answer at all within a second.

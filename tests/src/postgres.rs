@@ -22,7 +22,8 @@ use crate::guardian::Guardian;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The cluster that the tests of one process share; it ends with the process. Its data need not survive a power cut.
-static SHARED: LazyLock<Cluster> = LazyLock::new(|| Cluster::start_own_with(&["fsync = off", "full_page_writes = off"]));
+static SHARED: LazyLock<Cluster> =
+    LazyLock::new(|| Cluster::start_own_with(&["fsync = off", "full_page_writes = off"]));
 
 /// Where to find a database, and as whom.
 #[derive(Clone, Debug)]
@@ -409,7 +410,8 @@ impl PgBouncer {
         }
         let mut bouncer = command("/usr/sbin/pgbouncer", directory);
         bouncer.arg("-q").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-        let child = bouncer.spawn().expect("pgbouncer is not installed: run 'sh scripts/setup.sh test', or 'make test'");
+        let child =
+            bouncer.spawn().expect("pgbouncer is not installed: run 'sh scripts/setup.sh test', or 'make test'");
         let hosts = vec![format!("127.0.0.1:{port}")];
         let through = Database { hosts, ca_file: authority.ca_file, ..database.clone() };
         let mut bouncer = Self { child, database: through, _guardian: guardian };

@@ -11,7 +11,8 @@ fn a_database_is_reached_with_tls_and_a_password_only() {
     let mut wrong = database.clone();
     wrong.password = "wrong".into();
     assert!(wrong.try_psql("SELECT 1").unwrap_err().contains("password authentication failed"));
-    let output = std::process::Command::new(postgres::programs().join("psql")).args([&plain, "-c", "SELECT 1"]).output();
+    let output =
+        std::process::Command::new(postgres::programs().join("psql")).args([&plain, "-c", "SELECT 1"]).output();
     assert!(String::from_utf8_lossy(&output.unwrap().stderr).contains("no encryption"));
 }
 
