@@ -17,6 +17,7 @@ mod hsm;
 mod keys;
 mod ops;
 mod process;
+mod rig;
 mod slow_clients;
 mod table;
 mod tls;
