@@ -1,4 +1,4 @@
--- The catalog as sealed rows, the same for SQLite and PostgreSQL; BYTES stands for BLOB or BYTEA.
+-- The catalog as sealed rows, the same for SQLite and PostgreSQL. BYTES stands for BLOB or BYTEA, NAME_TEXT for text that sorts by its bytes.
 -- What rows mean is in their bodies, which only ekm can open: see ekm-core/src/catalog/ledger.rs.
 -- Ids are UUIDs in text form; times are RFC 3339, UTC.
 
@@ -28,7 +28,7 @@ CREATE INDEX records_by_revision ON records (revision);
 -- Paths of keys and crypto spaces, and names of policies: unique for ever, so that none is given out twice.
 CREATE TABLE names (
     kind        TEXT NOT NULL,
-    name        TEXT NOT NULL,
+    name        NAME_TEXT NOT NULL,
     id          TEXT NOT NULL,
     PRIMARY KEY (kind, name)
 );

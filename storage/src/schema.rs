@@ -79,8 +79,9 @@ impl CatalogStore {
 }
 
 fn migrator(postgres: bool) -> Migrator {
-    let bytes = if postgres { "BYTEA" } else { "BLOB" };
-    let records = sqlx::AssertSqlSafe(RECORDS.replace("BYTES", bytes)).into_sql_str();
+    let (bytes, name_text) = if postgres { ("BYTEA", "TEXT COLLATE \"C\"") } else { ("BLOB", "TEXT") };
+    let records = RECORDS.replace("BYTES", bytes).replace("NAME_TEXT", name_text);
+    let records = sqlx::AssertSqlSafe(records).into_sql_str();
     let migration =
         |version, name: &'static str, sql| Migration::new(version, name.into(), MigrationType::Simple, sql, false);
     let mut migrations = vec![migration(2, "records", records)];
