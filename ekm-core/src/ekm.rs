@@ -109,7 +109,7 @@ impl Ekm {
         policy::decide(&key.policy, request.caller, verb, request.justification).map_err(Error::Denied)?;
         match key.state {
             KeyState::Enabled => Ok(Arc::clone(key)),
-            KeyState::Disabled => Err(Error::KeyDisabled),
+            KeyState::Disabled | KeyState::DestroyScheduled | KeyState::Destroyed => Err(Error::KeyDisabled),
         }
     }
 

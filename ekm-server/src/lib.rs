@@ -3,6 +3,7 @@
 //! A request's way: [`listener`] → [`connection`] → [`router`] → [`auth`] → [`wire`] → `ekm_core`, and back through
 //! [`status`]. [`app`] puts the parts together.
 
+pub mod admin;
 pub mod app;
 pub mod audit;
 pub mod auth;
@@ -22,6 +23,7 @@ pub mod ops;
 mod process;
 mod provision;
 pub mod router;
+mod socket_file;
 pub mod start_error;
 pub mod status;
 pub mod tls;

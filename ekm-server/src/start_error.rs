@@ -47,6 +47,16 @@ pub enum StartError {
         /// The kernel's reason.
         cause: std::io::Error,
     },
+    /// A Unix socket that cannot be listened on.
+    #[error(
+        "cannot listen on the Unix socket {file}: {cause}; stop the other process, or write another file in admin.socket"
+    )]
+    Socket {
+        /// The file.
+        file: String,
+        /// The reason.
+        cause: std::io::Error,
+    },
     /// A new key could not be made.
     #[error("{0}")]
     Generate(#[from] ekm_core::custody::GenerateError),
@@ -81,6 +91,7 @@ impl StartError {
             Self::KeySet(_) => "key_set",
             Self::SecretFile { .. } => "secret_file",
             Self::Listen { .. } => "listen",
+            Self::Socket { .. } => "admin_socket",
             Self::Generate(_) => "key_generation",
             Self::Policy(_) => "policy",
             Self::Dev(_) => "dev_data",

@@ -44,6 +44,7 @@ pub struct Ready {
     pub crypto_space_path: String,
     pub token: String,
     pub custody: String,
+    pub admin_socket: Option<PathBuf>,
 }
 
 /// A running service; killed when dropped.
@@ -118,6 +119,7 @@ impl Ekm {
             crypto_space_path: "v0/cryptospaces/demo".into(),
             token: Issuer::of(directory.path()).token(),
             custody: String::new(),
+            admin_socket: addresses["admin_socket"].as_str().map(PathBuf::from),
         };
         let serving = Self { child, directory: Arc::clone(directory), ready };
         serving.wait_until_ready();

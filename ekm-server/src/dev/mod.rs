@@ -16,6 +16,7 @@ use ekm_core::KeyPath;
 use ekm_core::policy::Policy;
 use ekm_storage::CatalogStore;
 
+use crate::admin::AdminPlane;
 use crate::app::{App, termination};
 use crate::config::Config;
 use crate::process::{Output, runtime, start_process};
@@ -97,6 +98,9 @@ pub(crate) fn run(args: DevArgs) -> Result<(), StartError> {
     let mut config = Config::read(&setup.config_file)?;
     config.server.listen = args.listen.unwrap_or(config.server.listen);
     config.ops.listen = args.ops_listen.unwrap_or(config.ops.listen);
+    if config.admin.is_none() {
+        config_without_admin(&setup.config_file);
+    }
     if let Some(milliseconds) = args.deadline_ms {
         config.set_deadline(Duration::from_millis(milliseconds))?;
     }
@@ -130,6 +134,7 @@ async fn serve(config: &Config, setup: &Setup, args: &DevArgs) -> Result<(), Sta
         ca_file: setup.certificate_file(),
         token: setup.issuer.mint(CALLER, AUDIENCE, TOKEN_TTL_S)?,
         custody,
+        admin_socket: app.admin().and_then(AdminPlane::socket).cloned(),
     };
     if args.check {
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
@@ -149,6 +154,16 @@ async fn serve(config: &Config, setup: &Setup, args: &DevArgs) -> Result<(), Sta
     Ok(())
 }
 
+/// Says how a directory that is older than the admin API gets it.
+#[expect(clippy::print_stderr, reason = "the log is not there yet")]
+fn config_without_admin(file: &Path) {
+    eprintln!(
+        "note: {} has no [admin], so there is no admin API here; to get it, append this and start again:\n\n{}",
+        file.display(),
+        setup::admin_section()
+    );
+}
+
 /// What runs where.
 struct Ready {
     ekm: SocketAddr,
@@ -156,6 +171,8 @@ struct Ready {
     ca_file: PathBuf,
     token: String,
     custody: ekm_core::catalog::Custody,
+    /// None in a directory that was set up before there was one.
+    admin_socket: Option<PathBuf>,
 }
 
 impl Ready {
@@ -176,6 +193,7 @@ impl Ready {
             "crypto_space_path": SPACE_PATH,
             "token": self.token,
             "custody": self.custody.name(),
+            "admin_socket": self.admin_socket,
         })
         .to_string()
     }
