@@ -226,7 +226,7 @@ pub(super) async fn reject(
 ///
 /// After a `catalog-export` was approved, for whoever asked for it.
 #[utoipa::path(get, path = "/v1/approvals/{id}/export", params(("id" = Uuid, Path)), responses(
-    (status = 200, description = "The export", body = Vec<u8>, content_type = "application/octet-stream"),
+    (status = 200, description = "The export", body = String, content_type = "application/octet-stream"),
     (status = 404, description = "There is no such approval", body = ErrorView),
     (status = 409, description = "It is no approved export", body = ErrorView),
 ))]
