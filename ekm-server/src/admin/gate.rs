@@ -23,11 +23,17 @@ use crate::router::{check_media_type, discard};
 const MAX_BODY_BYTES: usize = 1 << 20;
 
 /// Around every route. Also for a path that names nothing, a stranger learns first that he is a stranger.
-pub(super) async fn gate(State(plane): State<Arc<Plane>>, mut request: Request<Body>, next: Next) -> Response<Body> {
-    let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
-    let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
-    let mut response = match plane.access.actor(request.headers(), &peer).await {
-        Ok(actor) => {
+pub(super) async fn gate(State(plane): State<Arc<Plane>>, request: Request<Body>, next: Next) -> Response<Body> {
+    let (head, mut body) = request.into_parts();
+    let chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
+    let peer = head.extensions.get::<Peer>().cloned().unwrap_or_default();
+    let entered = async {
+        let actor = plane.access.actor(&head.headers, &peer).await?;
+        Ok::<_, AdminError>((actor, read(&mut body, plane.body_timeout).await?))
+    };
+    let mut response = match entered.await {
+        Ok((actor, body)) => {
+            let mut request = Request::from_parts(head, Body::from(body));
             request.extensions_mut().insert(actor);
             // A panic costs the request that caused it, and nobody else.
             AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
@@ -37,8 +43,8 @@ pub(super) async fn gate(State(plane): State<Arc<Plane>>, mut request: Request<B
         }
         Err(error) => {
             tracing::debug!(code = error.code(), %error, "admin request refused");
-            if request.version() == Version::HTTP_2 {
-                discard(request.into_body(), 16 * MAX_BODY_BYTES, Instant::now() + plane.body_timeout).await;
+            if head.version == Version::HTTP_2 {
+                discard(body, 16 * MAX_BODY_BYTES, Instant::now() + plane.body_timeout).await;
             }
             error.into_response()
         }
@@ -98,19 +104,14 @@ impl<S: Sync> FromRequestParts<S> for NothingAsked {
 /// A JSON body, without unknown and doubled fields as far as its type refuses them.
 pub(super) struct Json<T>(pub(super) T);
 
-impl<T: DeserializeOwned> FromRequest<Arc<Plane>> for Json<T> {
+impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = AdminError;
 
-    async fn from_request(request: Request<Body>, plane: &Arc<Plane>) -> Result<Self, AdminError> {
-        let (head, mut body) = request.into_parts();
-        let read = match check(&head.headers) {
-            Ok(()) => read(&mut body, plane.body_timeout).await,
-            Err(error) => Err(error),
-        };
-        if read.is_err() && head.version == Version::HTTP_2 {
-            discard(body, 16 * MAX_BODY_BYTES, Instant::now() + plane.body_timeout).await;
-        }
-        let value = serde_json::from_slice(&read?);
+    async fn from_request(request: Request<Body>, _: &S) -> Result<Self, AdminError> {
+        check(request.headers())?;
+        // [`gate`] has read it already.
+        let body = request.into_body().collect().await.map_err(|_| AdminError::Internal("taking the body"))?;
+        let value = serde_json::from_slice(&body.to_bytes());
         value.map(Self).map_err(|error| AdminError::invalid("body", error.to_string()))
     }
 }

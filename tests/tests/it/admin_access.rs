@@ -113,6 +113,44 @@ fn a_person_is_one_name_by_certificate_token_and_user_id_and_others_are_not_let_
     assert_eq!(ekm.metric("ekm_admin_requests_total{code=\"admin_unknown_person\"}"), 1.0);
 }
 
+/// As on the EKM listener: an answer that leaves before its request is complete gets lost with some clients.
+#[test]
+fn curl_over_http2_always_reads_why_it_was_refused() {
+    let directory = set_up(&[]);
+    let ekm = serve(&directory, &Authority::new(directory.path(), "ours"));
+    let url = format!("https://localhost:{}", ekm.ready.admin_address.unwrap().port());
+    let (big, bigger) = (directory.path().join("big.json"), directory.path().join("bigger.json"));
+    fs::write(&big, format!("{{\"reason\":\"{}\"}}", "A".repeat(1_000_000))).unwrap();
+    fs::write(&bigger, format!("{{\"reason\":\"{}\"}}", "A".repeat(1_100_000))).unwrap();
+    let good = format!("Authorization: Bearer {}", ekm.second_person());
+    for (header, path, file, status) in [
+        ("X: no token", "/v1/changes", &big, 401),
+        (&*good, "/v1/nothing", &big, 404),
+        (&*good, "/v1/keys", &big, 405),
+        (&*good, "/v1/changes", &big, 400),
+        (&*good, "/v1/changes", &bigger, 400),
+    ] {
+        for _ in 0..5 {
+            let output = std::process::Command::new("curl")
+                .args([
+                    "--http2",
+                    "--silent",
+                    "--show-error",
+                    "--write-out",
+                    " %{http_code} %{http_version}",
+                    "--cacert",
+                ])
+                .arg(&ekm.ready.ca_file)
+                .args(["-H", header, "-H", "Content-Type: application/json", "-d", &format!("@{}", file.display())])
+                .arg(format!("{url}{path}"))
+                .output()
+                .unwrap();
+            let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            assert!(stdout.ends_with(&format!(" {status} 2")) && stdout.starts_with("{\"code\":"), "{stdout} {stderr}");
+        }
+    }
+}
+
 #[test]
 fn without_issuers_a_client_without_a_certificate_is_turned_away_in_the_handshake() {
     let directory = set_up(&[]);
