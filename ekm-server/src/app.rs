@@ -13,10 +13,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use crate::admin::Admin;
+use crate::admin::{Admin, AdminPlane};
 use crate::audit::AuditLog;
 use crate::auth::Authenticator;
-use crate::background::{Unserved, watch_certificate, watch_hangup, watch_health, watch_versions};
+use crate::background::{Unserved, watch_certificates, watch_hangup, watch_health, watch_versions};
 use crate::catalog::{self, Follower, Gate, Upkeep};
 use crate::config::Config;
 use crate::custodian::{self, AwayHsm};
@@ -38,6 +38,7 @@ pub struct App {
     certificate: Arc<Certificate>,
     ekm_listener: Listener,
     ops_listener: Listener,
+    admin: Option<AdminPlane>,
     drain_delay: Duration,
     drain_timeout: Duration,
     health_patience: Duration,
@@ -70,7 +71,7 @@ impl App {
         let metrics = Arc::new(Metrics::new(config.profile.name(), replica));
         let (certificate, key) = (&config.server.certificate_file, &config.server.private_key_file);
         let certificate = Arc::new(Certificate::load(certificate, key)?);
-        let tls = tls::server_config(Arc::clone(&certificate)).map_err(CertificateError::Pair)?;
+        let tls = tls::server_config(Arc::clone(&certificate), None).map_err(CertificateError::Pair)?;
         let audit = &config.audit;
         let audit = AuditLog::open(&audit.file, audit.queue_length, metrics.audit_write_errors.clone())
             .map_err(StartError::io(format!("cannot open the audit log {}", audit.file.display())))?;
@@ -98,15 +99,24 @@ impl App {
 
         let health = Arc::new(Health::default());
         let ops = ops::router(Ops { plane: Arc::clone(&plane), health: Arc::clone(&health), gate: Arc::clone(&gate) });
-        let bind = async |address, tls, router| {
-            let listener = Listener::bind(address, tls, router, &config.limits, Arc::clone(&metrics)).await;
+        let bind = async |name, address, tls, router| {
+            let listener = Listener::bind(name, address, tls, router, &config.limits, Arc::clone(&metrics)).await;
             listener.map_err(|cause| StartError::Listen { address, cause })
         };
         let tls = TlsAcceptor::from(Arc::new(tls));
         let ekm_router = router::router(Arc::clone(&plane));
+        let admin = match &config.admin {
+            Some(admin) => {
+                let shared = (Arc::clone(&store), Arc::clone(&plane), Arc::clone(&gate));
+                let service = Arc::new(Admin::new(shared.0, shared.1, shared.2));
+                Some(AdminPlane::start(config, admin.get_ref(), service, &certificate, Arc::clone(&metrics)).await?)
+            }
+            None => None,
+        };
         Ok(Self {
-            ekm_listener: bind(config.server.listen, Some(tls), ekm_router).await?,
-            ops_listener: bind(config.ops.listen, None, ops).await?,
+            ekm_listener: bind("ekm", config.server.listen, Some(tls), ekm_router).await?,
+            ops_listener: bind("ops", config.ops.listen, None, ops).await?,
+            admin,
             plane,
             health,
             store,
@@ -121,7 +131,7 @@ impl App {
     }
 
     /// The service behind the admin API.
-    pub fn admin(&self) -> Admin {
+    pub fn admin_service(&self) -> Admin {
         Admin::new(Arc::clone(&self.store), Arc::clone(&self.plane), Arc::clone(&self.gate))
     }
 
@@ -141,6 +151,11 @@ impl App {
         both.map_err(StartError::io("cannot tell the address"))
     }
 
+    /// The admin plane, if the configuration has one.
+    pub fn admin(&self) -> Option<&AdminPlane> {
+        self.admin.as_ref()
+    }
+
     /// Serves until `stop`, then: readiness goes, the load balancer gets time to notice, no new connections, requests under
     /// way finish, the audit log is written out.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Drained {
@@ -156,11 +171,15 @@ impl App {
             let plane = Arc::clone(&self.plane);
             background.spawn(async move { away.wait(plane.ekm.custodian()).await });
         }
-        background.spawn(watch_certificate(Arc::clone(&self.certificate), Arc::clone(&self.plane)));
-        background.spawn(watch_hangup(Arc::clone(&self.certificate), Arc::clone(&self.plane)));
+        let mut certificates = vec![self.certificate];
+        certificates.extend(self.admin.as_ref().and_then(AdminPlane::certificate).map(Arc::clone));
+        let refresh_admin = self.admin.as_ref().map(AdminPlane::refresher);
+        background.spawn(watch_certificates(certificates.clone(), Arc::clone(&self.plane)));
+        background.spawn(watch_hangup(certificates, refresh_admin, Arc::clone(&self.plane)));
 
         let (drain_ekm, ekm_draining) = watch::channel(false);
         let (drain_ops, ops_draining) = watch::channel(false);
+        let admin = self.admin.map(|admin| tokio::spawn(admin.run(ekm_draining.clone(), self.drain_timeout)));
         let ekm = tokio::spawn(self.ekm_listener.run(ekm_draining, self.drain_timeout));
         let ops = tokio::spawn(self.ops_listener.run(ops_draining, Duration::from_millis(200)));
         stop.await;
@@ -170,7 +189,10 @@ impl App {
         self.health.drain();
         tokio::time::sleep(self.drain_delay).await;
         drain_ekm.send_replace(true);
-        let cut = ekm.await.unwrap_or_default();
+        let mut cut = ekm.await.unwrap_or_default();
+        if let Some(admin) = admin {
+            cut += admin.await.unwrap_or_default();
+        }
         drain_ops.send_replace(true);
         let _ = ops.await;
         background.shutdown().await;

@@ -93,11 +93,13 @@ async fn prove_all(plane: &DataPlane, snapshot: &Snapshot) -> Vec<String> {
     unserved
 }
 
-/// Takes over a changed certificate.
-pub async fn watch_certificate(certificate: Arc<Certificate>, plane: Arc<DataPlane>) {
+/// Takes over changed certificates.
+pub async fn watch_certificates(certificates: Vec<Arc<Certificate>>, plane: Arc<DataPlane>) {
     loop {
         tokio::time::sleep(CERTIFICATE_INTERVAL).await;
-        reload_certificate(&certificate, &plane).await;
+        for certificate in &certificates {
+            reload_certificate(certificate, &plane).await;
+        }
     }
 }
 
@@ -117,13 +119,20 @@ async fn reload_certificate(certificate: &Arc<Certificate>, plane: &DataPlane) {
     }
 }
 
-/// SIGHUP: certificate and key sets are read again, the audit log is opened again.
-pub async fn watch_hangup(certificate: Arc<Certificate>, plane: Arc<DataPlane>) {
+/// SIGHUP: certificates and key sets are read again, the audit log is opened again.
+pub async fn watch_hangup(
+    certificates: Vec<Arc<Certificate>>,
+    refresh_admin: Option<impl Fn() + Send>,
+    plane: Arc<DataPlane>,
+) {
     let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
     while hangup.recv().await.is_some() {
         tracing::info!("SIGHUP: reading certificate and key sets again, reopening the audit log");
         plane.audit.reopen();
         plane.authenticator.refresh();
-        reload_certificate(&certificate, &plane).await;
+        refresh_admin.iter().for_each(|refresh| refresh());
+        for certificate in &certificates {
+            reload_certificate(certificate, &plane).await;
+        }
     }
 }

@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod ops;
 mod process;
 pub mod router;
+mod socket_file;
 pub mod start_error;
 pub mod status;
 pub mod tls;

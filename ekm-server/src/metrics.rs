@@ -20,6 +20,8 @@ const BUCKETS_SECONDS: &[f64] = &[
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
+    /// Requests of the admin API by outcome.
+    pub admin_requests: IntCounterVec,
     request_seconds: [Histogram; 3],
     hsm_queue_seconds: Histogram,
     hsm_operation_seconds: [Histogram; 2],
@@ -79,6 +81,7 @@ impl Metrics {
         make.gauges("ekm_profile", "1, with the profile as label.", &["profile"]).with_label_values(&[profile]).set(1);
         let metrics = Self {
             requests: make.counters("ekm_requests_total", "Requests by verb and outcome.", &["verb", "code"]),
+            admin_requests: make.counters("ekm_admin_requests_total", "Admin requests by outcome.", &["code"]),
             request_seconds: ["wrap", "unwrap", "-"].map(|verb| request_seconds.with_label_values(&[verb])),
             hsm_queue_seconds: queue.with_label_values(&[replica]),
             hsm_operation_seconds: ["wrap", "unwrap"].map(|verb| operation.with_label_values(&[replica, verb])),
@@ -114,6 +117,7 @@ impl Metrics {
         for verb in ["wrap", "unwrap"] {
             metrics.requests.with_label_values(&[verb, "ok"]);
         }
+        metrics.admin_requests.with_label_values(&["ok"]);
         for result in ["ok", "error"] {
             metrics.certificate_reloads.with_label_values(&[result]);
         }

@@ -51,6 +51,16 @@ pub enum StartError {
         /// The kernel's reason.
         cause: std::io::Error,
     },
+    /// A Unix socket that cannot be listened on.
+    #[error(
+        "cannot listen on the Unix socket {file}: {cause}; stop the other process, or write another file in admin.socket"
+    )]
+    Socket {
+        /// The file.
+        file: String,
+        /// The reason.
+        cause: std::io::Error,
+    },
     /// A policy file.
     #[error("the policy is refused: {0}")]
     Policy(#[from] ekm_core::policy::InvalidPolicy),
@@ -83,6 +93,7 @@ impl StartError {
             Self::KeySet(_) => "key_set",
             Self::SecretFile { .. } => "secret_file",
             Self::Listen { .. } => "listen",
+            Self::Socket { .. } => "admin_socket",
             Self::Policy(_) => "policy",
             Self::Dev(_) => "dev_data",
             Self::Check(_) => "dev_check",

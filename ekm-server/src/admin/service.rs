@@ -17,10 +17,11 @@ use uuid::Uuid;
 
 use super::actor::Actor;
 use super::api::{
-    ApprovalView, CatalogView, ChangeView, Command, ExplainRequest, FrontendView, KeyView, Page, PolicyView, SpaceView,
+    ApprovalView, CatalogView, ChangeView, Command, ExplainRequest, FrontendView, KeyView, LintWarning, Page,
+    PolicyView, SpaceView,
 };
 use super::error::AdminError;
-use super::query::{ApprovalQuery, ChangesQuery, KeyQuery, PageQuery};
+use super::query::{KeyQuery, PageQuery};
 use super::views;
 use crate::catalog::{CatalogError, Gate};
 use crate::router::DataPlane;
@@ -185,9 +186,13 @@ impl Admin {
     }
 
     /// Approvals.
-    pub async fn approvals(&self, query: ApprovalQuery) -> Result<Page<ApprovalView>, AdminError> {
+    pub async fn approvals(
+        &self,
+        state: Option<ApprovalState>,
+        query: PageQuery,
+    ) -> Result<Page<ApprovalView>, AdminError> {
         self.page(Kind::Approval, &query.page_token, query.page_size, |record: ApprovalRecord, _| {
-            let wanted = query.state.is_none_or(|state| record.state == state);
+            let wanted = state.is_none_or(|state| record.state == state);
             wanted.then(|| views::approval(record)).transpose()
         })
         .await
@@ -222,9 +227,9 @@ impl Admin {
     }
 
     /// The log of changes, newest first.
-    pub async fn changes(&self, query: ChangesQuery) -> Result<Page<ChangeView>, AdminError> {
-        let before = query.before.unwrap_or(i64::MAX.cast_unsigned());
-        let sealed = self.store.changes_before(before, query.limit).await?;
+    pub async fn changes(&self, before: Option<u64>, limit: u64) -> Result<Page<ChangeView>, AdminError> {
+        let before = before.unwrap_or(i64::MAX.cast_unsigned());
+        let sealed = self.store.changes_before(before, limit).await?;
         let key = self.catalog_key()?;
         let opened = sealed.iter().map(|sealed| {
             let refused = |problem| StorageError::Row { table: "changes", row: sealed.revision.to_string(), problem };
@@ -306,6 +311,18 @@ impl Admin {
         Ok(serde_json::to_value(explanation).expect("an explanation has only text as map keys"))
     }
 
+    /// What the linter says about a policy that is nowhere yet.
+    pub async fn lint(&self, policy: serde_json::Value) -> Result<Vec<LintWarning>, AdminError> {
+        let policy =
+            Policy::parse(&policy.to_string()).map_err(|error| AdminError::invalid("policy", error.to_string()))?;
+        let warnings = policy::lint(&policy, OffsetDateTime::now_utc()).into_iter().map(|warning| LintWarning {
+            code: warning.code.to_owned(),
+            rule: warning.rule as u64,
+            text: warning.text,
+        });
+        Ok(warnings.collect())
+    }
+
     /// The whole catalog, sealed as it is, for the one who was allowed to fetch it.
     pub async fn export(&self, actor: &Actor, approval: Uuid) -> Result<Vec<u8>, AdminError> {
         let view = self.approval(approval).await?;
@@ -323,28 +340,29 @@ impl Admin {
             )));
         }
         let file = std::env::temp_dir().join(format!("ekm-export-{}.db", Uuid::new_v4()));
-        let written = self.write_export(&file).await;
+        let note = serde_json::json!({"exported_at": now.to_string()});
+        let note = self.catalog_key()?.seal_note("export", &note).map_err(CatalogError::from)?;
+        let (store, target, runtime) = (Arc::clone(&self.store), file.clone(), tokio::runtime::Handle::current());
+        // A thread of its own: this copies the whole catalog.
+        let written = tokio::task::spawn_blocking(move || runtime.block_on(write_export(&store, &target, &note))).await;
         let bytes = tokio::fs::read(&file).await;
         for suffix in ["", "-wal", "-shm"] {
             let _ = tokio::fs::remove_file(format!("{}{suffix}", file.display())).await;
         }
-        written?;
+        written.map_err(|_| AdminError::Internal("the export panicked"))??;
         bytes.map_err(|error| {
             tracing::error!(%error, "cannot read the export back");
             AdminError::Internal("the export could not be written")
         })
     }
+}
 
-    async fn write_export(&self, file: &std::path::Path) -> Result<(), AdminError> {
-        let copy = SnapshotFile::open(file).await?;
-        let mut saving = copy.replace().await?;
-        let head = self.store.read_all(async |rows| saving.rows(&rows).await).await?;
-        let note = serde_json::json!({"exported_at": OffsetDateTime::now_utc().to_string()});
-        let note = self.catalog_key()?.seal_note("export", &note).map_err(CatalogError::from)?;
-        saving.finish(&head, &self.store.catalog_keys().await?, &note).await?;
-        copy.close().await?;
-        Ok(())
-    }
+async fn write_export(store: &CatalogStore, file: &std::path::Path, note: &[u8]) -> Result<(), StorageError> {
+    let copy = SnapshotFile::open(file).await?;
+    let mut saving = copy.replace().await?;
+    let head = store.read_all(async |rows| saving.rows(&rows).await).await?;
+    saving.finish(&head, &store.catalog_keys().await?, note).await?;
+    copy.close().await
 }
 
 pub(super) fn not_found(kind: Kind, name: &str) -> AdminError {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::error::Finding;
-use super::{Config, Hsm, Issuer, PostgresTls, Profile};
+use super::{Config, Hsm, Issuer, PostgresTls, Profile, admin};
 
 /// Cloud KMS's clock, which also runs on the network between.
 const CLOUD_KMS_TIMEOUT_MS: u64 = 150;
@@ -13,6 +13,9 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
     check_limits(config)?;
     check_auth(config)?;
     check_catalog(config)?;
+    if let Some(section) = &config.admin {
+        admin::check(config, section.span(), section.get_ref())?;
+    }
     if let Err(error) = tracing_subscriber::EnvFilter::try_new(&config.log.filter) {
         return finding(
             0..0,
@@ -36,7 +39,7 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
     }
 }
 
-fn finding(span: Range<usize>, problem: impl Into<String>, help: impl Into<String>) -> Result<(), Finding> {
+pub(super) fn finding(span: Range<usize>, problem: impl Into<String>, help: impl Into<String>) -> Result<(), Finding> {
     Err(Finding { span, problem: problem.into(), help: help.into() })
 }
 
@@ -120,15 +123,23 @@ fn check_auth(config: &Config) -> Result<(), Finding> {
 }
 
 fn check_issuer(profile: Profile, span: Range<usize>, issuer: &Issuer) -> Result<(), Finding> {
-    if issuer.iss.is_empty() || issuer.iss.iter().any(String::is_empty) {
-        return finding(span, "an issuer has no 'iss'", "write iss = [\"https://accounts.google.com\", …]");
-    }
     if issuer.callers.is_empty() {
         return finding(
             span,
             "an issuer has no 'callers', so every token of it would be denied, and a denial disables key versions at Google",
             "write callers = [\"service-*@gcp-sa-ekms.iam.gserviceaccount.com\"]",
         );
+    }
+    if !issuer.audiences.is_empty() {
+        return finding(span, "the audiences of these issuers stand in [auth]", "remove 'audiences' here");
+    }
+    check_key_set(profile, span, issuer)
+}
+
+/// What holds for the issuers of `[auth]` and of `[admin]`.
+pub(super) fn check_key_set(profile: Profile, span: Range<usize>, issuer: &Issuer) -> Result<(), Finding> {
+    if issuer.iss.is_empty() || issuer.iss.iter().any(String::is_empty) {
+        return finding(span, "an issuer has no 'iss'", "write iss = [\"https://accounts.google.com\", …]");
     }
     match (&issuer.jwks_url, &issuer.jwks_file) {
         (Some(url), None) => {

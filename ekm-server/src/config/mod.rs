@@ -3,6 +3,7 @@
 //! Unknown fields are refused, units are in the names, and secrets are never in the file: it names the file or environment
 //! variable that holds them. Relative file names are relative to the configuration file's directory.
 
+mod admin;
 mod check;
 mod error;
 
@@ -15,6 +16,7 @@ use ekm_core::caller::CallerPattern;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+pub use admin::{AdminConfig, Person};
 pub use error::ConfigError;
 
 /// A whole configuration, parsed and checked.
@@ -37,6 +39,8 @@ pub struct Config {
     pub software: Option<Spanned<Software>>,
     /// The audit log.
     pub audit: Audit,
+    /// The admin API; absent: this process has none.
+    pub admin: Option<Spanned<AdminConfig>>,
     /// The operator's log, on standard error.
     #[serde(default)]
     pub log: Log,
@@ -113,8 +117,12 @@ pub struct Auth {
 pub struct Issuer {
     /// The values of `iss` that mean this issuer.
     pub iss: Vec<String>,
-    /// The e-mail addresses that may call at all; `*` stands for any run of characters.
+    /// In `[[auth.issuers]]`: the e-mail addresses that may call at all; `*` stands for any run of characters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub callers: Vec<CallerPattern>,
+    /// In `[[admin.issuers]]`: the token's `aud` must equal one of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub audiences: Vec<String>,
     /// Where its key set is published.
     pub jwks_url: Option<Spanned<String>>,
     /// A file with its key set instead, for networks without a way out.
@@ -415,7 +423,16 @@ impl Config {
             files.extend(&mut postgres.client_certificate_file);
             files.extend(&mut postgres.client_key_file);
         }
-        for issuer in self.auth.issuers.get_mut() {
+        let mut issuers: Vec<_> = self.auth.issuers.get_mut().iter_mut().collect();
+        if let Some(admin) = &mut self.admin {
+            let admin = admin.get_mut();
+            files.extend(&mut admin.certificate_file);
+            files.extend(&mut admin.private_key_file);
+            files.extend(&mut admin.client_ca_file);
+            files.extend(admin.socket.as_mut().map(Spanned::get_mut));
+            issuers.extend(&mut admin.issuers);
+        }
+        for issuer in issuers {
             files.extend(&mut issuer.jwks_file);
             files.extend(&mut issuer.jwks_ca_file);
             files.extend(&mut issuer.jwks_cache_file);
@@ -539,6 +556,21 @@ mod tests {
             ("listen = \"127.0.0.1:9443\"", "listen = \"0.0.0.0:8443\"", "both listeners"),
             ("filter = \"info\"", "filter = \"=loud=\"", "log.filter"),
             ("jwks_url = \"https://www.googleapis.com/oauth2/v3/certs\"", "jwks_file = \"f\"", "jwks_cache_file"),
+            ("\ncallers = [", "\naudiences = [\"a\"]\ncallers = [", "stand in [auth]"),
+            ("listen = \"0.0.0.0:9444\"", "", "listens nowhere"),
+            ("listen = \"0.0.0.0:9444\"", "listen = \"0.0.0.0:8443\"", "address of another listener"),
+            ("listen = \"0.0.0.0:9444\"", "listen = \"127.0.0.1:9443\"", "address of another listener"),
+            ("client_ca_file = ", "#client_ca_file = ", "nobody could log in"),
+            ("#socket = ", "socket = ", "whoever is root"),
+            ("client_ca_file = ", "certificate_file = \"c\"\nclient_ca_file = ", "only one of certificate_file"),
+            ("roles = [\"security-officer\"]", "roles = []", "bob has no roles"),
+            ("roles = [\"security-officer\"]", "roles = [\"security-offiser\"]", "did you mean 'security-officer'?"),
+            ("certificate = \"bob@example.com\"", "", "bob could never log in"),
+            ("certificate = \"bob@example.com\"", "email = \"bob@example.com\"", "bob could never log in"),
+            ("certificate = \"bob@example.com\"", "certificate = \"Alice@example.com\"", "have the same identity"),
+            ("certificate = \"bob@example.com\"", "certificate = \" \"", "is blank"),
+            ("name = \"bob\"", "name = \"alice\"", "alice is there twice"),
+            ("name = \"bob\"", "name = \"\"", "is no name"),
         ] {
             assert!(good.contains(from), "the sample no longer has {from:?}");
             let error = parse(&good.replacen(from, to, 1)).err().unwrap_or_else(|| panic!("{to:?} was accepted"));

@@ -17,7 +17,7 @@ use ekm_core::KeyPath;
 use serde_json::json;
 
 use crate::admin::api::{ChangeRequest, Command, PolicyChoice};
-use crate::admin::{Actor, AdminError, Role};
+use crate::admin::{Actor, AdminError, AdminPlane, Role};
 use crate::app::{App, termination};
 use crate::config::Config;
 use crate::process::{Output, runtime, start_process};
@@ -100,6 +100,9 @@ pub(crate) fn run(args: DevArgs) -> Result<(), StartError> {
     let mut config = Config::read(&setup.config_file)?;
     config.server.listen = args.listen.unwrap_or(config.server.listen);
     config.ops.listen = args.ops_listen.unwrap_or(config.ops.listen);
+    if config.admin.is_none() {
+        config_without_admin(&setup.config_file);
+    }
     if let Some(milliseconds) = args.deadline_ms {
         config.set_deadline(Duration::from_millis(milliseconds))?;
     }
@@ -131,6 +134,7 @@ async fn serve(config: &Config, setup: &Setup, args: &DevArgs) -> Result<(), Sta
         ca_file: setup.certificate_file(),
         token: setup.issuer.mint(CALLER, AUDIENCE, TOKEN_TTL_S)?,
         custody,
+        admin_socket: app.admin().and_then(AdminPlane::socket).cloned(),
     };
     if args.check {
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
@@ -168,7 +172,7 @@ async fn make_demo_key(app: &mut App) -> Result<(), StartError> {
         description: "For trying things out.".into(),
     };
     let actor = Actor { name: "ekm dev".into(), roles: vec![Role::KeyAdmin] };
-    let admin = app.admin();
+    let admin = app.admin_service();
     for command in [space, key] {
         let (reason, dry_run) = ("the first start of ekm dev".to_owned(), false);
         let request = ChangeRequest { command, reason, dry_run, if_revision: None, request_id: None };
@@ -180,6 +184,16 @@ async fn make_demo_key(app: &mut App) -> Result<(), StartError> {
     app.catch_up().await
 }
 
+/// Says how a directory that is older than the admin API gets it.
+#[expect(clippy::print_stderr, reason = "the log is not there yet")]
+fn config_without_admin(file: &Path) {
+    eprintln!(
+        "note: {} has no [admin], so there is no admin API here; to get it, append this and start again:\n\n{}",
+        file.display(),
+        setup::admin_section()
+    );
+}
+
 /// What runs where.
 struct Ready {
     ekm: SocketAddr,
@@ -187,6 +201,8 @@ struct Ready {
     ca_file: PathBuf,
     token: String,
     custody: ekm_core::catalog::Custody,
+    /// None in a directory that was set up before there was one.
+    admin_socket: Option<PathBuf>,
 }
 
 impl Ready {
@@ -207,6 +223,7 @@ impl Ready {
             "crypto_space_path": SPACE_PATH,
             "token": self.token,
             "custody": self.custody.name(),
+            "admin_socket": self.admin_socket,
         })
         .to_string()
     }
