@@ -78,6 +78,50 @@ pub enum KeyState {
     Enabled,
     /// Paused: wrap and unwrap answer FAILED_PRECONDITION, which does not disable the version at Google.
     Disabled,
+    /// Unwraps, so that a mistake is noticed while it can be taken back; does not wrap any more.
+    DestroyScheduled,
+    /// The material is gone; the paths stay taken.
+    Destroyed,
+}
+
+/// Whether a crypto space's keys are in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SpaceState {
+    /// In use.
+    Enabled,
+    /// None of its keys is.
+    Blocked,
+}
+
+/// What a version may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VersionState {
+    /// Unwraps, does not wrap yet.
+    Pending,
+    /// Unwraps, and wraps if it is the primary.
+    Enabled,
+    /// Neither.
+    Disabled,
+    /// Unwraps; can be undeleted.
+    DestroyScheduled,
+    /// The material is gone.
+    Destroyed,
+}
+
+/// Where an approval stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ApprovalState {
+    /// Waits for a second person.
+    Requested,
+    /// Approved, and the change was made.
+    Approved,
+    /// Rejected or taken back.
+    Rejected,
+    /// Nobody decided in time.
+    Expired,
 }
 
 /// Where a key's material lives.
@@ -86,6 +130,8 @@ pub enum KeyState {
 pub enum Custody {
     /// An object on the token that never leaves it; every operation is an HSM operation.
     Hsm,
+    /// In the catalog, wrapped by the root key in the HSM; operations run in this process.
+    HsmWrapped,
     /// In the catalog, wrapped by a key file; operations run in this process. For development only.
     Software,
 }
@@ -108,6 +154,12 @@ macro_rules! stored_names {
 
 stored_names! {
     Purpose { Wrap = "wrap", Health = "health" }
-    KeyState { Enabled = "enabled", Disabled = "disabled" }
-    Custody { Hsm = "hsm", Software = "software" }
+    KeyState { Enabled = "enabled", Disabled = "disabled", DestroyScheduled = "destroy-scheduled", Destroyed = "destroyed" }
+    SpaceState { Enabled = "enabled", Blocked = "blocked" }
+    VersionState {
+        Pending = "pending", Enabled = "enabled", Disabled = "disabled", DestroyScheduled = "destroy-scheduled",
+        Destroyed = "destroyed"
+    }
+    ApprovalState { Requested = "requested", Approved = "approved", Rejected = "rejected", Expired = "expired" }
+    Custody { Hsm = "hsm", HsmWrapped = "hsm-wrapped", Software = "software" }
 }

@@ -114,7 +114,7 @@ impl Ekm {
         policy::decide(&key.policy, &question).map_err(Error::Denied)?;
         match key.state {
             KeyState::Enabled => Ok(Arc::clone(key)),
-            KeyState::Disabled => Err(Error::KeyDisabled),
+            KeyState::Disabled | KeyState::DestroyScheduled | KeyState::Destroyed => Err(Error::KeyDisabled),
         }
     }
 

@@ -3,6 +3,7 @@
 //! A request's way: [`listener`] → [`connection`] → [`router`] → [`auth`] → [`wire`] → `ekm_core`, and back through
 //! [`status`]. [`app`] puts the parts together.
 
+pub mod admin;
 pub mod app;
 pub mod audit;
 pub mod auth;
@@ -14,7 +15,6 @@ mod custodian;
 mod dev;
 mod hardening;
 pub mod health;
-mod key;
 pub mod listener;
 mod logging;
 pub mod metrics;

@@ -1,0 +1,446 @@
+//! The admin API's nouns: what the server answers and the command line reads. `/v1/openapi.json` is made of these.
+
+use std::collections::BTreeMap;
+
+use ekm_core::KeyPath;
+use ekm_core::catalog::{ApprovalState, Custody, KeyState, SpaceState, VersionState};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// A wish: what to change, why, and under which conditions.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeRequest {
+    /// What to do.
+    pub command: Command,
+    /// Why; goes into the log of changes.
+    #[serde(default)]
+    pub reason: String,
+    /// Only say what would change.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// The revision of the thing as the caller has seen it. If it has changed since, nothing is done (412). Commands that replace
+    /// something (`policy-set`, `key-set-policy`, `key-update`, `space-update`, `settings-set`) must name it (428).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_revision: Option<u64>,
+    /// Chosen by the caller: a request that is repeated under the same id is not carried out again, and gets the first answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 64)]
+    pub request_id: Option<String>,
+}
+
+/// What can be done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Command {
+    /// Make a crypto space.
+    SpaceCreate {
+        #[schema(value_type = String)]
+        path: KeyPath,
+        #[serde(default)]
+        labels: BTreeMap<String, String>,
+        #[serde(default)]
+        description: String,
+    },
+    /// Replace labels and description of a crypto space.
+    SpaceUpdate {
+        #[schema(value_type = String)]
+        path: KeyPath,
+        labels: BTreeMap<String, String>,
+        description: String,
+    },
+    /// Stop every key of a crypto space.
+    SpaceBlock {
+        #[schema(value_type = String)]
+        path: KeyPath,
+    },
+    /// Let the keys of a crypto space go on.
+    SpaceUnblock {
+        #[schema(value_type = String)]
+        path: KeyPath,
+    },
+    /// Make a policy that keys can share.
+    PolicyCreate {
+        name: String,
+        #[schema(value_type = Object)]
+        policy: Value,
+        #[serde(default)]
+        description: String,
+    },
+    /// Replace a policy, for every key that has it.
+    PolicySet {
+        name: String,
+        #[schema(value_type = Object)]
+        policy: Value,
+        #[serde(default)]
+        description: String,
+    },
+    /// Make a key: material first, proven, then the catalog.
+    KeyCreate {
+        #[schema(value_type = String)]
+        path: KeyPath,
+        /// Must exist.
+        #[schema(value_type = String)]
+        space: KeyPath,
+        policy: PolicyChoice,
+        /// Absent: what the configuration says.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        custody: Option<Custody>,
+        /// Absent: rotated by hand only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rotation_days: Option<u32>,
+        #[serde(default)]
+        labels: BTreeMap<String, String>,
+        #[serde(default)]
+        description: String,
+    },
+    /// Replace labels and description of a key.
+    KeyUpdate {
+        #[schema(value_type = String)]
+        path: KeyPath,
+        labels: BTreeMap<String, String>,
+        description: String,
+    },
+    /// Give a key one more path, for moving it between EXTERNAL and EXTERNAL_VPC.
+    KeyAddPath {
+        #[schema(value_type = String)]
+        path: KeyPath,
+        #[schema(value_type = String)]
+        new: KeyPath,
+    },
+    /// Give a key another policy.
+    KeySetPolicy {
+        #[schema(value_type = String)]
+        path: KeyPath,
+        policy: PolicyChoice,
+    },
+    /// Take the pause of a key, or of one version, back.
+    KeyEnable {
+        #[schema(value_type = String)]
+        path: KeyPath,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        version: Option<u32>,
+    },
+    /// Pause a key, or one version.
+    KeyDisable {
+        #[schema(value_type = String)]
+        path: KeyPath,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        version: Option<u32>,
+    },
+    /// Make a new version. It wraps as soon as every frontend knows it.
+    KeyRotate {
+        #[schema(value_type = String)]
+        path: KeyPath,
+    },
+    /// Rotate by itself, or (without days) not any more.
+    KeySetRotation {
+        #[schema(value_type = String)]
+        path: KeyPath,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        every_days: Option<u32>,
+    },
+    /// Destroy a key, or one version, after the grace period. Needs a second person.
+    KeyDestroy {
+        #[schema(value_type = String)]
+        path: KeyPath,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        version: Option<u32>,
+    },
+    /// Take a destruction back while the grace period lasts. The key is disabled then.
+    KeyUndelete {
+        #[schema(value_type = String)]
+        path: KeyPath,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        version: Option<u32>,
+    },
+    /// Change what holds for the whole catalog. Needs a second person.
+    SettingsSet {
+        /// At least 7.
+        destroy_grace_days: u32,
+    },
+    /// Allow the requester to fetch the whole catalog, sealed. Needs a second person.
+    CatalogExport {},
+}
+
+/// The policy of a key: one that is there, or one of its own, which gets the key's path as its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyChoice {
+    /// A policy's name.
+    Named(String),
+    /// A policy's JSON.
+    #[schema(value_type = Object)]
+    Own(Value),
+}
+
+/// What became of a wish.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ChangeResult {
+    /// What became of it.
+    pub outcome: ChangeOutcome,
+    /// The catalog's revision after it; for a dry run, the one that it was tried on.
+    pub revision: u64,
+    /// What it is about: a path or a name.
+    pub target: String,
+    /// What changes, field by field.
+    pub changes: Vec<FieldChange>,
+    /// What a tired operator should read before going on.
+    pub warnings: Vec<String>,
+    /// With `needs-approval`: what a second person has to approve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<ApprovalView>,
+}
+
+/// What became of a wish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChangeOutcome {
+    /// It was done.
+    Done,
+    /// It was so already.
+    Unchanged,
+    /// A dry run: it would be done.
+    WouldChange,
+    /// A dry run: it would wait for a second person.
+    WouldNeedApproval,
+    /// It waits for a second person.
+    NeedsApproval,
+}
+
+/// One field before and after; `null` for what is not there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FieldChange {
+    /// Such as `state` or `versions.2.state`.
+    pub field: String,
+    pub before: Value,
+    pub after: Value,
+}
+
+/// A crypto space.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SpaceView {
+    #[schema(value_type = String)]
+    pub path: KeyPath,
+    pub id: Uuid,
+    #[schema(value_type = String)]
+    pub state: SpaceState,
+    pub labels: BTreeMap<String, String>,
+    pub description: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// The change that wrote it last.
+    pub revision: u64,
+}
+
+/// A policy.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PolicyView {
+    pub name: String,
+    pub id: Uuid,
+    #[schema(value_type = Object)]
+    pub policy: Value,
+    pub description: String,
+    /// What the linter says about it.
+    pub warnings: Vec<String>,
+    /// The change that wrote it last.
+    pub revision: u64,
+}
+
+/// A key.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct KeyView {
+    /// The first one names it.
+    #[schema(value_type = Vec<String>)]
+    pub paths: Vec<KeyPath>,
+    pub id: Uuid,
+    /// Its crypto space's path.
+    pub space: String,
+    /// Its policy's name.
+    pub policy: String,
+    #[schema(value_type = String)]
+    pub state: KeyState,
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub destroy_at: Option<OffsetDateTime>,
+    /// The custody of its next version.
+    #[schema(value_type = String)]
+    pub custody: Custody,
+    /// The version that wraps.
+    pub primary_version: u32,
+    pub versions: Vec<VersionView>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation_days: Option<u32>,
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub next_rotation_at: Option<OffsetDateTime>,
+    pub labels: BTreeMap<String, String>,
+    pub description: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// The change that wrote it last.
+    pub revision: u64,
+}
+
+/// One version of a key.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct VersionView {
+    pub number: u32,
+    #[schema(value_type = String)]
+    pub state: VersionState,
+    #[schema(value_type = String)]
+    pub custody: Custody,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub destroy_at: Option<OffsetDateTime>,
+}
+
+/// A dangerous change that waits, or waited, for a second person.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ApprovalView {
+    pub id: Uuid,
+    #[schema(value_type = String)]
+    pub state: ApprovalState,
+    /// One line for people.
+    pub summary: String,
+    /// Exactly what is approved.
+    pub command: Command,
+    /// Its SHA-256: who approves names it, and so approves this and nothing else.
+    pub payload_sha256: String,
+    pub requested_by: String,
+    pub reason: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub requested_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided_by: Option<String>,
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub decided_at: Option<OffsetDateTime>,
+}
+
+/// A second person's word: `POST /v1/approvals/{id}/approve` and `…/reject`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Decision {
+    /// As in the approval that was looked at.
+    pub payload_sha256: String,
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// One entry of the log of changes.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ChangeView {
+    pub revision: u64,
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    pub actor: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approved_by: Option<String>,
+    pub reason: String,
+    /// Such as `key-disable`.
+    pub action: String,
+    pub target: String,
+    /// `fast` or `staged`.
+    pub class: String,
+    /// The command with its parameters.
+    #[schema(value_type = Object)]
+    pub detail: Value,
+    /// SHA-256 of this entry.
+    pub hash: String,
+    /// SHA-256 of the entry before.
+    pub previous: String,
+}
+
+/// A page of a list.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// Give it as `page_token` to get the next page; absent on the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_page_token: Option<String>,
+}
+
+/// A question to a policy: would this be allowed, and which rule decides?
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainRequest {
+    /// A key's path; its policy is asked …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub key: Option<KeyPath>,
+    /// … or a policy's name …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_name: Option<String>,
+    /// … or a policy that is nowhere yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub policy: Option<Value>,
+    /// An e-mail address.
+    pub caller: String,
+    /// `wrap` or `unwrap`.
+    pub verb: String,
+    /// A reason's name; absent for a request without any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub justification: Option<String>,
+    /// The Cloud KMS resource name; absent for a request without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource: Option<String>,
+    /// Absent: now.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub at: Option<OffsetDateTime>,
+}
+
+/// A frontend as it said last that it is there.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct FrontendView {
+    pub name: String,
+    pub instance: String,
+    pub version: String,
+    pub revision: u64,
+    #[serde(with = "time::serde::rfc3339")]
+    pub seen_at: OffsetDateTime,
+    /// Whether it has said so within the last 30 seconds.
+    pub alive: bool,
+}
+
+/// What holds for the whole catalog, and where it stands: `GET /v1/catalog`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CatalogView {
+    pub id: Uuid,
+    /// Where it is, without credentials.
+    pub location: String,
+    pub revision: u64,
+    pub epoch: u64,
+    pub schema_version: i64,
+    pub supported_schema_versions: String,
+    pub rows: u64,
+    pub destroy_grace_days: u32,
+    /// The change that wrote the settings last; 0 for the defaults.
+    pub settings_revision: u64,
+    /// What this frontend refused, and why.
+    pub refused_rows: Vec<String>,
+    /// Which keys this frontend cannot serve, and why; the first hundred.
+    pub unserved_keys: Vec<String>,
+    pub frontends: Vec<FrontendView>,
+}
+
+/// An error: what is wrong, and what to do.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ErrorView {
+    /// The heading in the error reference.
+    pub code: String,
+    pub message: String,
+}
+
+impl Command {
+    /// The word in the log, such as `key-disable`.
+    pub fn action(&self) -> String {
+        let value = serde_json::to_value(self).expect("a command has only text as map keys");
+        value["type"].as_str().unwrap_or_default().to_owned()
+    }
+}
