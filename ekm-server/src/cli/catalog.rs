@@ -83,7 +83,7 @@ pub(super) async fn run(args: CatalogArgs) -> Result<Exit, CliError> {
         }
         CatalogCommand::Log { limit, verify } => return log(&session, limit, verify).await,
         CatalogCommand::Frontends => {
-            let frontends: Vec<FrontendView> = session.client.list("v1/frontends", &[], None).await?;
+            let Page { items: frontends, .. } = session.client.get::<Page<FrontendView>>("v1/frontends", &[]).await?;
             let headings = ["NAME", "INSTANCE", "VERSION", "REVISION", "ALIVE", "SEEN"];
             print_list(session.output, &frontends, headings, frontend, "no frontend has said that it is there");
         }

@@ -73,9 +73,13 @@ impl Session {
         let request_id = Some(Uuid::new_v4().to_string());
         let request = ChangeRequest { command, reason: reason.into(), dry_run, if_revision, request_id };
         match (self.client.change(&request).await, if_revision) {
-            (Err(CliError::Refused { status: 412, code, message }), Some(seen)) => {
+            (Err(CliError::Refused { status: 412, code, .. }), Some(seen)) => {
                 let who = self.who_changed(&target, seen).await;
-                let message = format!("{message}{who}; look at it again, then repeat the command");
+                let message = format!(
+                    "{target} has changed since revision {seen}, and nothing was done{who}; look at it again, then repeat the \
+                     command",
+                    target = escape(&target)
+                );
                 Err(CliError::Refused { status: 412, code, message })
             }
             (outcome, _) => outcome,
@@ -171,7 +175,7 @@ fn target(command: &Command) -> String {
         | C::KeyUndelete { path, .. } => path.to_string(),
         C::PolicyCreate { name, .. } | C::PolicySet { name, .. } => name.clone(),
         C::SettingsSet { .. } => "settings".into(),
-        C::CatalogExport {} => "catalog".into(),
+        C::CatalogExport {} => "the catalog".into(),
     }
 }
 

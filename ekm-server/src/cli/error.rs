@@ -81,10 +81,9 @@ impl CliError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Start(error) => error.code(),
-            Self::Refused { .. } => "admin_refused",
             Self::Unreachable(_) => "admin_unreachable",
             Self::Untrusted(_) => "admin_untrusted",
-            Self::Answer(_) => "admin_answer",
+            Self::Refused { .. } | Self::Answer(_) => "admin_answer",
             Self::Connection(_) => "admin_connection",
             Self::KeysFile(_) => "keys_file",
             Self::NotConfirmed(_) => "not_confirmed",

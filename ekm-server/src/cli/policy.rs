@@ -38,7 +38,7 @@ pub(super) struct PolicyArgs {
 enum PolicyCommand {
     /// Make a policy that keys can share
     Create {
-        /// Its name
+        /// Its name: 1 to 63 of a-z 0-9 - _ .
         name: String,
         /// The policy in JSON
         file: PathBuf,
@@ -56,7 +56,7 @@ enum PolicyCommand {
     },
     /// Show a policy, and what the linter says about it
     Show {
-        /// Its name; for a key's own policy, the key's first path
+        /// Its name; 'ekm key show' has that of a key's own policy
         name: String,
     },
     /// Replace a policy, for every key that has it

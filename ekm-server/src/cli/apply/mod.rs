@@ -17,7 +17,7 @@ use super::change::Session;
 use super::client::{Client, ServerArgs};
 use super::error::{CliError, Exit};
 use super::output::{diff, escape, print, print_json};
-use crate::admin::api::{ChangeOutcome, Command, KeyView, PolicyChoice, PolicyView, SpaceView};
+use crate::admin::api::{ChangeOutcome, KeyView, PolicyView, SpaceView};
 use crate::process::Output;
 use crate::start_error::StartError;
 use file::KeysFile;
@@ -74,9 +74,9 @@ impl There {
         self.policies.iter().find(|policy| policy.name == name)
     }
 
-    /// Whether a policy belongs to one key: it has the key's first path as its name.
+    /// Whether a policy belongs to one key: its name begins with the key's path. Policies to share have no slash in their names.
     fn is_own(&self, policy: &str) -> bool {
-        self.keys.iter().any(|key| key.paths.first().is_some_and(|path| path.as_str() == policy))
+        policy.contains('/') || self.keys.iter().any(|key| key.paths.iter().any(|path| path.as_str() == policy))
     }
 }
 
@@ -151,13 +151,14 @@ fn title(step: &Step) -> String {
     format!("{}: {}", escape(&step.object), step.command.action())
 }
 
-/// In order, and no further than the first failure.
+/// In order, and no further than the first failure, or the first change that waits for a second person: what comes after it may need
+/// it.
 async fn carry_out(session: &Session, plan: &Plan, args: &ApplyArgs) -> Result<Exit, CliError> {
     // The objects' revisions as our own changes have left them.
-    let mut revisions: HashMap<&str, Option<u64>> = HashMap::new();
-    let (mut last_revision, mut waits) = (None, false);
+    let mut revisions = HashMap::<&str, u64>::new();
+    let (mut last_revision, mut waits_at) = (None, None);
     for (index, step) in plan.steps.iter().enumerate() {
-        let if_revision = revisions.get(&*step.object).copied().unwrap_or(step.seen);
+        let if_revision = revisions.get(&*step.object).copied().or(step.seen);
         let result = match session.request(&args.reason, false, step.command.clone(), if_revision).await {
             Ok(result) => result,
             Err(error) => {
@@ -171,9 +172,7 @@ async fn carry_out(session: &Session, plan: &Plan, args: &ApplyArgs) -> Result<E
         };
         if result.outcome == ChangeOutcome::Done {
             last_revision = Some(result.revision);
-            // A policy of the key's own is a row of its own: the key's revision may be as it was.
-            let own = matches!(step.command, Command::KeySetPolicy { policy: PolicyChoice::Own(_), .. });
-            revisions.insert(&step.object, Some(result.revision).filter(|_| !own));
+            revisions.insert(&step.object, result.revision);
         }
         if session.output == Output::Text {
             print(&format!("{}: {}", title(step), outcome(result.outcome)));
@@ -182,13 +181,25 @@ async fn carry_out(session: &Session, plan: &Plan, args: &ApplyArgs) -> Result<E
                 print(&format!("a second person runs: ekm approval approve {}", approval.id));
             }
         }
-        waits |= result.outcome == ChangeOutcome::NeedsApproval;
+        if result.outcome == ChangeOutcome::NeedsApproval {
+            waits_at = Some(index);
+            break;
+        }
     }
-    report(session.output, plan, plan.steps.len(), if waits { "needs-approval" } else { "done" });
+    match waits_at {
+        None => report(session.output, plan, plan.steps.len(), "done"),
+        Some(index) => {
+            report(session.output, plan, index, "needs-approval");
+            eprintln!(
+                "{index} of {} changes were made; after the approval, apply the file again for the rest",
+                plan.steps.len()
+            );
+        }
+    }
     if let Some(revision) = last_revision.filter(|_| !args.no_wait) {
         session.tell_spread(revision).await;
     }
-    Ok(if waits { Exit::NeedsApproval } else { Exit::Done })
+    Ok(if waits_at.is_some() { Exit::NeedsApproval } else { Exit::Done })
 }
 
 fn outcome(outcome: ChangeOutcome) -> &'static str {

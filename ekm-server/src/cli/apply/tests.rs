@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::file::{KeysFile, WantedChoice, WantedKey, WantedPolicy, WantedSpace, WantedState};
 use super::*;
+use crate::admin::api::{Command, PolicyChoice};
 
 fn path(text: &str) -> KeyPath {
     KeyPath::parse(text).unwrap()
@@ -23,22 +24,24 @@ fn rules(caller: &str) -> Value {
 /// Does to the model what the server does to the catalog.
 fn carry_out_on(there: &mut There, command: &Command, revision: u64) {
     let key = |there: &mut There, path: &KeyPath| there.keys.iter().position(|key| key.paths.contains(path)).unwrap();
-    let set_policy = |there: &mut There, name: &KeyPath, choice: &PolicyChoice| match choice {
+    // Every policy of a key's own is a new one; the old one stays.
+    let set_policy = |there: &mut There, path: &KeyPath, choice: &PolicyChoice| match choice {
         PolicyChoice::Named(name) => {
             assert!(there.policy(name).is_some(), "policies come before keys");
             name.clone()
         }
         PolicyChoice::Own(policy) => {
-            there.policies.retain(|there| there.name != name.as_str());
+            let mut names = std::iter::once(path.to_string()).chain((2..).map(|number| format!("{path}.{number}")));
+            let name = names.find(|name| there.policy(name).is_none()).unwrap();
             there.policies.push(PolicyView {
-                name: name.to_string(),
+                name: name.clone(),
                 id: Uuid::new_v4(),
                 policy: policy.clone(),
                 description: String::new(),
                 warnings: Vec::new(),
                 revision,
             });
-            name.to_string()
+            name
         }
     };
     match command {
@@ -275,7 +278,7 @@ fn files() -> impl Strategy<Value = KeysFile> {
         description(),
     )
         .prop_map(|(state, labels, description)| WantedSpace {
-            path: path("v0/spaces/s"),
+            path: path("v0/cryptospaces/s"),
             state,
             labels,
             description,
@@ -298,7 +301,7 @@ fn files() -> impl Strategy<Value = KeysFile> {
         )| {
             let paths = more.iter().map(|more| path(&format!("v0/more/{index}{more}")));
             let paths = std::iter::once(path(&format!("v0/keys/{index}"))).chain(paths).collect();
-            let (space, custody) = (path("v0/spaces/s"), Some(Custody::Software));
+            let (space, custody) = (path("v0/cryptospaces/s"), Some(Custody::Software));
             WantedKey { paths, space, policy, custody, rotation_days, labels, description, state }
         };
         keys.into_iter().enumerate().map(key).collect::<Vec<_>>()
