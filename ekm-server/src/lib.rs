@@ -9,7 +9,6 @@ pub mod audit;
 pub mod auth;
 mod background;
 mod catalog;
-mod catalog_command;
 pub mod cli;
 pub mod config;
 pub mod connection;

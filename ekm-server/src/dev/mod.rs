@@ -230,7 +230,7 @@ impl Ready {
 }
 
 /// As the XDG base directory specification has it.
-fn default_data() -> Result<PathBuf, StartError> {
+pub(crate) fn default_data() -> Result<PathBuf, StartError> {
     let home = |name| std::env::var_os(name).filter(|value| Path::new(value).is_absolute()).map(PathBuf::from);
     let data = home("XDG_DATA_HOME").or_else(|| Some(home("HOME")?.join(".local/share")));
     Ok(data

@@ -37,7 +37,7 @@ fn every_command_in_the_documentation_works() {
     let path = format!("{}:{}", binary.parent().unwrap().display(), std::env::var("PATH").unwrap());
     let (port, ops_port) = (ekm.address().port().to_string(), ekm.ready.ops_url.rsplit(':').next().unwrap().to_owned());
     let mut count = 0;
-    for file in ["README.md", "docs/operations.md", "docs/policies.md"] {
+    for file in ["README.md", "docs/operations.md", "docs/policies.md", "docs/keys-as-code.md"] {
         for (line, block) in blocks(&fs::read_to_string(repository.join(file)).unwrap(), "sh") {
             let script = block.replace("8443", &port).replace("9443", &ops_port);
             let script = script.replace("target/debug/ekm", &binary.display().to_string());
@@ -95,6 +95,7 @@ fn links_between_the_documents_lead_somewhere() {
         "docs/errors.md",
         "docs/bad-input.md",
         "docs/policies.md",
+        "docs/keys-as-code.md",
     ] {
         let path = repository.join(file);
         let text = fs::read_to_string(&path).unwrap();
@@ -122,6 +123,7 @@ fn the_error_reference_explains_every_code_and_no_others() {
         "storage/src/lib.rs",
         "ekm-server/src/start_error.rs",
         "ekm-server/src/admin/error.rs",
+        "ekm-server/src/cli/error.rs",
     ] {
         let source = fs::read_to_string(repository.join(file)).unwrap();
         let (_, body) = source.split_once("pub fn code(&self) -> &'static str {").expect("errors have codes");

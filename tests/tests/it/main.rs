@@ -12,6 +12,7 @@ mod bad_json;
 mod bad_path;
 mod bad_tls;
 mod bad_token;
+mod cli;
 mod config;
 mod docs;
 mod golden;

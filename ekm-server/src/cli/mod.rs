@@ -1,27 +1,49 @@
 //! The command line: what can be asked of `ekm`, and how errors are told.
 
+mod apply;
+mod approval;
+mod catalog;
+mod change;
+mod client;
+mod completion;
+mod database;
+mod error;
+mod key;
+mod output;
+mod policy;
+mod space;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::admin::AdminPlane;
 use crate::app::{App, termination};
 use crate::config::Config;
+use crate::dev;
 use crate::process::{runtime, start_process};
 use crate::start_error::StartError;
-use crate::{catalog_command, dev};
+pub use error::CliError;
+use error::Exit;
 
 /// An external key manager for Google Cloud: Cloud KMS keys with protection level EXTERNAL or EXTERNAL_VPC call it over HTTPS
 /// to wrap and unwrap data keys, and it does so with keys that never leave your HSM.
 ///
 /// Begin with 'ekm dev': it needs nothing and prints commands to paste.
 #[derive(Parser)]
-#[command(name = "ekm", version, max_term_width = 100)]
+#[command(name = "ekm", version, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+const EXIT_CODES: &str = "Exit codes:
+  0  done, or nothing to do
+  1  failed; the reason is on standard error, with its code in docs/errors.md
+  2  the command line itself is wrong
+  3  a dry run or a plan: something would change
+  4  it waits for a second person's approval";
 
 #[derive(Subcommand)]
 enum Command {
@@ -38,8 +60,22 @@ enum Command {
     Serve(ServeArgs),
     /// Say what is wrong with a configuration file, or that nothing is
     CheckConfig(CheckConfigArgs),
-    /// Make the catalog's database ready, or accept that it was restored from a backup
-    Catalog(catalog_command::CatalogArgs),
+    /// Make keys, list them, pause, rotate and destroy them
+    Key(key::KeyArgs),
+    /// Make crypto spaces, list them, stop all keys of one
+    Space(space::SpaceArgs),
+    /// Make policies that keys can share, and ask them questions
+    Policy(policy::PolicyArgs),
+    /// Look at the catalog as a whole: its state, its log, its frontends, its settings
+    Catalog(catalog::CatalogArgs),
+    /// Approve or reject dangerous changes, as the second person
+    Approval(approval::ApprovalArgs),
+    /// Bring the catalog to what a file says: keys as code
+    Apply(apply::ApplyArgs),
+    /// Print a script that completes commands in your shell
+    Completion(completion::CompletionArgs),
+    /// Write manual pages
+    Man(completion::ManArgs),
 }
 
 #[derive(Args)]
@@ -58,22 +94,32 @@ struct CheckConfigArgs {
     print_effective: bool,
 }
 
-/// Runs the command line. Exit codes: 0 done, 1 failed (the reason is on standard error), 2 the command line itself is wrong.
+/// Runs the command line; the exit codes are in `ekm --help`.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let done = match cli.command {
-        Command::Dev(args) => dev::run(args),
-        Command::Serve(args) => serve(&args),
-        Command::CheckConfig(args) => check_config(&args),
-        Command::Catalog(args) => catalog_command::run(&args),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
+    match run(Cli::parse().command) {
+        Ok(exit) => exit.into(),
         Err(error) => {
-            eprintln!("error[{}]: {error}", error.code());
+            eprintln!("error[{}]: {error}", error.heading());
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(command: Command) -> Result<Exit, CliError> {
+    match command {
+        Command::Dev(args) => dev::run(args)?,
+        Command::Serve(args) => serve(&args)?,
+        Command::CheckConfig(args) => check_config(&args)?,
+        Command::Key(args) => return runtime()?.block_on(key::run(args)),
+        Command::Space(args) => return runtime()?.block_on(space::run(args)),
+        Command::Policy(args) => return runtime()?.block_on(policy::run(args)),
+        Command::Catalog(args) => return runtime()?.block_on(catalog::run(args)),
+        Command::Approval(args) => return runtime()?.block_on(approval::run(args)),
+        Command::Apply(args) => return runtime()?.block_on(apply::run(args)),
+        Command::Completion(args) => return Ok(completion::completion(&args, Cli::command())),
+        Command::Man(args) => return completion::man(&args, Cli::command()),
+    }
+    Ok(Exit::Done)
 }
 
 fn serve(args: &ServeArgs) -> Result<(), StartError> {
@@ -106,3 +152,6 @@ fn check_config(args: &CheckConfigArgs) -> Result<(), StartError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
