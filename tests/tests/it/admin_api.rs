@@ -119,7 +119,6 @@ impl Walk {
 }
 
 #[test]
-#[ignore = "the service behind the routes is to come"]
 fn every_answer_is_as_the_document_says() {
     let ekm = Ekm::dev(&[]);
     let (document, second) = (Document::of(&ekm), ekm.second_person());
