@@ -150,6 +150,9 @@ pub struct ApprovalRecord {
     pub command: serde_json::Value,
     /// SHA-256 of `command`'s canonical JSON, in hexadecimal: what the second person approves.
     pub payload_sha256: String,
+    /// The revision of the thing as the requester saw it; if it has changed since, the approval comes to nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_revision: Option<u64>,
     /// One line for people.
     pub summary: String,
     /// Who asked for it.

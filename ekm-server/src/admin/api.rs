@@ -310,6 +310,9 @@ pub struct ApprovalView {
     pub command: Command,
     /// Its SHA-256: who approves names it, and so approves this and nothing else.
     pub payload_sha256: String,
+    /// The revision of the thing as the requester saw it; if it has changed since, the approval comes to nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_revision: Option<u64>,
     pub requested_by: String,
     pub reason: String,
     #[serde(with = "time::serde::rfc3339")]

@@ -94,6 +94,7 @@ impl Admin {
             command: commands::to_value(&view.command),
             payload_sha256: view.payload_sha256,
             summary: view.summary,
+            if_revision: view.if_revision,
             requested_by: view.requested_by,
             reason: view.reason,
             requested_at: view.requested_at,
@@ -112,7 +113,7 @@ impl Admin {
             request_id: None,
             approval: Some((&approval, &actor.name)),
         };
-        let outcome = self.carry_out(&mandate, &view.command, None, false, made.as_ref()).await;
+        let outcome = self.carry_out(&mandate, &view.command, view.if_revision, false, made.as_ref()).await;
         let used = outcome.as_ref().is_ok_and(|result| result.outcome == ChangeOutcome::Done);
         self.put_away(made, used || is_unknown(&outcome)).await;
         outcome
@@ -165,7 +166,7 @@ impl Admin {
         }
         if let (true, Some(danger)) = (needs_approval, &effect.danger) {
             draft.abandon().await?;
-            return self.ask_for_approval(mandate, command, danger, answer).await;
+            return self.ask_for_approval(mandate, command, if_revision, danger, answer).await;
         }
         if let Some((approval, by)) = mandate.approval {
             settle(&mut draft, approval, ApprovalState::Approved, by).await?;
@@ -203,6 +204,7 @@ impl Admin {
         &self,
         mandate: &Mandate<'_>,
         command: &Command,
+        if_revision: Option<u64>,
         danger: &str,
         mut answer: ChangeResult,
     ) -> Result<ChangeResult, AdminError> {
@@ -220,6 +222,7 @@ impl Admin {
             command: commands::to_value(command),
             payload_sha256: payload_sha256(command),
             summary: danger.into(),
+            if_revision,
             requested_by: mandate.actor.into(),
             reason: mandate.reason.into(),
             requested_at: now,

@@ -68,6 +68,7 @@ pub(super) fn approval(record: ApprovalRecord) -> Result<ApprovalView, AdminErro
         summary: record.summary,
         command: command.map_err(|_| AdminError::Internal("an approval's command is not understood"))?,
         payload_sha256: record.payload_sha256,
+        if_revision: record.if_revision,
         requested_by: record.requested_by,
         reason: record.reason,
         requested_at: record.requested_at,

@@ -55,7 +55,7 @@ impl Entry {
             action: action.into(),
             target: target.into(),
             class: Class::Staged,
-            detail: serde_json::Value::Null,
+            detail: serde_json::json!({}),
         }
     }
 }
