@@ -1,5 +1,5 @@
-//! `ekm catalog`: the catalog as a whole. What acts on a configuration file instead of a running server belongs into
-//! [`CatalogCommand`] too.
+//! `ekm catalog`: the catalog as a whole. A command that acts on a configuration file instead of a running server belongs into
+//! [`CatalogCommand`] too, and is carried out before there is a client.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -177,7 +177,7 @@ async fn log(session: &Session, limit: Option<u64>, verify: bool) -> Result<Exit
     };
     print_list(session.output, &entries, ["REVISION", "AT", "BY", "ACTION", "TARGET", "REASON"], row, "no changes yet");
     if verify {
-        eprintln!("{} entries are one chain; every frontend checks the hashes themselves when it loads", entries.len());
+        eprintln!("{} entries are one chain", entries.len());
     }
     Ok(Exit::Done)
 }
