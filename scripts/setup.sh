@@ -8,25 +8,65 @@ say() { printf '%s\n' "setup: $*"; }
 # Debian packages, with apt when we may, else with the line to type.
 missing=""
 need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
+need_file() { [ -e "$1" ] || missing="$missing $2"; }
 need cc gcc
-[ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
+need_file /usr/include/stdio.h libc6-dev
 need curl curl
 if [ "$1" = test ]; then
-    [ -e /usr/lib/softhsm/libsofthsm2.so ] || missing="$missing softhsm2"
+    need_file /usr/lib/softhsm/libsofthsm2.so softhsm2
     need sqlite3 sqlite3
+    # The binaries of PostgreSQL and of daemons are not on everyone's PATH.
+    ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"
+    need_file /usr/sbin/pgbouncer pgbouncer
+    need_file /usr/bin/etcd etcd-server
+    need_file /usr/bin/patroni patroni
+    need_file /usr/lib/python3/dist-packages/etcd python3-etcd # Patroni's client of etcd; the package may come with another
+    command -v ip >/dev/null 2>&1 || need_file /usr/sbin/ip iproute2
 fi
+
+# The tests start daemons of their own: the packages' are neither started nor enabled, and no database cluster is made.
+# What is changed for that while apt runs is changed back, and what was there before is left alone.
+policy=/usr/sbin/policy-rc.d
+cluster_settings=/etc/postgresql-common/createcluster.d/zz-ekm-setup.conf
+without_daemons() {
+    made=""
+    undo() {
+        # shellcheck disable=SC2086 # words are wanted
+        [ -z "$made" ] || $as_root rm -f $made
+        $as_root rmdir --ignore-fail-on-non-empty -p "${cluster_settings%/*}" 2>/dev/null || true
+    }
+    trap undo EXIT
+    trap 'exit 1' INT TERM HUP
+    if [ ! -e $policy ]; then
+        made=$policy
+        printf '#!/bin/sh\nexit 101\n' | $as_root tee $policy >/dev/null
+        $as_root chmod 755 $policy
+    fi
+    made="$made $cluster_settings"
+    $as_root mkdir -p "${cluster_settings%/*}"
+    echo "create_main_cluster = false" | $as_root tee $cluster_settings >/dev/null
+    "$@"
+    if command -v systemctl >/dev/null 2>&1; then
+        for unit in pgbouncer patroni etcd; do
+            case "$missing " in *" $unit "* | *" $unit-server "*) $as_root systemctl disable -q $unit || true ;; esac
+        done
+    fi
+    undo
+    trap - EXIT INT TERM HUP
+}
+
 if [ -n "$missing" ]; then
     missing="$missing ca-certificates"
     if [ "$(id -u)" = 0 ]; then as_root=""; elif command -v sudo >/dev/null 2>&1; then as_root="sudo"; else as_root="none"; fi
     if [ "$as_root" = none ] || ! command -v apt-get >/dev/null 2>&1; then
         say "please install these packages first, then try again:"
-        say "    apt-get install -y$missing"
+        say "    apt-get install -y --no-install-recommends$missing"
         exit 1
     fi
     say "installing Debian packages:$missing"
     $as_root apt-get update -qq
     # shellcheck disable=SC2086 # words are wanted
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $missing >/dev/null
+    without_daemons $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 fi
 
 # Rust, in the version that rust-toolchain.toml names; rustup fetches that by itself.

@@ -1,27 +1,32 @@
-//! The wrapped blob: what Cloud KMS stores and hands back years later. Its format is kept for ever.
+//! The wrapped blob: what Cloud KMS stores and hands back years later. Its formats are kept for ever.
 //!
 //! ```text
-//! format 1 byte | key id 16 | key version 4, big-endian | nonce 12 | ciphertext, as long as the plaintext | tag 16
+//! 01 | key id 16 | key version 4, big-endian | nonce 12 | ciphertext, as long as the plaintext | tag 16
+//! 02 | key id 16 | key version 4, big-endian | nonce 24 | ciphertext, as long as the plaintext | tag 16
 //! ```
 //!
-//! Format 1 is AES-256-GCM with a random 96-bit nonce (NIST SP 800-38D §8.2.2). The additional authenticated data are
+//! Format 1 is AES-256-GCM with a random 96-bit nonce (NIST SP 800-38D §8.2.2): custody `hsm` and `software`. Format 2 is
+//! XAES-256-GCM with a random 192-bit nonce ([`crate::xaes`]): custody `hsm-wrapped`. The additional authenticated data are
 //! `format ‖ key id ‖ key version ‖ length of the caller's AAD, 8 bytes, big-endian ‖ the caller's AAD`: the header cannot be exchanged,
 //! and no boundary can shift. The key's path is not bound, because a key may move to another path and keep its blobs.
 //!
 //! The header alone says which key opens a blob, and callers never hold key material: a blob that opens under two keys
 //! (a "salamander") needs both keys, so no commitment is added.
+//!
+//! The root key's own secrets (material of custody `hsm-wrapped`, the catalog key) have format 1 too, and are bound otherwise
+//! ([`secret_aad`]): what callers have wrapped can never be taken for one.
 
 use uuid::Uuid;
 
-/// The only format so far.
-const FORMAT: u8 = 1;
+use crate::xaes;
+
 const HEADER_BYTES: usize = 1 + 16 + 4;
-/// AES-GCM's nonce, in bytes.
+/// The length of AES-GCM's nonce, in bytes.
 pub const NONCE_BYTES: usize = 12;
-/// AES-GCM's tag, in bytes.
+/// The length of AES-GCM's tag, in bytes.
 pub const TAG_BYTES: usize = 16;
-/// By how much a blob is longer than its plaintext, in bytes.
-pub const OVERHEAD_BYTES: usize = HEADER_BYTES + NONCE_BYTES + TAG_BYTES;
+/// By how much a blob is longer than its plaintext at most, in bytes.
+pub const OVERHEAD_BYTES: usize = HEADER_BYTES + xaes::OVERHEAD_BYTES;
 
 /// A key version, wherever it is named: in blobs, in the AAD, and as CKA_ID on a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,22 +37,50 @@ pub struct VersionId {
     pub number: u32,
 }
 
-/// A nonce, and the ciphertext with its tag: what a cipher makes and takes.
+/// A blob's first byte: how it was encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// AES-256-GCM, 96-bit nonce.
+    Gcm = 1,
+    /// XAES-256-GCM, 192-bit nonce.
+    Xaes = 2,
+}
+
+/// What a cipher makes and takes: a blob without its header.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sealed {
+pub enum Sealed {
+    /// Of format 1.
+    Gcm(GcmSealed),
+    /// Of format 2: `nonce ‖ ciphertext ‖ tag`.
+    Xaes(Vec<u8>),
+}
+
+/// A nonce, and the ciphertext with its tag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GcmSealed {
     /// Drawn afresh for every wrap.
     pub nonce: [u8; NONCE_BYTES],
     /// Ciphertext followed by the tag.
     pub ciphertext: Vec<u8>,
 }
 
+impl Sealed {
+    /// The first byte of its blob.
+    pub fn format(&self) -> Format {
+        match self {
+            Self::Gcm(_) => Format::Gcm,
+            Self::Xaes(_) => Format::Xaes,
+        }
+    }
+}
+
 /// Puts a blob together.
 pub fn encode(id: VersionId, sealed: &Sealed) -> Vec<u8> {
-    let mut blob = Vec::with_capacity(HEADER_BYTES + NONCE_BYTES + sealed.ciphertext.len());
-    push_header(&mut blob, id);
-    blob.extend_from_slice(&sealed.nonce);
-    blob.extend_from_slice(&sealed.ciphertext);
-    blob
+    let parts: [&[u8]; 2] = match sealed {
+        Sealed::Gcm(GcmSealed { nonce, ciphertext }) => [nonce, ciphertext],
+        Sealed::Xaes(sealed) => [sealed, &[]],
+    };
+    [&header(sealed.format(), id)[..], parts[0], parts[1]].concat()
 }
 
 /// Takes a blob apart; `None` if it is not one of ours. Total: no input panics.
@@ -55,27 +88,36 @@ pub fn parse(blob: &[u8]) -> Option<(VersionId, Sealed)> {
     let (&format, rest) = blob.split_first()?;
     let (key, rest) = rest.split_first_chunk::<16>()?;
     let (number, rest) = rest.split_first_chunk::<4>()?;
-    let (&nonce, ciphertext) = rest.split_first_chunk::<NONCE_BYTES>()?;
-    if format != FORMAT || ciphertext.len() < TAG_BYTES {
-        return None;
-    }
-    let id = VersionId { key: Uuid::from_bytes(*key), number: u32::from_be_bytes(*number) };
-    Some((id, Sealed { nonce, ciphertext: ciphertext.to_vec() }))
+    let sealed = match format {
+        1 => {
+            let (&nonce, ciphertext) = rest.split_first_chunk::<NONCE_BYTES>()?;
+            if ciphertext.len() < TAG_BYTES {
+                return None;
+            }
+            Sealed::Gcm(GcmSealed { nonce, ciphertext: ciphertext.to_vec() })
+        }
+        2 if rest.len() >= xaes::OVERHEAD_BYTES => Sealed::Xaes(rest.to_vec()),
+        _ => return None,
+    };
+    Some((VersionId { key: Uuid::from_bytes(*key), number: u32::from_be_bytes(*number) }, sealed))
 }
 
 /// The additional authenticated data that a blob is bound to.
-pub fn bound_aad(id: VersionId, caller_aad: &[u8]) -> Vec<u8> {
-    let mut aad = Vec::with_capacity(HEADER_BYTES + 8 + caller_aad.len());
-    push_header(&mut aad, id);
-    aad.extend_from_slice(&(caller_aad.len() as u64).to_be_bytes());
-    aad.extend_from_slice(caller_aad);
-    aad
+pub fn bound_aad(format: Format, id: VersionId, caller_aad: &[u8]) -> Vec<u8> {
+    [&header(format, id)[..], &(caller_aad.len() as u64).to_be_bytes(), caller_aad].concat()
 }
 
-fn push_header(bytes: &mut Vec<u8>, id: VersionId) {
-    bytes.push(FORMAT);
-    bytes.extend_from_slice(id.key.as_bytes());
-    bytes.extend_from_slice(&id.number.to_be_bytes());
+/// The additional authenticated data of a secret that the root key wraps. It begins with what is no format, so that no blob that a
+/// caller can have made, under whatever key and with whatever AAD, opens as a secret; else whoever may wrap under a key on the token
+/// and write into the catalog could pass his own material off as ours.
+pub(crate) fn secret_aad(root: VersionId, context: &[u8]) -> Vec<u8> {
+    [&b"ekm secret v1"[..], &root.to_bytes(), &(context.len() as u64).to_be_bytes(), context].concat()
+}
+
+fn header(format: Format, id: VersionId) -> [u8; HEADER_BYTES] {
+    let mut bytes = [format as u8; HEADER_BYTES];
+    bytes[1..].copy_from_slice(&id.to_bytes());
+    bytes
 }
 
 impl VersionId {
@@ -95,9 +137,15 @@ mod tests {
     use super::*;
 
     prop_compose! {
-        fn any_blob()(key: [u8; 16], number: u32, nonce: [u8; 12], ciphertext in proptest::collection::vec(any::<u8>(), 16..200))
-            -> (VersionId, Sealed) {
-            (VersionId { key: Uuid::from_bytes(key), number }, Sealed { nonce, ciphertext })
+        fn any_blob()(
+            key: [u8; 16], number: u32, nonce: [u8; 12], format in 1..=2,
+            ciphertext in proptest::collection::vec(any::<u8>(), 40..200),
+        ) -> (VersionId, Sealed) {
+            let sealed = match format {
+                1 => Sealed::Gcm(GcmSealed { nonce, ciphertext: ciphertext[..ciphertext.len() - 24].to_vec() }),
+                _ => Sealed::Xaes(ciphertext),
+            };
+            (VersionId { key: Uuid::from_bytes(key), number }, sealed)
         }
     }
 
@@ -108,7 +156,10 @@ mod tests {
         }
 
         #[test]
-        fn parsing_never_panics_and_is_exact(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+        fn parsing_never_panics_and_is_exact(format in 0u8..4, mut bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+            if let Some(first) = bytes.first_mut() {
+                *first = format;
+            }
             if let Some((id, sealed)) = parse(&bytes) {
                 prop_assert_eq!(encode(id, &sealed), bytes);
             }
@@ -116,21 +167,27 @@ mod tests {
 
         #[test]
         fn two_different_bindings_never_give_the_same_aad(
-            (a, _) in any_blob(), (b, _) in any_blob(),
+            (a, sealed_a) in any_blob(), (b, sealed_b) in any_blob(),
             x in proptest::collection::vec(any::<u8>(), 0..40), y in proptest::collection::vec(any::<u8>(), 0..40),
         ) {
-            prop_assert_eq!(bound_aad(a, &x) == bound_aad(b, &y), a == b && x == y);
+            let (f, g) = (sealed_a.format(), sealed_b.format());
+            prop_assert_eq!(bound_aad(f, a, &x) == bound_aad(g, b, &y), f == g && a == b && x == y);
+            prop_assert_eq!(secret_aad(a, &x) == secret_aad(b, &y), a == b && x == y);
+            prop_assert_ne!(bound_aad(f, a, &x), secret_aad(a, &x));
         }
     }
 
     #[test]
     fn a_blob_cut_short_of_header_nonce_and_tag_is_none_of_ours() {
         let id = VersionId { key: Uuid::nil(), number: 1 };
-        let blob = encode(id, &Sealed { nonce: [1; 12], ciphertext: vec![0; 16] });
-        assert_eq!(blob.len(), OVERHEAD_BYTES);
-        assert!(parse(&blob).is_some());
-        for length in 0..blob.len() {
-            assert_eq!(parse(&blob[..length]), None);
+        let gcm = Sealed::Gcm(GcmSealed { nonce: [1; 12], ciphertext: vec![0; 16] });
+        for (sealed, overhead) in [(gcm, 49), (Sealed::Xaes(vec![0; 40]), OVERHEAD_BYTES)] {
+            let blob = encode(id, &sealed);
+            assert_eq!(blob.len(), overhead);
+            assert!(parse(&blob).is_some());
+            for length in 0..blob.len() {
+                assert_eq!(parse(&blob[..length]), None);
+            }
         }
     }
 }

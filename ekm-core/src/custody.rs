@@ -1,167 +1,571 @@
 //! Custody: where a key's material lives, and how it is used there. The one place that chooses between them.
+//!
+//! Nothing here is done for all keys at once: a version is opened and proven when it is first used, so that neither a million keys nor
+//! an HSM that is away holds up the start.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::blob::{self, Sealed, VersionId};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::blob::{self, Format, Sealed, VersionId};
 use crate::catalog::{Custody, VersionRecord};
 use crate::error::Error;
-use crate::hsm::{Replica, Timing};
+use crate::hsm::{Patience, Replica, Timing, Token, TokenError, TokenKey};
+use crate::locked::{KeyArena, LockedKey};
 use crate::secret::Plaintext;
-use crate::snapshot::{KeyVersion, Material};
-use crate::software::{KeyFile, SoftwareError};
+use crate::software::{self, KeyFile, SoftwareError, random};
+use crate::version::{KeyVersion, Material, Unusable};
+use crate::xaes;
 
 /// What is wrapped into every key version's check blob, without AAD: the known answer of its known-answer test.
 pub(crate) const CHECK_TEXT: &[u8; 32] = b"external key manager, check blob";
 
-/// How long making or checking one key may take, outside any request.
+/// How long making or checking one key, or one secret under the root key, may take outside any request.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The root key's CKA_LABEL.
+const ROOT_LABEL: &str = "ekm root key";
 
 /// The means to use keys, one for each custody that this process is configured for.
 pub struct Custodian {
-    /// Custody `software`.
-    pub key_file: Option<KeyFile>,
-    /// Custody `hsm`.
-    pub replica: Option<Replica>,
+    key_file: Option<KeyFile>,
+    hsm: Option<HsmSide>,
+    /// Under which root key new material of custody `hsm-wrapped` is wrapped.
+    root: OnceLock<VersionId>,
+    keys: KeyArena,
 }
 
-/// Why a new key version could not be made.
+/// What a process has of an HSM when its custodian is made.
+pub enum Hsm {
+    /// None is configured.
+    NotConfigured,
+    /// It is logged in and tested.
+    Here(Replica),
+    /// It is configured, and away: [`Custodian::set_replica`] brings it in later.
+    Away {
+        /// Why, for the operator.
+        reason: String,
+    },
+}
+
+struct HsmSide {
+    replica: OnceLock<Replica>,
+    away: Mutex<String>,
+}
+
+/// Why a new key could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
-    /// Custody `hsm` without an HSM, or `software` without a key file.
+    /// Custody `hsm` or `hsm-wrapped` without an HSM, or `software` without a key file.
     #[error("custody '{}' is not configured here", .0.name())]
     NotConfigured(Custody),
+    /// Custody `hsm-wrapped`, and the catalog has no root key.
+    #[error("custody 'hsm-wrapped' needs a root key on the HSM, and this catalog has none")]
+    NoRootKey,
+    /// The HSM is away.
+    #[error("{0}")]
+    Hsm(Error),
     /// The token would not make it, or made something that is no good.
     #[error(transparent)]
-    Token(#[from] crate::hsm::TokenError),
-    /// The key file's side failed.
+    Token(#[from] TokenError),
+    /// The key file's side, memory, or random numbers failed.
     #[error(transparent)]
     Software(#[from] SoftwareError),
     /// The new key does not do its first wrap or unwrap.
     #[error("the new key does not work: {0}")]
-    FirstUse(Error),
+    FirstUse(String),
 }
 
 impl Custodian {
+    /// With what there is now; the HSM may come later.
+    pub fn new(key_file: Option<KeyFile>, hsm: Hsm) -> Self {
+        let hsm = match hsm {
+            Hsm::NotConfigured => None,
+            Hsm::Here(replica) => Some(HsmSide { replica: replica.into(), away: Mutex::default() }),
+            Hsm::Away { reason } => Some(HsmSide { replica: OnceLock::new(), away: reason.into() }),
+        };
+        Self { key_file, hsm, root: OnceLock::new(), keys: KeyArena::default() }
+    }
+
+    /// Whether an HSM is configured, here or away.
+    pub fn has_hsm(&self) -> bool {
+        self.hsm.is_some()
+    }
+
+    /// The HSM, if one is configured and it has been here since the start or has come later.
+    pub fn replica(&self) -> Option<&Replica> {
+        self.hsm.as_ref()?.replica.get()
+    }
+
+    /// The HSM has come. Versions that waited for it prove themselves with their next use. The first one stays.
+    pub fn set_replica(&self, replica: Replica) {
+        if let Some(side) = &self.hsm {
+            let _ = side.replica.set(replica);
+        }
+    }
+
+    /// Why the HSM is still away, for operators.
+    pub fn set_hsm_away(&self, reason: String) {
+        if let Some(side) = &self.hsm {
+            *side.away.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+        }
+    }
+
+    /// The key file of custody `software`.
+    pub fn key_file(&self) -> Option<&KeyFile> {
+        self.key_file.as_ref()
+    }
+
+    /// The root key for new material of custody `hsm-wrapped`.
+    pub fn root(&self) -> Option<VersionId> {
+        self.root.get().copied()
+    }
+
+    /// Names the root key, once the catalog that names it is open. The first one stays.
+    pub fn set_root(&self, root: VersionId) {
+        let _ = self.root.set(root);
+    }
+
+    /// A key version of the catalog, unproven: no I/O, however many there are.
+    pub fn version(&self, record: &VersionRecord) -> KeyVersion {
+        KeyVersion::new(record)
+    }
+
+    /// Opens a version's material and runs its known-answer test, unless both have been done. For the walk in the background.
+    pub async fn prove(&self, version: &KeyVersion) -> Result<(), Error> {
+        self.material(version, own_patience()).await.map(|_| ())
+    }
+
     /// Encrypts under a key version.
     pub async fn wrap(
         &self,
-        version: &Arc<KeyVersion>,
+        version: &KeyVersion,
         aad: &[u8],
         plaintext: Plaintext,
         deadline: Instant,
         timing: &mut Timing,
     ) -> Result<Sealed, Error> {
-        match (&version.material, &self.replica) {
-            (Material::OnToken, Some(replica)) => replica.wrap(version, aad, plaintext, deadline, timing).await,
-            (Material::InProcess(cipher), _) => cipher
-                .wrap(&blob::bound_aad(version.id, aad), plaintext.as_bytes())
-                .map_err(|_| Error::Internal("the operating system gives no random numbers")),
-            (Material::Unavailable, _) | (Material::OnToken, None) => Err(Error::KeyUnavailable),
+        let (patience, format) = (Patience::Request(deadline), version.custody.format());
+        let aad = blob::bound_aad(format, version.id, aad);
+        match self.material(version, patience).await? {
+            Material::OnToken => {
+                let wrapped = self.here()?.wrap(version.token_key(), aad, plaintext, patience, timing).await;
+                noting_a_loss(version, wrapped).map(Sealed::Gcm)
+            }
+            Material::InProcess(key) => seal(format, key, &aad, plaintext.as_bytes()).map_err(|_| NO_RANDOM),
         }
     }
 
     /// Decrypts what [`Self::wrap`] made under the same version.
     pub async fn unwrap(
         &self,
-        version: &Arc<KeyVersion>,
+        version: &KeyVersion,
         aad: &[u8],
         sealed: Sealed,
         deadline: Instant,
         timing: &mut Timing,
     ) -> Result<Plaintext, Error> {
-        match (&version.material, &self.replica) {
-            (Material::OnToken, Some(replica)) => replica.unwrap(version, aad, sealed, deadline, timing).await,
-            (Material::InProcess(cipher), _) => {
-                cipher.unwrap(&blob::bound_aad(version.id, aad), &sealed).ok_or(Error::UnwrapFailed)
+        let (patience, format) = (Patience::Request(deadline), version.custody.format());
+        if sealed.format() != format {
+            return Err(Error::UnwrapFailed);
+        }
+        let aad = blob::bound_aad(format, version.id, aad);
+        match (self.material(version, patience).await?, sealed) {
+            (Material::OnToken, Sealed::Gcm(sealed)) => {
+                let unwrapped = self.here()?.unwrap(version.token_key(), aad, sealed, patience, timing).await;
+                noting_a_loss(version, unwrapped)
             }
-            (Material::Unavailable, _) | (Material::OnToken, None) => Err(Error::KeyUnavailable),
+            (Material::OnToken, Sealed::Xaes(_)) => Err(Error::UnwrapFailed),
+            (Material::InProcess(key), sealed) => open(key, &aad, &sealed).ok_or(Error::UnwrapFailed),
         }
     }
 
-    /// Gets a key version of the catalog ready, and runs its known-answer test. What fails becomes
-    /// [`Material::Unavailable`], with a line in the log that says why: the other keys are served all the same.
-    pub async fn open(&self, record: &VersionRecord) -> Arc<KeyVersion> {
-        match self.try_open(record).await {
-            Ok(version) => version,
-            Err(cause) => {
-                tracing::error!(key = %record.id, custody = record.custody.name(), cause, "key version unavailable");
-                Arc::new(version(record, Material::Unavailable))
-            }
+    /// The way to use a version, proven first if it is not.
+    async fn material<'a>(&self, version: &'a KeyVersion, patience: Patience) -> Result<&'a Material, Error> {
+        match version.proven() {
+            Some(material) => Ok(material),
+            // On the heap: a future that every request would carry about, and few use.
+            None => Box::pin(self.prove_within(version, patience)).await,
         }
     }
 
-    async fn try_open(&self, record: &VersionRecord) -> Result<Arc<KeyVersion>, String> {
-        let material = match (record.custody, &self.key_file, &self.replica) {
-            (Custody::Hsm, _, Some(_)) => Material::OnToken,
-            (Custody::Software, Some(file), _) => {
-                let wrapped = record.wrapped_material.as_deref().unwrap_or_default();
-                Material::InProcess(file.open(record.id, wrapped).map_err(|error| error.to_string())?)
+    /// One at a time for each version; whoever waited takes over what the one before found.
+    async fn prove_within<'a>(&self, version: &'a KeyVersion, patience: Patience) -> Result<&'a Material, Error> {
+        let proof = async {
+            let _one_at_a_time = version.proving.lock().await;
+            if let Some(material) = version.proven() {
+                return Ok(material);
             }
-            (custody, ..) => return Err(GenerateError::NotConfigured(custody).to_string()),
-        };
-        let version = Arc::new(version(record, material));
-        self.check(&version).await.map_err(|error| error.to_string())?;
-        Ok(version)
-    }
-
-    /// The known-answer test: the check blob opens to the known text.
-    async fn check(&self, version: &Arc<KeyVersion>) -> Result<(), Error> {
-        if let (Material::OnToken, Some(replica)) = (&version.material, &self.replica) {
-            return replica.check(version, PATIENCE).await;
-        }
-        let (id, sealed) = blob::parse(&version.check_blob).ok_or(Error::KeyUnavailable)?;
-        let opened = self.unwrap(version, b"", sealed, Instant::now() + PATIENCE, &mut Timing::default()).await?;
-        if id != version.id || opened.as_bytes() != CHECK_TEXT {
-            return Err(Error::KeyUnavailable);
-        }
-        Ok(())
-    }
-
-    /// Makes the material of a new key version and its check blob. On a token, what does not work is taken away again.
-    pub async fn generate(&self, custody: Custody, id: VersionId) -> Result<VersionRecord, GenerateError> {
-        match (custody, &self.key_file, &self.replica) {
-            (Custody::Software, Some(file), _) => {
-                let (cipher, wrapped) = file.generate_material(id)?;
-                let sealed = cipher.wrap(&blob::bound_aad(id, b""), CHECK_TEXT)?;
-                let check_blob = blob::encode(id, &sealed);
-                Ok(VersionRecord { id, custody, wrapped_material: Some(wrapped), check_blob })
+            if version.failed_lately() {
+                return Err(Error::KeyUnavailable);
             }
-            (Custody::Hsm, _, Some(replica)) => {
-                on_token(replica, move |token| token.generate_key(id, &format!("ekm {id}"))).await?;
-                let record = self.first_use(id).await;
-                if record.is_err()
-                    && let Err(error) = on_token(replica, move |token| token.discard_key(id)).await
-                {
-                    tracing::error!(%error, key = %id, "a key that does not work stays on the token");
+            match self.test(version, patience).await {
+                Ok(material) => Ok(version.set_proven(material)),
+                Err(Unusable::Lasting(reason)) => {
+                    version.set_failed(&reason);
+                    Err(Error::KeyUnavailable)
                 }
-                record.map_err(GenerateError::FirstUse)
+                Err(Unusable::Passing(error)) => Err(error),
             }
-            (custody, ..) => Err(GenerateError::NotConfigured(custody)),
+        };
+        tokio::time::timeout_at(patience.end().into(), proof).await.map_err(|_| Error::HsmTimeout)?
+    }
+
+    /// Opens the material, and the check blob with it.
+    async fn test(&self, version: &KeyVersion, patience: Patience) -> Result<Material, Unusable> {
+        let (id, wrapped) = (version.id, &version.wrapped_material);
+        let material = match (version.custody, &self.key_file) {
+            (Custody::Hsm, _) => {
+                self.here()?.check(version.token_key(), patience).await?;
+                return Ok(Material::OnToken);
+            }
+            (Custody::HsmWrapped, _) => {
+                let material = self.unwrap_secret_within(&material_context(id), wrapped, patience).await?;
+                let material = <[u8; 32]>::try_from(material.as_bytes()).map(Zeroizing::new);
+                material.map_err(|_| Unusable::Lasting("its material is not 32 bytes long".into()))?
+            }
+            (Custody::Software, Some(file)) => file.unwrap_material(id, wrapped).map_err(lasting)?,
+            (Custody::Software, None) => return Err(lasting(GenerateError::NotConfigured(version.custody))),
+        };
+        let key = self.keys.store(&material).map_err(|error| lasting(SoftwareError::from(error)))?;
+        let wrong = || Unusable::Lasting("its check blob does not open to the known text".into());
+        let (named, sealed) = blob::parse(&version.check_blob).ok_or_else(wrong)?;
+        let aad = blob::bound_aad(version.custody.format(), id, b"");
+        let opened = open(&key, &aad, &sealed).ok_or_else(wrong)?;
+        if named != id || sealed.format() != version.custody.format() || opened.as_bytes() != CHECK_TEXT {
+            return Err(wrong());
+        }
+        Ok(Material::InProcess(key))
+    }
+
+    /// The HSM, or why it cannot be used.
+    fn here(&self) -> Result<&Replica, Unusable> {
+        let side = self.hsm.as_ref().ok_or_else(|| lasting("no HSM is configured here"))?;
+        side.replica.get().ok_or_else(|| {
+            let reason = side.away.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            Unusable::Passing(Error::HsmAway { reason })
+        })
+    }
+
+    /// Wraps a secret of ours under a root key on the HSM: a blob of format 1 that names the root key. `context` says what the secret is
+    /// for: it opens for the same context only.
+    pub async fn wrap_secret(&self, root: VersionId, context: &[u8], secret: &[u8]) -> Result<Vec<u8>, Unusable> {
+        let (key, aad) = (TokenKey { id: root, check_blob: None }, blob::secret_aad(root, context));
+        let (secret, mut timing) = (Plaintext::new(secret.to_vec()), Timing::default());
+        let wrapped = self.here()?.wrap(key, aad, secret, own_patience(), &mut timing).await;
+        Ok(blob::encode(root, &Sealed::Gcm(wrapped.map_err(|error| under_root(root, error))?)))
+    }
+
+    /// The reverse of [`Self::wrap_secret`]. Lasting if the token does not hold that root key, or it did not make this blob for this
+    /// context: mostly another token than the one that the secret was wrapped on.
+    pub async fn unwrap_secret(&self, context: &[u8], blob: &[u8]) -> Result<Plaintext, Unusable> {
+        self.unwrap_secret_within(context, blob, own_patience()).await
+    }
+
+    async fn unwrap_secret_within(
+        &self,
+        context: &[u8],
+        blob: &[u8],
+        patience: Patience,
+    ) -> Result<Plaintext, Unusable> {
+        let replica = self.here()?;
+        let Some((root, Sealed::Gcm(sealed))) = blob::parse(blob) else {
+            return Err(lasting("what should be wrapped by the root key is no blob of format 1"));
+        };
+        let (key, aad) = (TokenKey { id: root, check_blob: None }, blob::secret_aad(root, context));
+        let unwrapped = replica.unwrap(key, aad, sealed, patience, &mut Timing::default()).await;
+        unwrapped.map_err(|error| under_root(root, error))
+    }
+
+    /// Makes a root key on the HSM and proves that it works. It can neither leave the token nor be used by any caller.
+    pub async fn generate_root(&self) -> Result<VersionId, GenerateError> {
+        let root = VersionId { key: Uuid::new_v4(), number: 1 };
+        let replica = self.hsm_for(Custody::HsmWrapped)?;
+        on_token(replica, move |token| token.generate_key(root, ROOT_LABEL)).await?;
+        let proof = async {
+            let (context, text) = (b"proof", random::<32>().map_err(lasting)?);
+            let wrapped = self.wrap_secret(root, context, &text).await?;
+            match self.unwrap_secret(context, &wrapped).await?.as_bytes() == text {
+                true => Ok(()),
+                false => Err(lasting("it does not give back what was wrapped")),
+            }
+        };
+        match proof.await {
+            Ok(()) => Ok(root),
+            Err(unusable) => {
+                discard(replica, root).await;
+                Err(GenerateError::FirstUse(unusable.to_string()))
+            }
         }
     }
 
-    async fn first_use(&self, id: VersionId) -> Result<VersionRecord, Error> {
-        let mut record = VersionRecord { id, custody: Custody::Hsm, wrapped_material: None, check_blob: Vec::new() };
-        let unproven = Arc::new(version(&record, Material::OnToken));
-        let text = Plaintext::new(CHECK_TEXT.to_vec());
-        let sealed = self.wrap(&unproven, b"", text, Instant::now() + PATIENCE, &mut Timing::default()).await?;
-        record.check_blob = blob::encode(id, &sealed);
-        self.check(&Arc::new(version(&record, Material::OnToken))).await?;
-        Ok(record)
+    /// Makes the material of a new key version and its check blob, and proves both. On a token, what does not work is taken away again.
+    pub async fn generate(&self, custody: Custody, id: VersionId) -> Result<VersionRecord, GenerateError> {
+        match custody {
+            Custody::Software => {
+                let file = self.key_file.as_ref().ok_or(GenerateError::NotConfigured(custody))?;
+                let material = Zeroizing::new(random()?);
+                let wrapped = file.wrap_material(id, &material)?;
+                self.first_use(in_process_record(custody, id, &material, wrapped)?).await
+            }
+            Custody::HsmWrapped => {
+                self.hsm_for(custody)?;
+                let root = self.root().ok_or(GenerateError::NoRootKey)?;
+                let material = Zeroizing::new(random()?);
+                let wrapped = self.wrap_secret(root, &material_context(id), &material[..]).await;
+                let wrapped = wrapped.map_err(|unusable| match unusable {
+                    Unusable::Passing(error) => GenerateError::Hsm(error),
+                    Unusable::Lasting(reason) => GenerateError::FirstUse(reason),
+                })?;
+                self.first_use(in_process_record(custody, id, &material, wrapped)?).await
+            }
+            Custody::Hsm => {
+                let replica = self.hsm_for(custody)?;
+                on_token(replica, move |token| token.generate_key(id, &format!("ekm {id}"))).await?;
+                let record = self.first_wrap(replica, id).await;
+                if record.is_err() {
+                    discard(replica, id).await;
+                }
+                record
+            }
+        }
+    }
+
+    /// Takes a destroyed version's key off the token.
+    pub async fn destroy(&self, id: VersionId) -> Result<(), GenerateError> {
+        on_token(self.hsm_for(Custody::Hsm)?, move |token| token.discard_key(id)).await
+    }
+
+    async fn first_wrap(&self, replica: &Replica, id: VersionId) -> Result<VersionRecord, GenerateError> {
+        let (key, aad) = (TokenKey { id, check_blob: None }, blob::bound_aad(Format::Gcm, id, b""));
+        let (text, mut timing) = (Plaintext::new(CHECK_TEXT.to_vec()), Timing::default());
+        let sealed = replica.wrap(key, aad, text, own_patience(), &mut timing).await.map_err(first_use)?;
+        let check_blob = blob::encode(id, &Sealed::Gcm(sealed));
+        self.first_use(VersionRecord { id, custody: Custody::Hsm, wrapped_material: None, check_blob }).await
+    }
+
+    /// What goes into the catalog has been opened once from what will be there.
+    async fn first_use(&self, record: VersionRecord) -> Result<VersionRecord, GenerateError> {
+        match self.test(&self.version(&record), own_patience()).await {
+            Ok(_) => Ok(record),
+            Err(unusable) => Err(GenerateError::FirstUse(unusable.to_string())),
+        }
+    }
+
+    fn hsm_for(&self, custody: Custody) -> Result<&Replica, GenerateError> {
+        self.here().map_err(|unusable| match unusable {
+            Unusable::Lasting(_) => GenerateError::NotConfigured(custody),
+            Unusable::Passing(error) => GenerateError::Hsm(error),
+        })
     }
 }
 
-fn version(record: &VersionRecord, material: Material) -> KeyVersion {
-    KeyVersion { id: record.id, custody: record.custody, material, check_blob: record.check_blob.clone() }
+const NO_RANDOM: Error = Error::Internal("the operating system gives no random numbers");
+
+fn own_patience() -> Patience {
+    Patience::Own(Instant::now() + PATIENCE)
+}
+
+fn lasting(cause: impl ToString) -> Unusable {
+    Unusable::Lasting(cause.to_string())
+}
+
+fn first_use(error: Error) -> GenerateError {
+    GenerateError::FirstUse(error.to_string())
+}
+
+/// Material of custody `hsm-wrapped` belongs to one key version: rows of the catalog cannot be exchanged.
+fn material_context(id: VersionId) -> Vec<u8> {
+    [&b"ekm hsm-wrapped material v1"[..], &id.to_bytes()].concat()
+}
+
+fn in_process_record(
+    custody: Custody,
+    id: VersionId,
+    material: &[u8; 32],
+    wrapped: Vec<u8>,
+) -> Result<VersionRecord, SoftwareError> {
+    let format = custody.format();
+    let sealed = seal(format, material, &blob::bound_aad(format, id, b""), CHECK_TEXT)?;
+    Ok(VersionRecord { id, custody, wrapped_material: Some(wrapped), check_blob: blob::encode(id, &sealed) })
+}
+
+fn seal(format: Format, key: &[u8; 32], aad: &[u8], plaintext: &[u8]) -> Result<Sealed, SoftwareError> {
+    match format {
+        Format::Gcm => software::seal(key, aad, plaintext).map(Sealed::Gcm),
+        Format::Xaes => xaes::seal(key, aad, plaintext).map(Sealed::Xaes),
+    }
+}
+
+fn open(key: &LockedKey, aad: &[u8], sealed: &Sealed) -> Option<Plaintext> {
+    match sealed {
+        Sealed::Gcm(sealed) => software::open(key, aad, sealed),
+        Sealed::Xaes(sealed) => xaes::open(key, aad, sealed),
+    }
+}
+
+/// A key that was proven and is no longer on the token has to prove itself again before it is used.
+fn noting_a_loss<T>(version: &KeyVersion, outcome: Result<T, Error>) -> Result<T, Error> {
+    if matches!(outcome, Err(Error::KeyUnavailable)) {
+        version.set_failed("the token does not hold the key any more");
+    }
+    outcome
+}
+
+/// What an error means for a secret under a root key.
+fn under_root(root: VersionId, error: Error) -> Unusable {
+    match error {
+        Error::KeyUnavailable => {
+            Unusable::Lasting(format!("the token does not hold the root {root}; is it the right token?"))
+        }
+        Error::UnwrapFailed => Unusable::Lasting(format!(
+            "it was not wrapped by the root {root} on this token, or for something else, or was changed"
+        )),
+        error => Unusable::Passing(error),
+    }
 }
 
 /// Key generation needs a session of its own, and blocks.
 async fn on_token(
     replica: &Replica,
-    call: impl FnOnce(&crate::hsm::Token) -> Result<(), crate::hsm::TokenError> + Send + 'static,
+    call: impl FnOnce(&Token) -> Result<(), TokenError> + Send + 'static,
 ) -> Result<(), GenerateError> {
     let token = Arc::clone(replica.token());
     let called = tokio::task::spawn_blocking(move || call(&token)).await;
-    called.map_err(|_| GenerateError::FirstUse(Error::Internal("a thread panicked")))?.map_err(GenerateError::Token)
+    called.map_err(|_| GenerateError::FirstUse("a thread panicked".into()))?.map_err(GenerateError::Token)
+}
+
+/// Takes a key away that was made and does not work.
+async fn discard(replica: &Replica, id: VersionId) {
+    if let Err(error) = on_token(replica, move |token| token.discard_key(id)).await {
+        tracing::error!(%error, key = %id, "a key that does not work stays on the token");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::version::VersionState;
+
+    fn custodian() -> Custodian {
+        Custodian::new(Some(KeyFile::parse(&KeyFile::generate().unwrap()).unwrap()), Hsm::NotConfigured)
+    }
+
+    fn id() -> VersionId {
+        VersionId { key: Uuid::new_v4(), number: 1 }
+    }
+
+    fn wait<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
+    }
+
+    fn wrap(custodian: &Custodian, version: &KeyVersion, aad: &[u8], text: &[u8]) -> Result<Sealed, Error> {
+        let (text, deadline) = (Plaintext::new(text.to_vec()), Instant::now() + PATIENCE);
+        wait(custodian.wrap(version, aad, text, deadline, &mut Timing::default()))
+    }
+
+    /// As [`crate::Ekm::unwrap`] does it: whatever is no blob of this version is the caller's fault.
+    fn unwrap(custodian: &Custodian, version: &KeyVersion, aad: &[u8], blob: &[u8]) -> Result<Vec<u8>, Error> {
+        let Some((_, sealed)) = blob::parse(blob).filter(|(id, _)| *id == version.id) else {
+            return Err(Error::UnwrapFailed);
+        };
+        let deadline = Instant::now() + PATIENCE;
+        let unwrapped = wait(custodian.unwrap(version, aad, sealed, deadline, &mut Timing::default()));
+        unwrapped.map(|plaintext| plaintext.as_bytes().to_vec())
+    }
+
+    /// A proven version whose material is in this process.
+    fn in_process(custodian: &Custodian, custody: Custody, id: VersionId) -> KeyVersion {
+        let record = in_process_record(custody, id, &[7; 32], Vec::new()).unwrap();
+        let version = custodian.version(&record);
+        version.set_proven(Material::InProcess(custodian.keys.store(&[7; 32]).unwrap()));
+        version
+    }
+
+    proptest! {
+        #[test]
+        fn a_blob_opens_under_its_version_and_aad_only_and_no_mutation_of_it_ever_does(
+            wrapped in any::<bool>(),
+            text in proptest::collection::vec(any::<u8>(), 0..100),
+            aad in proptest::collection::vec(any::<u8>(), 0..20), other_aad in proptest::collection::vec(any::<u8>(), 0..20),
+            place: prop::sample::Index, bits in 1u8.., added: u8,
+        ) {
+            let (custodian, id) = (custodian(), id());
+            let version = in_process(&custodian, if wrapped { Custody::HsmWrapped } else { Custody::Software }, id);
+            let blob = blob::encode(id, &wrap(&custodian, &version, &aad, &text).unwrap());
+            prop_assert_eq!(blob[0], if wrapped { 2 } else { 1 });
+            prop_assert_eq!(unwrap(&custodian, &version, &aad, &blob).unwrap(), &text[..]);
+
+            let refused = |blob: &[u8], aad: &[u8]| matches!(unwrap(&custodian, &version, aad, blob), Err(Error::UnwrapFailed));
+            let mut changed = blob.clone();
+            *place.get_mut(&mut changed) ^= bits;
+            prop_assert!(refused(&changed, &aad));
+            prop_assert!(refused(&blob[..place.index(blob.len())], &aad));
+            prop_assert!(refused(&[&blob[..], &[added]].concat(), &aad));
+            prop_assert!(aad == other_aad || refused(&blob, &other_aad));
+        }
+    }
+
+    #[test]
+    fn a_version_takes_only_the_format_of_its_custody_even_under_the_same_material() {
+        let (custodian, id) = (custodian(), id());
+        let versions = [Custody::Software, Custody::HsmWrapped].map(|custody| in_process(&custodian, custody, id));
+        for (version, other) in [(&versions[0], &versions[1]), (&versions[1], &versions[0])] {
+            let blob = blob::encode(id, &wrap(&custodian, version, b"", b"text").unwrap());
+            assert!(unwrap(&custodian, version, b"", &blob).is_ok());
+            assert!(matches!(unwrap(&custodian, other, b"", &blob), Err(Error::UnwrapFailed)));
+            let mut renamed = blob.clone();
+            renamed[0] = 3 - blob[0];
+            assert!(matches!(unwrap(&custodian, other, b"", &renamed), Err(Error::UnwrapFailed)));
+        }
+    }
+
+    #[test]
+    fn a_version_is_unproven_until_its_first_use_and_failed_if_its_material_does_not_open() {
+        let (custodian, id) = (custodian(), id());
+        let record = wait(custodian.generate(Custody::Software, id)).unwrap();
+        let version = custodian.version(&record);
+        assert_eq!(version.state(), VersionState::Unproven);
+        wrap(&custodian, &version, b"", b"text").unwrap();
+        assert_eq!(version.state(), VersionState::Proven);
+
+        let changes: [fn(&mut VersionRecord); 5] = [
+            |record| record.wrapped_material = None,
+            |record| *record.wrapped_material.as_mut().unwrap().last_mut().unwrap() ^= 1,
+            |record| *record.check_blob.last_mut().unwrap() ^= 1,
+            |record| record.check_blob.clear(),
+            |record| record.id.number = 2,
+        ];
+        for change in changes {
+            let mut changed = record.clone();
+            change(&mut changed);
+            assert!(version.is_of(&record) && !version.is_of(&changed));
+            let version = custodian.version(&changed);
+            assert!(matches!(wrap(&custodian, &version, b"", b"text"), Err(Error::KeyUnavailable)));
+            assert!(matches!(version.state(), VersionState::Failed { .. }));
+        }
+        let elsewhere = Custodian::new(None, Hsm::NotConfigured);
+        for custody in [Custody::Software, Custody::Hsm, Custody::HsmWrapped] {
+            let version = elsewhere.version(&VersionRecord { custody, ..record.clone() });
+            assert!(matches!(wait(elsewhere.prove(&version)), Err(Error::KeyUnavailable)));
+            let VersionState::Failed { reason } = version.state() else { panic!("not failed") };
+            assert!(reason.contains("configured here"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn whoever_waits_for_a_proof_waits_no_longer_than_the_deadline() {
+        let (custodian, id) = (custodian(), id());
+        let version = custodian.version(&wait(custodian.generate(Custody::Software, id)).unwrap());
+        let held = version.proving.try_lock().unwrap();
+        let (text, deadline) = (Plaintext::new(vec![1]), Instant::now() + Duration::from_millis(50));
+        let error = wait(custodian.wrap(&version, b"", text, deadline, &mut Timing::default())).err().unwrap();
+        assert!(matches!(error, Error::HsmTimeout) && Instant::now() >= deadline);
+        drop(held);
+        wrap(&custodian, &version, b"", b"text").unwrap();
+    }
 }

@@ -1,10 +1,8 @@
 //! The two operations everything exists for.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use time::OffsetDateTime;
@@ -12,20 +10,26 @@ use uuid::Uuid;
 
 use crate::blob;
 use crate::caller::Caller;
-use crate::catalog::{Catalog, Custody, KeyState};
+use crate::catalog::{Custody, KeyState, SpaceState, VersionState};
 use crate::custody::Custodian;
-use crate::error::Error;
+use crate::error::{Error, NotInUse};
 use crate::hsm::Timing;
 use crate::justification::Justification;
 use crate::path::KeyPath;
 use crate::policy::{self, Verb};
 use crate::secret::Plaintext;
-use crate::snapshot::{Key, KeyVersion, Snapshot};
+use crate::snapshot::{Key, Snapshot};
+use crate::version::KeyVersion;
+
+/// A version is promoted when every frontend that was heard of within the last [`UNKNOWN_VERSIONS_AFTER`] × 2 holds it; all others must not
+/// call it unknown.
+pub const UNKNOWN_VERSIONS_AFTER: Duration = Duration::from_secs(30);
 
 /// Keys, and the means to use them.
 pub struct Ekm {
     snapshot: ArcSwap<Snapshot>,
-    snapshot_is_stale: AtomicBool,
+    keys_may_be_missing: AtomicBool,
+    versions_may_be_missing: AtomicBool,
     custodian: Custodian,
 }
 
@@ -56,26 +60,30 @@ pub struct Trace {
     pub version: Option<u32>,
     /// Where its material lives.
     pub custody: Option<Custody>,
+    /// The key, or this version, is to be destroyed: somebody still needs it.
+    pub destroy_scheduled: bool,
     /// The HSM's share of the time; zero for material in process.
     pub hsm: Timing,
 }
 
 impl Ekm {
-    /// Opens every key of the catalog; there is no service before that, since an empty snapshot would call every key unknown.
-    pub async fn start(catalog: Catalog, custodian: Custodian) -> Self {
-        let snapshot = load(catalog, &custodian, HashMap::new()).await;
-        Self { snapshot: ArcSwap::from_pointee(snapshot), snapshot_is_stale: AtomicBool::new(false), custodian }
+    /// With a snapshot that may be empty: then every request answers 503 until [`Self::publish`].
+    pub fn new(snapshot: Snapshot, custodian: Custodian) -> Self {
+        let [keys_may_be_missing, versions_may_be_missing] = [true, true].map(AtomicBool::new);
+        Self { snapshot: ArcSwap::from_pointee(snapshot), keys_may_be_missing, versions_may_be_missing, custodian }
     }
 
-    /// Takes over a newer catalog. Requests under way finish with the snapshot they have.
-    pub async fn reload(&self, catalog: Catalog) {
-        let known = self.snapshot.load().usable_versions();
-        self.snapshot.store(Arc::new(load(catalog, &self.custodian, known).await));
+    /// Takes over a newer snapshot. Requests under way finish with the one they have.
+    pub fn publish(&self, snapshot: Snapshot) {
+        self.snapshot.store(Arc::new(snapshot));
     }
 
     /// Encrypts a data key under the key's primary version, and returns the blob.
     pub async fn wrap(&self, request: &Request<'_>, plaintext: Plaintext, trace: &mut Trace) -> Result<Vec<u8>, Error> {
         let key = self.permitted(request, Verb::Wrap, trace)?;
+        if key.state == KeyState::DestroyScheduled {
+            return Err(Error::NotInUse(NotInUse::KeyDestroyScheduled)); // what it wrapped now would be lost soon
+        }
         let version = key.primary();
         trace.used(version);
         let sealed = self.custodian.wrap(version, request.aad, plaintext, request.deadline, &mut trace.hsm).await?;
@@ -86,36 +94,51 @@ impl Ekm {
     pub async fn unwrap(&self, request: &Request<'_>, blob: &[u8], trace: &mut Trace) -> Result<Plaintext, Error> {
         let key = self.permitted(request, Verb::Unwrap, trace)?;
         let (id, sealed) = blob::parse(blob).ok_or(Error::UnwrapFailed)?;
-        let version = match key.version(id) {
-            Some(version) => version,
+        let (state, version) = match key.version(id) {
+            Some(found) => found,
             // Perhaps a version that a catalog we cannot read already has.
-            None if id.key == key.id && self.snapshot_is_stale.load(Ordering::Relaxed) => {
+            None if id.key == key.id && self.versions_may_be_missing.load(Ordering::Relaxed) => {
                 return Err(Error::CatalogStale);
             }
             None => return Err(Error::UnwrapFailed),
         };
         trace.used(version);
+        match state {
+            VersionState::Pending | VersionState::Enabled => {}
+            VersionState::DestroyScheduled => trace.destroy_scheduled = true,
+            VersionState::Disabled => return Err(Error::NotInUse(NotInUse::VersionDisabled)),
+            VersionState::Destroyed => return Err(Error::NotInUse(NotInUse::Destroyed)),
+        }
         self.custodian.unwrap(version, request.aad, sealed, request.deadline, &mut trace.hsm).await
     }
 
-    /// The key, if the path names one, the policy allows this, and no operator paused it: in this order.
+    /// The key, if the path names one, the policy allows this, and no operator stopped it: in this order.
     fn permitted(&self, request: &Request<'_>, verb: Verb, trace: &mut Trace) -> Result<Arc<Key>, Error> {
         let snapshot = self.snapshot.load();
         trace.revision = snapshot.revision();
         let key = match snapshot.key(request.path) {
             Ok(key) => key,
-            Err(_) if !snapshot.can_deny(request.path) => return Err(Error::KeyUnavailable),
-            Err(_) if self.snapshot_is_stale.load(Ordering::Relaxed) => return Err(Error::CatalogStale),
+            Err(_) if !snapshot.can_deny() => return Err(Error::KeyUnavailable),
+            Err(_) if self.keys_may_be_missing.load(Ordering::Relaxed) => return Err(Error::CatalogStale),
             Err(not_found) => return Err(not_found.into()),
         };
         trace.key = Some(key.id);
+        // Their rows may have been refused; without them nothing can be decided, so nothing is denied.
+        let policy = snapshot.policy(key).ok_or(Error::KeyUnavailable)?;
+        let space = snapshot.space(key).ok_or(Error::KeyUnavailable)?;
         let &Request { caller, justification, resource, .. } = request;
         let question = policy::Request { caller, verb, justification, resource, now: OffsetDateTime::now_utc() };
-        policy::decide(&key.policy, &question).map_err(Error::Denied)?;
-        match key.state {
-            KeyState::Enabled => Ok(Arc::clone(key)),
-            KeyState::Disabled | KeyState::DestroyScheduled | KeyState::Destroyed => Err(Error::KeyDisabled),
+        policy::decide(policy, &question).map_err(Error::Denied)?;
+        if space.state == SpaceState::Blocked {
+            return Err(Error::NotInUse(NotInUse::SpaceBlocked));
         }
+        match key.state {
+            KeyState::Enabled => {}
+            KeyState::DestroyScheduled => trace.destroy_scheduled = true,
+            KeyState::Disabled => return Err(Error::NotInUse(NotInUse::KeyDisabled)),
+            KeyState::Destroyed => return Err(Error::NotInUse(NotInUse::Destroyed)),
+        }
+        Ok(Arc::clone(key))
     }
 
     /// A real wrap and unwrap with the health key, through the same custody and queue as any request.
@@ -132,9 +155,11 @@ impl Ekm {
         Ok(())
     }
 
-    /// Whether the catalog could be read lately. While it could not, an unknown key is a 503 and not a 404.
-    pub fn set_snapshot_stale(&self, stale: bool) {
-        self.snapshot_is_stale.store(stale, Ordering::Relaxed);
+    /// How old the snapshot is: since when the catalog could not be read. After `unknown_keys_after` an unknown key is a 503 and not a
+    /// 404; an unknown version of a known key is one much sooner, since rotation goes on without this frontend.
+    pub fn set_snapshot_age(&self, age: Duration, unknown_keys_after: Duration) {
+        self.keys_may_be_missing.store(age > unknown_keys_after, Ordering::Relaxed);
+        self.versions_may_be_missing.store(age > UNKNOWN_VERSIONS_AFTER.min(unknown_keys_after), Ordering::Relaxed);
     }
 
     /// The snapshot in use.
@@ -153,17 +178,4 @@ impl Trace {
         self.version = Some(version.id.number);
         self.custody = Some(version.custody);
     }
-}
-
-async fn load(
-    catalog: Catalog,
-    custodian: &Custodian,
-    mut opened: HashMap<blob::VersionId, Arc<KeyVersion>>,
-) -> Snapshot {
-    for record in catalog.keys.iter().flat_map(|key| &key.versions) {
-        if let Entry::Vacant(place) = opened.entry(record.id) {
-            place.insert(custodian.open(record).await);
-        }
-    }
-    Snapshot::build(catalog, &opened)
 }

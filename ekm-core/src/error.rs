@@ -46,9 +46,9 @@ pub enum Error {
     /// An evaluated policy says no.
     #[error("{0}")]
     Denied(Denial),
-    /// An operator paused the key.
-    #[error("the key is disabled")]
-    KeyDisabled,
+    /// An operator stopped it.
+    #[error("{0}")]
+    NotInUse(NotInUse),
 
     // The HSM's.
     /// The token failed at this operation.
@@ -62,10 +62,16 @@ pub enum Error {
     /// The token did not answer in time; the call may still hang.
     #[error("the HSM did not answer within its deadline")]
     HsmTimeout,
+    /// The HSM has not been here since the start.
+    #[error("the HSM is not here: {reason}")]
+    HsmAway {
+        /// What the last attempt to open it met.
+        reason: String,
+    },
     /// The token returned something that cannot be right.
     #[error("the HSM's answer cannot be right: {0}")]
     HsmIntegrity(&'static str),
-    /// The key's row in the catalog is not sound, or its material could not be verified at start, or is no longer on the token.
+    /// The key's row in the catalog is not sound, or its material failed its test, or is no longer on the token.
     #[error(
         "the key is not available: its row was refused, or its material is not where its custody says or failed its test"
     )]
@@ -92,6 +98,38 @@ pub enum Error {
     /// A bug of ours.
     #[error("internal error: {0}")]
     Internal(&'static str),
+}
+
+/// What an operator has said about a key, so that it answers FAILED_PRECONDITION, which does not disable the version at Google.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotInUse {
+    /// Paused.
+    #[error("the key is disabled")]
+    KeyDisabled,
+    /// The blob's version is paused.
+    #[error("the key version that wrapped this blob is disabled")]
+    VersionDisabled,
+    /// All keys of the crypto space are stopped.
+    #[error("the key's crypto space is blocked")]
+    SpaceBlocked,
+    /// Wrapping would make data that is soon lost.
+    #[error("the key is to be destroyed, and wraps nothing any more")]
+    KeyDestroyScheduled,
+    /// The material is gone.
+    #[error("the key, or the version that wrapped this blob, was destroyed")]
+    Destroyed,
+}
+
+impl NotInUse {
+    fn code(self) -> &'static str {
+        match self {
+            Self::KeyDisabled => "key_disabled",
+            Self::VersionDisabled => "version_disabled",
+            Self::SpaceBlocked => "space_blocked",
+            Self::KeyDestroyScheduled => "key_destroy_scheduled",
+            Self::Destroyed => "key_destroyed",
+        }
+    }
 }
 
 /// Whose fault an error is.
@@ -125,9 +163,10 @@ impl Error {
             Self::UnwrapFailed => "unwrap_failed",
             Self::NotImplemented(_) => "not_implemented",
             Self::Denied(_) => "denied",
-            Self::KeyDisabled => "key_disabled",
+            Self::NotInUse(why) => why.code(),
             Self::HsmFault { .. } => "hsm_fault",
             Self::HsmTimeout => "hsm_timeout",
+            Self::HsmAway { .. } => "hsm_away",
             Self::HsmIntegrity(_) => "hsm_integrity",
             Self::KeyUnavailable => "key_unavailable",
             Self::Overloaded => "overloaded",
@@ -151,9 +190,10 @@ impl Error {
             | Self::InvalidRequest { .. }
             | Self::UnwrapFailed
             | Self::NotImplemented(_) => Blame::Caller,
-            Self::Denied(_) | Self::KeyDisabled => Blame::Policy,
+            Self::Denied(_) | Self::NotInUse(_) => Blame::Policy,
             Self::HsmFault { .. }
             | Self::HsmTimeout
+            | Self::HsmAway { .. }
             | Self::HsmIntegrity(_)
             | Self::KeyUnavailable
             | Self::Overloaded => Blame::Hsm,

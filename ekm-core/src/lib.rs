@@ -19,10 +19,13 @@ pub mod policy;
 mod secret;
 mod snapshot;
 pub mod software;
+mod version;
+pub mod xaes;
 
-pub use ekm::{Ekm, Request, Trace};
-pub use error::{Blame, Error};
-pub use locked::Locked;
+pub use ekm::{Ekm, Request, Trace, UNKNOWN_VERSIONS_AFTER};
+pub use error::{Blame, Error, NotInUse};
+pub use locked::{KeyArena, Locked, LockedKey};
 pub use path::{InvalidPath, KeyPath};
 pub use secret::Plaintext;
-pub use snapshot::{Key, KeyNotFound, KeyVersion, Material, Snapshot};
+pub use snapshot::{Key, KeyNotFound, Snapshot, Space};
+pub use version::{KeyVersion, Unusable, VersionState};

@@ -1,60 +1,54 @@
 //! What a frontend knows: every key at one revision, immutable, looked up without lock and without I/O.
+//!
+//! The maps are persistent (hash tries that share what did not change), so a change of one key among a million costs a few nodes.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use rpds::HashTrieMapSync;
 use uuid::Uuid;
 
 use crate::blob::VersionId;
-use crate::catalog::{Catalog, Custody, KeyRecord, KeyState, Purpose};
+use crate::catalog::{KeyRecord, KeyState, Kind, PolicyRecord, Purpose, SpaceRecord, SpaceState, VersionState};
+use crate::custody::Custodian;
 use crate::path::KeyPath;
 use crate::policy::Policy;
-use crate::software::Cipher;
+use crate::version::KeyVersion;
 
-/// The catalog at one revision, parsed and verified.
+/// The catalog at one revision, parsed and verified. Cheap to clone.
+#[derive(Clone, Default)]
 pub struct Snapshot {
     revision: u64,
-    keys: HashMap<KeyPath, Arc<Key>>,
+    paths: HashTrieMapSync<KeyPath, Arc<Key>>,
+    keys: HashTrieMapSync<Uuid, Arc<Key>>,
+    spaces: HashTrieMapSync<Uuid, Arc<Space>>,
+    policies: HashTrieMapSync<Uuid, Arc<Policy>>,
     health: Option<Arc<Key>>,
-    rejected: Vec<String>,
-    rejected_paths: HashSet<KeyPath>,
-    unavailable: usize,
+    refused: HashTrieMapSync<(String, Uuid), String>,
+    /// While a catalog is loaded anew: what was ready for use before.
+    before: HashTrieMapSync<Uuid, Arc<Key>>,
 }
 
 /// A key, ready for use.
 pub struct Key {
     /// Never reused; part of every blob.
     pub id: Uuid,
-    /// The path of its crypto space.
-    pub space: KeyPath,
-    /// Enabled, or paused by an operator.
+    /// What an operator said about it.
     pub state: KeyState,
-    /// Who may use it for what.
-    pub policy: Policy,
+    /// Every path; the first one names it.
+    pub paths: Vec<KeyPath>,
+    purpose: Purpose,
+    space: Uuid,
+    policy: Uuid,
     primary: u32,
-    versions: Vec<Arc<KeyVersion>>,
+    versions: Vec<(VersionState, Arc<KeyVersion>)>,
 }
 
-/// One version of a key.
-pub struct KeyVersion {
-    /// Key and number.
-    pub id: VersionId,
-    /// Where its material lives.
-    pub custody: Custody,
-    /// The way to use it.
-    pub material: Material,
-    /// A blob with a known content: the known answer.
-    pub check_blob: Vec<u8>,
-}
-
-/// The way to use a key version.
-pub enum Material {
-    /// On the token: every operation is an HSM operation.
-    OnToken,
-    /// In locked memory of this process.
-    InProcess(Cipher),
-    /// Not to be had, or its known-answer test failed. Requests answer 503 until a restart finds it.
-    Unavailable,
+/// A crypto space.
+pub struct Space {
+    /// `v0/cryptospaces/<name>`.
+    pub path: KeyPath,
+    /// Whether its keys are in use.
+    pub state: SpaceState,
 }
 
 /// The snapshot has no key under a path. Only a loaded snapshot can make one: that is how nothing else can become a 404.
@@ -65,78 +59,126 @@ pub struct KeyNotFound {
 }
 
 impl Snapshot {
-    /// Checks every row and takes what is sound. A row that is not is left out, and named in [`Self::rejected`]: one bad row
-    /// must not take the others' keys away. `opened` holds every version of the catalog, ready for use.
-    pub fn build(catalog: Catalog, opened: &HashMap<VersionId, Arc<KeyVersion>>) -> Self {
-        let spaces: HashMap<_, _> = catalog.spaces.into_iter().map(|space| (space.id, space.path)).collect();
-        let mut snapshot = Self {
-            revision: catalog.revision,
-            keys: HashMap::with_capacity(catalog.keys.len()),
-            health: None,
-            rejected: Vec::new(),
-            rejected_paths: HashSet::new(),
-            unavailable: 0,
-        };
-        for record in catalog.keys {
-            match snapshot.check(&spaces, &record, opened) {
-                Ok(key) => snapshot.add(record, Arc::new(key)),
-                Err(problem) => {
-                    snapshot.rejected.push(format!("key {}: {problem}", record.id));
-                    snapshot.rejected_paths.extend(record.paths);
-                }
-            }
-        }
-        snapshot
+    pub(crate) fn empty_successor(&self) -> Self {
+        Self { before: self.keys.clone(), ..Self::default() }
     }
 
-    fn check(
-        &self,
-        spaces: &HashMap<Uuid, KeyPath>,
-        record: &KeyRecord,
-        opened: &HashMap<VersionId, Arc<KeyVersion>>,
-    ) -> Result<Key, String> {
-        let space = spaces.get(&record.space).ok_or("its crypto space is not in the catalog")?.clone();
-        let policy = Policy::parse(&record.policy).map_err(|invalid| format!("its policy is refused: {invalid}"))?;
-        if let Some(path) = record.paths.iter().find(|path| self.keys.contains_key(path)) {
+    pub(crate) fn finish(&mut self, revision: u64) {
+        self.revision = revision;
+        self.before = HashTrieMapSync::default();
+    }
+
+    pub(crate) fn put_space(&mut self, id: Uuid, record: SpaceRecord) -> Result<(), String> {
+        same_id(id, record.id)?;
+        self.spaces.insert_mut(id, Arc::new(Space { path: record.path, state: record.state }));
+        Ok(())
+    }
+
+    pub(crate) fn put_policy(&mut self, id: Uuid, record: &PolicyRecord) -> Result<(), String> {
+        same_id(id, record.id)?;
+        let policy = Policy::parse(&record.document).map_err(|invalid| format!("its policy is refused: {invalid}"))?;
+        self.policies.insert_mut(id, Arc::new(policy));
+        Ok(())
+    }
+
+    pub(crate) fn put_key(&mut self, id: Uuid, record: KeyRecord, custodian: &Custodian) -> Result<(), String> {
+        same_id(id, record.id)?;
+        record.check()?;
+        let foreign = |path: &&KeyPath| self.paths.get(path).is_some_and(|key| key.id != id);
+        if let Some(path) = record.paths.iter().find(foreign) {
             return Err(format!("its path {path} belongs to another key already"));
         }
-        let foreign = record.versions.iter().any(|version| version.id.key != record.id || version.id.number == 0);
-        let versions: Option<Vec<_>> = record.versions.iter().map(|row| opened.get(&row.id).cloned()).collect();
-        let complete = versions.filter(|rows| !foreign && rows.iter().any(|row| row.id.number == record.primary));
-        let versions = complete.ok_or("its versions are incomplete or belong to another key")?;
-        Ok(Key { id: record.id, space, state: record.state, policy, primary: record.primary, versions })
+        let old = self.keys.get(&id).or_else(|| self.before.get(&id)).cloned();
+        let versions = record.versions.iter().map(|stored| {
+            let wanted = record.version_record(stored);
+            let known = old.as_ref().and_then(|key| key.version_at_all(wanted.id)).filter(|known| known.is_of(&wanted));
+            (stored.state, known.cloned().unwrap_or_else(|| Arc::new(custodian.version(&wanted))))
+        });
+        let key = Arc::new(Key {
+            versions: versions.collect(),
+            id,
+            state: record.state,
+            paths: record.paths,
+            purpose: record.purpose,
+            space: record.space,
+            policy: record.policy,
+            primary: record.primary,
+        });
+        for gone in old.iter().flat_map(|old| &old.paths).filter(|path| !key.paths.contains(path)) {
+            self.paths.remove_mut(gone);
+        }
+        self.index(&key);
+        Ok(())
     }
 
-    fn add(&mut self, record: KeyRecord, key: Arc<Key>) {
-        let unusable = |version: &&Arc<KeyVersion>| matches!(version.material, Material::Unavailable);
-        self.unavailable += key.versions.iter().filter(unusable).count();
-        match record.purpose {
-            Purpose::Health => self.health = Some(key),
-            Purpose::Wrap => self.keys.extend(record.paths.into_iter().map(|path| (path, Arc::clone(&key)))),
+    fn index(&mut self, key: &Arc<Key>) {
+        if key.purpose == Purpose::Health {
+            self.health = Some(Arc::clone(key));
+        }
+        for path in &key.paths {
+            self.paths.insert_mut(path.clone(), Arc::clone(key));
+        }
+        self.keys.insert_mut(key.id, Arc::clone(key));
+    }
+
+    /// Leaves a row out, and remembers why: one bad row must not take the others' keys away.
+    pub(crate) fn refuse(&mut self, kind: &str, id: Uuid, problem: String) {
+        self.refused.insert_mut((kind.to_owned(), id), problem);
+    }
+
+    pub(crate) fn accept(&mut self, kind: Kind, id: Uuid) {
+        if !self.refused.is_empty() {
+            self.refused.remove_mut(&(kind.name().to_owned(), id));
         }
     }
 
-    /// Every version that can be used, so that a newer snapshot need not open it again.
-    pub(crate) fn usable_versions(&self) -> HashMap<VersionId, Arc<KeyVersion>> {
-        let keys = self.keys.values().chain(&self.health);
-        let usable = |version: &&Arc<KeyVersion>| !matches!(version.material, Material::Unavailable);
-        keys.flat_map(|key| key.versions.iter().filter(usable)).map(|row| (row.id, Arc::clone(row))).collect()
+    /// Goes on with what was in use before.
+    pub(crate) fn keep(&mut self, kind: Kind, id: Uuid, before: &Self) {
+        match kind {
+            Kind::Space => {
+                before.spaces.get(&id).into_iter().for_each(|space| self.spaces.insert_mut(id, Arc::clone(space)));
+            }
+            Kind::Policy => {
+                before
+                    .policies
+                    .get(&id)
+                    .into_iter()
+                    .for_each(|policy| self.policies.insert_mut(id, Arc::clone(policy)));
+            }
+            Kind::Key => before.keys.get(&id).into_iter().for_each(|key| self.index(key)),
+            Kind::Approval | Kind::Settings => {}
+        }
     }
 
     /// The key under a path.
     pub fn key(&self, path: &KeyPath) -> Result<&Arc<Key>, KeyNotFound> {
-        self.keys.get(path).ok_or(KeyNotFound { _only_here: () })
+        self.paths.get(path).ok_or(KeyNotFound { _only_here: () })
     }
 
-    /// Whether "there is no such key" can be said about a path at all: not if its row was left out, and not if there is no key
-    /// at all, which is more likely a catalog that was lost than a question about nothing.
-    pub fn can_deny(&self, path: &KeyPath) -> bool {
-        !self.keys.is_empty() && !self.rejected_paths.contains(path)
+    /// Whether "there is no such key" can be said at all: not if a row was refused, since it might be that key's, and not if there is
+    /// no key at all, which is more likely a catalog that was lost than a question about nothing.
+    pub fn can_deny(&self) -> bool {
+        !self.paths.is_empty() && self.refused.is_empty()
+    }
+
+    /// A key's policy; `None` if its row was refused.
+    pub fn policy(&self, key: &Key) -> Option<&Arc<Policy>> {
+        self.policies.get(&key.policy)
+    }
+
+    /// A key's crypto space; `None` if its row was refused.
+    pub fn space(&self, key: &Key) -> Option<&Arc<Space>> {
+        self.spaces.get(&key.space)
     }
 
     /// The key behind `/healthz`, if the catalog has one.
     pub fn health_key(&self) -> Option<&Arc<Key>> {
         self.health.as_ref()
+    }
+
+    /// Every key, the health key included.
+    pub fn keys(&self) -> impl Iterator<Item = &Arc<Key>> {
+        self.keys.values()
     }
 
     /// The catalog's revision that this was built from.
@@ -146,112 +188,38 @@ impl Snapshot {
 
     /// How many paths can be called.
     pub fn path_count(&self) -> usize {
-        self.keys.len()
-    }
-
-    /// How many key versions cannot be used.
-    pub fn unavailable_count(&self) -> usize {
-        self.unavailable
+        self.paths.size()
     }
 
     /// The rows that were left out, and why.
-    pub fn rejected(&self) -> &[String] {
-        &self.rejected
+    pub fn refused(&self) -> impl ExactSizeIterator<Item = String> {
+        self.refused.iter().map(|((kind, id), problem)| format!("{kind} {id}: {problem}"))
     }
+}
+
+fn same_id(row: Uuid, record: Uuid) -> Result<(), String> {
+    if row == record { Ok(()) } else { Err("its id contradicts itself".into()) }
 }
 
 impl Key {
     /// The version that wraps.
     pub fn primary(&self) -> &Arc<KeyVersion> {
         let id = VersionId { key: self.id, number: self.primary };
-        self.version(id).expect("checked when the snapshot was built")
+        self.version_at_all(id).expect("checked when the row was taken over")
     }
 
-    /// The version that a blob names; `None` if it is not one of this key's.
-    pub fn version(&self, id: VersionId) -> Option<&Arc<KeyVersion>> {
-        self.versions.iter().find(|version| version.id == id)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::catalog::{CryptoSpace, VersionRecord};
-
-    fn build(catalog: Catalog) -> Snapshot {
-        let rows = catalog.keys.iter().flat_map(|key| &key.versions);
-        let open = |row: &VersionRecord| KeyVersion {
-            id: row.id,
-            custody: row.custody,
-            material: Material::OnToken,
-            check_blob: row.check_blob.clone(),
-        };
-        let opened = rows.map(|row| (row.id, Arc::new(open(row)))).collect();
-        Snapshot::build(catalog, &opened)
+    /// The version that a blob names, with its state; `None` if it is not one of this key's.
+    pub fn version(&self, id: VersionId) -> Option<(VersionState, &Arc<KeyVersion>)> {
+        let found = self.versions.iter().find(|(_, version)| version.id == id);
+        found.map(|(state, version)| (*state, version))
     }
 
-    fn catalog(change: impl FnOnce(&mut KeyRecord)) -> Catalog {
-        let (space, key) = (Uuid::new_v4(), Uuid::new_v4());
-        let version = VersionRecord {
-            id: VersionId { key, number: 1 },
-            custody: Custody::Hsm,
-            wrapped_material: None,
-            check_blob: vec![1],
-        };
-        let mut record = KeyRecord {
-            id: key,
-            space,
-            purpose: Purpose::Wrap,
-            state: KeyState::Enabled,
-            paths: vec![KeyPath::parse("v0/keys/a").unwrap(), KeyPath::parse("v0/keys/alias").unwrap()],
-            policy: Policy::allow_everybody().to_json(),
-            primary: 1,
-            versions: vec![version],
-        };
-        let mut good = record.clone();
-        good.id = Uuid::new_v4();
-        good.versions[0].id.key = good.id;
-        good.paths = vec![KeyPath::parse("v0/keys/good").unwrap()];
-        change(&mut record);
-        let space = CryptoSpace { id: space, path: KeyPath::parse("v0/cryptospaces/s").unwrap() };
-        Catalog { revision: 7, spaces: vec![space], keys: vec![good, record] }
+    /// Every version that is not destroyed.
+    pub fn living_versions(&self) -> impl Iterator<Item = &Arc<KeyVersion>> {
+        self.versions.iter().filter(|(state, _)| *state != VersionState::Destroyed).map(|(_, version)| version)
     }
 
-    #[test]
-    fn a_key_is_found_under_each_of_its_paths() {
-        let snapshot = build(catalog(|_| ()));
-        let key = |path| snapshot.key(&KeyPath::parse(path).unwrap()).map(|key| key.id);
-        assert_eq!(key("v0/keys/a"), key("v0/keys/alias"));
-        assert!(key("v0/keys/a").is_ok());
-        assert!(key("v0/keys/A").is_err());
-        assert_eq!((snapshot.revision(), snapshot.path_count()), (7, 3));
-    }
-
-    #[test]
-    fn an_empty_catalog_denies_nothing() {
-        let path = KeyPath::parse("v0/keys/none").unwrap();
-        assert!(!build(Catalog::default()).can_deny(&path));
-        assert!(build(catalog(|_| ())).can_deny(&path));
-    }
-
-    #[test]
-    fn a_bad_row_is_left_out_and_named_and_the_others_stay() {
-        let changes: [fn(&mut KeyRecord); 7] = [
-            |key| key.policy = String::new(),
-            |key| key.policy = r#"{"rules":[]}"#.into(),
-            |key| key.space = Uuid::new_v4(),
-            |key| key.primary = 2,
-            |key| key.versions.clear(),
-            |key| key.versions[0].id.key = Uuid::new_v4(),
-            |key| key.paths = vec![KeyPath::parse("v0/keys/good").unwrap()],
-        ];
-        for change in changes {
-            let snapshot = build(catalog(change));
-            assert_eq!(snapshot.rejected().len(), 1);
-            assert!(snapshot.key(&KeyPath::parse("v0/keys/good").unwrap()).is_ok());
-            let denies = |path| snapshot.can_deny(&KeyPath::parse(path).unwrap());
-            let conflict = snapshot.rejected()[0].contains("another key already");
-            assert!(denies("v0/keys/none") && (conflict || !denies("v0/keys/alias")));
-        }
+    fn version_at_all(&self, id: VersionId) -> Option<&Arc<KeyVersion>> {
+        self.versions.iter().find(|(_, version)| version.id == id).map(|(_, version)| version)
     }
 }

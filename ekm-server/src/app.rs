@@ -5,19 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use ekm_core::Ekm;
 use ekm_core::custody::Custodian;
+use ekm_core::{Ekm, KeyPath, Snapshot};
 use ekm_storage::CatalogStore;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use crate::admin::{Admin, AdminPlane};
 use crate::audit::AuditLog;
 use crate::auth::Authenticator;
-use crate::background::{log_snapshot, watch_catalog, watch_certificate, watch_hangup, watch_health};
+use crate::background::{Unserved, watch_certificates, watch_hangup, watch_health, watch_versions};
+use crate::catalog::{self, Follower, Gate, Upkeep};
 use crate::config::Config;
-use crate::custodian;
+use crate::custodian::{self, AwayHsm};
 use crate::health::Health;
 use crate::listener::Listener;
 use crate::metrics::Metrics;
@@ -30,15 +32,17 @@ use crate::tls::{self, Certificate, CertificateError};
 pub struct App {
     plane: Arc<DataPlane>,
     health: Arc<Health>,
-    store: CatalogStore,
+    store: Arc<CatalogStore>,
+    gate: Arc<Gate>,
+    follower: Follower,
     certificate: Arc<Certificate>,
     ekm_listener: Listener,
     ops_listener: Listener,
-    poll_interval: Duration,
-    stale_after: Duration,
+    admin: Option<AdminPlane>,
     drain_delay: Duration,
     drain_timeout: Duration,
     health_patience: Duration,
+    away_hsm: Option<AwayHsm>,
 }
 
 /// How a run ended.
@@ -50,26 +54,29 @@ pub struct Drained {
 }
 
 impl App {
-    /// Opens the HSM, the catalog, and the listeners. Everything that can fail at start fails here.
+    /// Opens the HSM, the catalog, and the listeners. Everything that can fail at start fails here; an HSM that is away may come later.
     pub async fn build(config: &Config) -> Result<Self, StartError> {
-        let custodian = custodian::open(config).await?;
-        let store = CatalogStore::open_sqlite(&config.catalog.sqlite_file, false).await?;
-        Self::build_with(config, custodian, store).await
+        let (custodian, away) = custodian::open_for_service(config).await?;
+        let store = catalog::open_store(&config.catalog, false).await?;
+        Ok(Self { away_hsm: away, ..Self::build_with(config, custodian, store).await? })
     }
 
     /// As [`Self::build`], with a custodian and a catalog that are open already: a token is logged in once per process.
     pub async fn build_with(config: &Config, custodian: Custodian, store: CatalogStore) -> Result<Self, StartError> {
-        let replica = custodian.replica.as_ref().map_or("software", |replica| replica.token().label());
+        let replica = match (custodian.replica(), &config.hsm) {
+            (Some(replica), _) => replica.token().label(),
+            (None, Some(hsm)) => hsm.token_name(),
+            (None, None) => "software",
+        };
         let metrics = Arc::new(Metrics::new(config.profile.name(), replica));
         let (certificate, key) = (&config.server.certificate_file, &config.server.private_key_file);
         let certificate = Arc::new(Certificate::load(certificate, key)?);
-        let tls = tls::server_config(Arc::clone(&certificate)).map_err(CertificateError::Pair)?;
+        let tls = tls::server_config(Arc::clone(&certificate), None).map_err(CertificateError::Pair)?;
         let audit = &config.audit;
         let audit = AuditLog::open(&audit.file, audit.queue_length, metrics.audit_write_errors.clone())
             .map_err(StartError::io(format!("cannot open the audit log {}", audit.file.display())))?;
         let authenticator = Authenticator::start(&config.auth, Arc::clone(&metrics)).await?;
-        let ekm = Ekm::start(store.load().await?, custodian).await;
-        log_snapshot(&ekm);
+        let ekm = Ekm::new(Snapshot::default(), custodian);
 
         let plane = Arc::new(DataPlane {
             ekm,
@@ -79,31 +86,63 @@ impl App {
             hosts: config.server.hosts.get_ref().clone(),
             limits: RequestLimits::new(config),
             error_envelope: config.server.error_envelope,
+            unserved: Unserved::default(),
             failures: FailureLog::default(),
             instance: uuid::Uuid::new_v4().simple().to_string()[..12].to_owned(),
             next_request: AtomicU64::new(1),
         });
+        let (store, gate) = (Arc::new(store), Arc::new(Gate::default()));
+        let key_file = catalog::key_file(config)?;
+        let shared = (Arc::clone(&store), Arc::clone(&plane), Arc::clone(&gate));
+        let mut follower = Follower::new(&config.catalog, shared.0, shared.1, shared.2, key_file);
+        follower.start().await?;
+
         let health = Arc::new(Health::default());
-        let ops = ops::router(Ops { plane: Arc::clone(&plane), health: Arc::clone(&health) });
-        let bind = async |address, tls, router| {
-            let listener = Listener::bind(address, tls, router, &config.limits, Arc::clone(&metrics)).await;
+        let ops = ops::router(Ops { plane: Arc::clone(&plane), health: Arc::clone(&health), gate: Arc::clone(&gate) });
+        let bind = async |name, address, tls, router| {
+            let listener = Listener::bind(name, address, tls, router, &config.limits, Arc::clone(&metrics)).await;
             listener.map_err(|cause| StartError::Listen { address, cause })
         };
         let tls = TlsAcceptor::from(Arc::new(tls));
         let ekm_router = router::router(Arc::clone(&plane));
+        let admin = match &config.admin {
+            Some(admin) => {
+                let shared = (Arc::clone(&store), Arc::clone(&plane), Arc::clone(&gate));
+                let service = Arc::new(Admin::new(shared.0, shared.1, shared.2));
+                Some(AdminPlane::start(config, admin.get_ref(), service, &certificate, Arc::clone(&metrics)).await?)
+            }
+            None => None,
+        };
         Ok(Self {
-            ekm_listener: bind(config.server.listen, Some(tls), ekm_router).await?,
-            ops_listener: bind(config.ops.listen, None, ops).await?,
+            ekm_listener: bind("ekm", config.server.listen, Some(tls), ekm_router).await?,
+            ops_listener: bind("ops", config.ops.listen, None, ops).await?,
+            admin,
             plane,
             health,
             store,
+            gate,
+            follower,
             certificate,
-            poll_interval: Duration::from_millis(config.catalog.poll_interval_ms.max(10)),
-            stale_after: Duration::from_secs(config.catalog.stale_after_s),
             drain_delay: Duration::from_millis(config.limits.drain_delay_ms),
             drain_timeout: Duration::from_millis(config.limits.drain_timeout_ms),
             health_patience: config.request_deadline(),
+            away_hsm: None,
         })
+    }
+
+    /// The service behind the admin API.
+    pub fn admin_service(&self) -> Admin {
+        Admin::new(Arc::clone(&self.store), Arc::clone(&self.plane), Arc::clone(&self.gate))
+    }
+
+    /// Whether callers can use a key.
+    pub fn has_key(&self, path: &KeyPath) -> bool {
+        self.plane.ekm.snapshot().key(path).is_ok()
+    }
+
+    /// Takes over what was changed before the service runs.
+    pub async fn catch_up(&mut self) -> Result<(), StartError> {
+        Ok(self.follower.catch_up().await?)
     }
 
     /// The addresses of the EKM listener and the ops listener, with the ports that port 0 became.
@@ -112,18 +151,35 @@ impl App {
         both.map_err(StartError::io("cannot tell the address"))
     }
 
+    /// The admin plane, if the configuration has one.
+    pub fn admin(&self) -> Option<&AdminPlane> {
+        self.admin.as_ref()
+    }
+
     /// Serves until `stop`, then: readiness goes, the load balancer gets time to notice, no new connections, requests under
     /// way finish, the audit log is written out.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Drained {
         self.health.check(&self.plane.ekm, self.health_patience).await;
         let mut background = JoinSet::new();
         background.spawn(watch_health(Arc::clone(&self.health), Arc::clone(&self.plane), self.health_patience));
-        background.spawn(watch_catalog(self.store, Arc::clone(&self.plane), self.poll_interval, self.stale_after));
-        background.spawn(watch_certificate(Arc::clone(&self.certificate), Arc::clone(&self.plane)));
-        background.spawn(watch_hangup(Arc::clone(&self.certificate), Arc::clone(&self.plane)));
+        let upkeep = Upkeep::new(Arc::clone(&self.store), Arc::clone(&self.plane), Arc::clone(&self.gate));
+        background.spawn(upkeep.run());
+        let (stop_following, stopped) = watch::channel(false);
+        let following = tokio::task::spawn_blocking(move || self.follower.run(stopped));
+        background.spawn(watch_versions(Arc::clone(&self.plane)));
+        if let Some(away) = self.away_hsm {
+            let plane = Arc::clone(&self.plane);
+            background.spawn(async move { away.wait(plane.ekm.custodian()).await });
+        }
+        let mut certificates = vec![self.certificate];
+        certificates.extend(self.admin.as_ref().and_then(AdminPlane::certificate).map(Arc::clone));
+        let refresh_admin = self.admin.as_ref().map(AdminPlane::refresher);
+        background.spawn(watch_certificates(certificates.clone(), Arc::clone(&self.plane)));
+        background.spawn(watch_hangup(certificates, refresh_admin, Arc::clone(&self.plane)));
 
         let (drain_ekm, ekm_draining) = watch::channel(false);
         let (drain_ops, ops_draining) = watch::channel(false);
+        let admin = self.admin.map(|admin| tokio::spawn(admin.run(ekm_draining.clone(), self.drain_timeout)));
         let ekm = tokio::spawn(self.ekm_listener.run(ekm_draining, self.drain_timeout));
         let ops = tokio::spawn(self.ops_listener.run(ops_draining, Duration::from_millis(200)));
         stop.await;
@@ -133,10 +189,17 @@ impl App {
         self.health.drain();
         tokio::time::sleep(self.drain_delay).await;
         drain_ekm.send_replace(true);
-        let cut = ekm.await.unwrap_or_default();
+        let mut cut = ekm.await.unwrap_or_default();
+        if let Some(admin) = admin {
+            cut += admin.await.unwrap_or_default();
+        }
         drain_ops.send_replace(true);
         let _ = ops.await;
         background.shutdown().await;
+        stop_following.send_replace(true);
+        let _ = following.await;
+        // So that nobody waits for this frontend. If the database is away, it will be forgotten after a minute.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.store.sign_off(&self.plane.instance)).await;
         // The last reference: its drop writes the audit log out, which blocks.
         let plane = self.plane;
         let _ = tokio::task::spawn_blocking(move || drop(plane)).await;

@@ -94,6 +94,8 @@ fn trace_fields<S: Serializer>(trace: &Trace, serializer: S) -> Result<S::Ok, S:
         key_version: Option<u32>,
         custody: Option<&'static str>,
         catalog_revision: u64,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        destroy_scheduled: bool,
         #[serde(serialize_with = "microseconds", rename = "hsm_queue_us")]
         queue: Duration,
         #[serde(serialize_with = "microseconds", rename = "hsm_device_us")]
@@ -104,6 +106,7 @@ fn trace_fields<S: Serializer>(trace: &Trace, serializer: S) -> Result<S::Ok, S:
         key_version: trace.version,
         custody: trace.custody.map(|custody| custody.name()),
         catalog_revision: trace.revision,
+        destroy_scheduled: trace.destroy_scheduled,
         queue: trace.hsm.queue,
         device: trace.hsm.device,
     }

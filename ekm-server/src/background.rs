@@ -1,10 +1,11 @@
-//! What goes on beside the requests: health, catalog, certificate, SIGHUP.
+//! What goes on beside the requests: health, key versions, certificate, SIGHUP.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ekm_core::Ekm;
-use ekm_storage::{CatalogStore, StorageError};
+use arc_swap::ArcSwap;
+use ekm_core::catalog::Custody;
+use ekm_core::{Error, Snapshot, VersionState};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::health::{self, Health};
@@ -14,6 +15,9 @@ use crate::tls::Certificate;
 /// How often the certificate files are looked at.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Between two walks over the key versions.
+const VERSIONS_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The deep check, every second.
 pub async fn watch_health(health: Arc<Health>, plane: Arc<DataPlane>, patience: Duration) {
     loop {
@@ -22,55 +26,80 @@ pub async fn watch_health(health: Arc<Health>, plane: Arc<DataPlane>, patience: 
     }
 }
 
-/// Asks the catalog for its revision and takes over what is new. While the catalog cannot be read, the snapshot in use goes on,
-/// and only after `stale_after` does an unknown key stop being a 404.
-pub async fn watch_catalog(store: CatalogStore, plane: Arc<DataPlane>, interval: Duration, stale_after: Duration) {
-    let mut last_read = Instant::now();
-    let mut last_retry = Instant::now();
+/// Which key versions cannot be served, by name and with the reason.
+#[derive(Default)]
+pub struct Unserved(ArcSwap<Vec<String>>);
+
+impl Unserved {
+    /// As the last walk found it.
+    pub fn list(&self) -> Arc<Vec<String>> {
+        self.0.load_full()
+    }
+}
+
+/// Proves every key version before somebody needs it, one at a time, and those that failed again and again: a key may be restored.
+/// After a walk that found nothing to do, waits for the next snapshot.
+pub async fn watch_versions(plane: Arc<DataPlane>) {
+    let mut proven_revision = None;
     loop {
-        tokio::time::sleep(interval).await;
         let snapshot = plane.ekm.snapshot();
-        // A key whose material was missing may be back: look again now and then.
-        let retry = snapshot.unavailable_count() > 0 && last_retry.elapsed() > Duration::from_secs(30);
-        let outcome = match store.revision().await {
-            Ok(revision) if revision == snapshot.revision() && !retry => Ok(()),
-            Ok(_) => {
-                last_retry = Instant::now();
-                reload(&store, &plane.ekm).await
+        if proven_revision != Some(snapshot.revision()) {
+            let unserved = prove_all(&plane, &snapshot).await;
+            proven_revision = unserved.is_empty().then(|| snapshot.revision());
+            if **plane.unserved.0.load() != unserved {
+                tracing::warn!(
+                    versions = unserved.len(),
+                    first = unserved.first(),
+                    "key versions that cannot be served"
+                );
+                plane.unserved.0.store(Arc::new(unserved));
             }
-            Err(error) => Err(error),
-        };
-        match outcome {
-            Ok(()) => last_read = Instant::now(),
-            Err(error) => tracing::error!(code = error.code(), %error, "catalog not read; the snapshot in use stays"),
         }
-        let age = last_read.elapsed();
-        plane.metrics.catalog_age.set(age.as_secs_f64());
-        plane.ekm.set_snapshot_stale(age > stale_after);
+        tokio::time::sleep(VERSIONS_INTERVAL).await;
     }
 }
 
-async fn reload(store: &CatalogStore, ekm: &Ekm) -> Result<(), StorageError> {
-    ekm.reload(store.load().await?).await;
-    log_snapshot(ekm);
-    Ok(())
-}
-
-/// Tells what a new snapshot holds, and what was left out.
-pub fn log_snapshot(ekm: &Ekm) {
-    let snapshot = ekm.snapshot();
-    for problem in snapshot.rejected() {
-        tracing::error!(problem, "catalog row refused");
+async fn prove_all(plane: &DataPlane, snapshot: &Snapshot) -> Vec<String> {
+    let (mut unserved, mut hsm_away) = (Vec::new(), None);
+    for (index, key) in snapshot.keys().enumerate() {
+        if index % 1000 == 0 {
+            tokio::task::yield_now().await; // a million keys take a while
+        }
+        for version in key.living_versions().filter(|version| version.state() != VersionState::Proven) {
+            let reason = match (&hsm_away, version.custody) {
+                // Without the HSM the others need not be asked.
+                (Some(reason), Custody::Hsm | Custody::HsmWrapped) => Some(String::clone(reason)),
+                _ => match plane.ekm.custodian().prove(version).await {
+                    Ok(()) => None,
+                    Err(error) => {
+                        let reason = match version.state() {
+                            VersionState::Failed { reason } => reason,
+                            _ => error.to_string(),
+                        };
+                        if matches!(error, Error::HsmAway { .. }) {
+                            hsm_away = Some(reason.clone());
+                        }
+                        Some(reason)
+                    }
+                },
+            };
+            if let Some(reason) = reason {
+                let name = key.paths.first().map_or("the health key".to_owned(), ToString::to_string);
+                let (number, custody) = (version.id.number, version.custody.name());
+                unserved.push(format!("{name} version {number} ({custody}): {reason}"));
+            }
+        }
     }
-    let (revision, paths) = (snapshot.revision(), snapshot.path_count());
-    tracing::info!(revision, paths, unavailable = snapshot.unavailable_count(), "catalog loaded");
+    unserved
 }
 
-/// Takes over a changed certificate.
-pub async fn watch_certificate(certificate: Arc<Certificate>, plane: Arc<DataPlane>) {
+/// Takes over changed certificates.
+pub async fn watch_certificates(certificates: Vec<Arc<Certificate>>, plane: Arc<DataPlane>) {
     loop {
         tokio::time::sleep(CERTIFICATE_INTERVAL).await;
-        reload_certificate(&certificate, &plane).await;
+        for certificate in &certificates {
+            reload_certificate(certificate, &plane).await;
+        }
     }
 }
 
@@ -90,13 +119,20 @@ async fn reload_certificate(certificate: &Arc<Certificate>, plane: &DataPlane) {
     }
 }
 
-/// SIGHUP: certificate and key sets are read again, the audit log is opened again.
-pub async fn watch_hangup(certificate: Arc<Certificate>, plane: Arc<DataPlane>) {
+/// SIGHUP: certificates and key sets are read again, the audit log is opened again.
+pub async fn watch_hangup(
+    certificates: Vec<Arc<Certificate>>,
+    refresh_admin: Option<impl Fn() + Send>,
+    plane: Arc<DataPlane>,
+) {
     let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
     while hangup.recv().await.is_some() {
         tracing::info!("SIGHUP: reading certificate and key sets again, reopening the audit log");
         plane.audit.reopen();
         plane.authenticator.refresh();
-        reload_certificate(&certificate, &plane).await;
+        refresh_admin.iter().for_each(|refresh| refresh());
+        for certificate in &certificates {
+            reload_certificate(certificate, &plane).await;
+        }
     }
 }

@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, watch};
 use tower::ServiceExt;
@@ -29,9 +30,16 @@ const MAX_HEADERS: usize = 64;
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 const MAX_HTTP2_STREAMS: u32 = 64;
 
-/// The other end's address, in a request's extensions.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer(pub SocketAddr);
+/// The other end of a connection, in a request's extensions.
+#[derive(Clone, Debug, Default)]
+pub struct Peer {
+    /// Its address; none on a Unix socket.
+    pub address: Option<SocketAddr>,
+    /// Its certificate, which an authority of the configuration has signed.
+    pub certificate: Option<Arc<CertificateDer<'static>>>,
+    /// Its user id, as the kernel says; on a Unix socket only.
+    pub uid: Option<u32>,
+}
 
 /// The clocks of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +151,7 @@ impl Activity {
 pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     http2: bool,
-    peer: SocketAddr,
+    peer: Peer,
     router: Router,
     activity: Arc<Activity>,
     clocks: Clocks,
@@ -153,7 +161,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let service = {
         let activity = Arc::clone(&activity);
         service_fn(move |mut request: hyper::Request<Incoming>| {
-            request.extensions_mut().insert(Peer(peer));
+            request.extensions_mut().insert(peer.clone());
             let (router, guard) = (router.clone(), InFlight::new(&activity));
             async move {
                 let response = router.oneshot(request).await;

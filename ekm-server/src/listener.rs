@@ -6,21 +6,31 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::Limits;
-use crate::connection::{self, Activity, Clocks};
+use crate::connection::{self, Activity, Clocks, Peer};
 use crate::metrics::Metrics;
+use crate::socket_file::SocketFile;
 
 /// A listening socket and what to do with its connections.
 pub struct Listener {
-    socket: TcpListener,
-    tls: Option<TlsAcceptor>,
+    socket: Socket,
     router: Router,
     shared: Arc<Shared>,
+}
+
+enum Socket {
+    Tcp(TcpListener, Option<TlsAcceptor>),
+    Unix(SocketFile),
+}
+
+enum Accepted {
+    Tcp(TcpStream, SocketAddr, Option<TlsAcceptor>),
+    Unix(UnixStream),
 }
 
 struct Shared {
@@ -33,29 +43,36 @@ struct Shared {
 }
 
 impl Listener {
-    /// Binds the address. Without `tls` it speaks plain HTTP/1.1.
+    /// Binds the address. Without `tls` it speaks plain HTTP/1.1. Metrics show it under `name`.
     pub async fn bind(
+        name: &'static str,
         address: SocketAddr,
         tls: Option<TlsAcceptor>,
         router: Router,
         limits: &Limits,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
-        let shared = Shared {
-            clocks: Clocks::new(limits),
-            max_connections: limits.max_connections,
-            handshake_timeout: Duration::from_millis(limits.handshake_timeout_ms),
-            open: Mutex::new(HashMap::new()),
-            // The two listeners differ in nothing else.
-            name: if tls.is_some() { "ekm" } else { "ops" },
-            metrics,
-        };
-        Ok(Self { socket: TcpListener::bind(address).await?, tls, router, shared: Arc::new(shared) })
+        let socket = Socket::Tcp(TcpListener::bind(address).await?, tls);
+        Ok(Self { socket, router, shared: Arc::new(Shared::new(name, limits, metrics)) })
     }
 
-    /// The address, with the port that port 0 became.
+    /// Speaks plain HTTP/1.1 on a Unix socket; requests carry the peer's user id.
+    pub fn on_socket_file(
+        name: &'static str,
+        socket: SocketFile,
+        router: Router,
+        limits: &Limits,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { socket: Socket::Unix(socket), router, shared: Arc::new(Shared::new(name, limits, metrics)) }
+    }
+
+    /// The address, with the port that port 0 became; a Unix socket has none.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.socket.local_addr()
+        match &self.socket {
+            Socket::Tcp(socket, _) => socket.local_addr(),
+            Socket::Unix(_) => Err(std::io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// Accepts until `draining` says stop, then lets every connection finish its requests. Returns how many connections were
@@ -67,9 +84,9 @@ impl Listener {
         loop {
             tokio::select! {
                 accepted = self.socket.accept() => match accepted {
-                    Ok((stream, peer)) => {
+                    Ok(accepted) => {
                         number += 1;
-                        self.start(&mut tasks, number, stream, peer, each.clone());
+                        self.start(&mut tasks, number, accepted, each.clone());
                     }
                     // Out of file descriptors, mostly: open connections are served meanwhile.
                     Err(error) => {
@@ -87,38 +104,37 @@ impl Listener {
         tasks.len()
     }
 
-    fn start(
-        &self,
-        tasks: &mut JoinSet<()>,
-        number: u64,
-        stream: TcpStream,
-        peer: SocketAddr,
-        draining: watch::Receiver<bool>,
-    ) {
+    fn start(&self, tasks: &mut JoinSet<()>, number: u64, accepted: Accepted, draining: watch::Receiver<bool>) {
         let activity = Arc::new(Activity::default());
         if !self.shared.admit(number, &activity) {
             return;
         }
-        let (shared, router, tls) = (Arc::clone(&self.shared), self.router.clone(), self.tls.clone());
+        let (shared, router) = (Arc::clone(&self.shared), self.router.clone());
         let open = Open { shared: Arc::clone(&shared), number };
         tasks.spawn(async move {
-            let _ = stream.set_nodelay(true);
             let served = async {
+                let (stream, peer, tls) = match accepted {
+                    Accepted::Unix(stream) => {
+                        let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
+                        let peer = Peer { uid, ..Peer::default() };
+                        let activity = Arc::clone(&activity);
+                        return connection::serve(stream, false, peer, router, activity, shared.clocks, draining).await;
+                    }
+                    Accepted::Tcp(stream, address, tls) => {
+                        let _ = stream.set_nodelay(true);
+                        (stream, Peer { address: Some(address), ..Peer::default() }, tls)
+                    }
+                };
                 let Some(tls) = tls else {
-                    return connection::serve(
-                        stream,
-                        false,
-                        peer,
-                        router,
-                        Arc::clone(&activity),
-                        shared.clocks,
-                        draining,
-                    )
-                    .await;
+                    let activity = Arc::clone(&activity);
+                    return connection::serve(stream, false, peer, router, activity, shared.clocks, draining).await;
                 };
                 match shared.handshake(&tls, stream).await {
                     Ok(stream) => {
-                        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                        let tls = stream.get_ref().1;
+                        let http2 = tls.alpn_protocol() == Some(b"h2");
+                        let leaf = tls.peer_certificates().and_then(<[_]>::first);
+                        let peer = Peer { certificate: leaf.map(|leaf| Arc::new(leaf.clone().into_owned())), ..peer };
                         activity.restart();
                         connection::serve(stream, http2, peer, router, Arc::clone(&activity), shared.clocks, draining)
                             .await
@@ -137,7 +153,30 @@ impl Listener {
     }
 }
 
+impl Socket {
+    async fn accept(&self) -> std::io::Result<Accepted> {
+        match self {
+            Self::Tcp(socket, tls) => {
+                let (stream, address) = socket.accept().await?;
+                Ok(Accepted::Tcp(stream, address, tls.clone()))
+            }
+            Self::Unix(socket) => Ok(Accepted::Unix(socket.accept().await?)),
+        }
+    }
+}
+
 impl Shared {
+    fn new(name: &'static str, limits: &Limits, metrics: Arc<Metrics>) -> Self {
+        Self {
+            clocks: Clocks::new(limits),
+            max_connections: limits.max_connections,
+            handshake_timeout: Duration::from_millis(limits.handshake_timeout_ms),
+            open: Mutex::new(HashMap::new()),
+            name,
+            metrics,
+        }
+    }
+
     /// Enters a connection into the list. If the list is full, the one that has been idle longest has to go; if none is idle, the
     /// new one has to.
     fn admit(&self, number: u64, activity: &Arc<Activity>) -> bool {

@@ -20,6 +20,8 @@ const BUCKETS_SECONDS: &[f64] = &[
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
+    /// Requests of the admin API by outcome.
+    pub admin_requests: IntCounterVec,
     request_seconds: [Histogram; 3],
     hsm_queue_seconds: Histogram,
     hsm_operation_seconds: [Histogram; 2],
@@ -45,8 +47,14 @@ pub struct Metrics {
     pub catalog_age: Gauge,
     /// Paths that can be called.
     pub catalog_paths: IntGauge,
-    /// Key versions that failed their known-answer test.
+    /// Key versions that cannot be served.
     pub catalog_unavailable: IntGauge,
+    /// 1 while the catalog cannot be followed, or is not to be believed.
+    pub catalog_follow_failed: IntGauge,
+    /// The revision in the copy on disk.
+    pub snapshot_file_revision: IntGauge,
+    /// Operations with keys that are to be destroyed.
+    pub destroy_scheduled_uses: IntCounter,
     /// Rows that were left out.
     pub catalog_rejected: IntGauge,
     /// Reloads of the certificate.
@@ -73,6 +81,7 @@ impl Metrics {
         make.gauges("ekm_profile", "1, with the profile as label.", &["profile"]).with_label_values(&[profile]).set(1);
         let metrics = Self {
             requests: make.counters("ekm_requests_total", "Requests by verb and outcome.", &["verb", "code"]),
+            admin_requests: make.counters("ekm_admin_requests_total", "Admin requests by outcome.", &["code"]),
             request_seconds: ["wrap", "unwrap", "-"].map(|verb| request_seconds.with_label_values(&[verb])),
             hsm_queue_seconds: queue.with_label_values(&[replica]),
             hsm_operation_seconds: ["wrap", "unwrap"].map(|verb| operation.with_label_values(&[replica, verb])),
@@ -92,6 +101,11 @@ impl Metrics {
             catalog_age: make.float_gauge("ekm_catalog_age_seconds", "Since the catalog was last read."),
             catalog_paths: make.gauge("ekm_catalog_paths", "Key paths that can be called."),
             catalog_unavailable: make.gauge("ekm_catalog_unavailable_versions", "Key versions without material."),
+            catalog_follow_failed: make
+                .gauge("ekm_catalog_follow_failed", "1 while the catalog cannot be read or is not to be believed."),
+            snapshot_file_revision: make.gauge("ekm_snapshot_file_revision", "The revision in the copy on disk."),
+            destroy_scheduled_uses: make
+                .counter("ekm_destroy_scheduled_uses_total", "Unwraps with keys that are to be destroyed."),
             catalog_rejected: make.gauge("ekm_catalog_rejected_rows", "Rows left out of the snapshot."),
             certificate_reloads: make.counters("ekm_certificate_reloads_total", "Certificate reloads.", &["result"]),
             ready: make.gauge("ekm_ready", "1 if ready for traffic."),
@@ -103,6 +117,7 @@ impl Metrics {
         for verb in ["wrap", "unwrap"] {
             metrics.requests.with_label_values(&[verb, "ok"]);
         }
+        metrics.admin_requests.with_label_values(&["ok"]);
         for result in ["ok", "error"] {
             metrics.certificate_reloads.with_label_values(&[result]);
         }
@@ -118,6 +133,9 @@ impl Metrics {
         };
         self.requests.with_label_values(&[name, code]).inc();
         self.request_seconds[index].observe(total.as_secs_f64());
+        if trace.destroy_scheduled {
+            self.destroy_scheduled_uses.inc();
+        }
         if !trace.hsm.device.is_zero() && index < 2 {
             self.hsm_queue_seconds.observe(trace.hsm.queue.as_secs_f64());
             self.hsm_operation_seconds[index].observe(trace.hsm.device.as_secs_f64());

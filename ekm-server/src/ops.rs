@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{StatusCode, Uri, header};
 
+use crate::catalog::Gate;
 use crate::health::Health;
 use crate::router::DataPlane;
 
@@ -19,6 +20,8 @@ pub struct Ops {
     pub plane: Arc<DataPlane>,
     /// Its health.
     pub health: Arc<Health>,
+    /// How the catalog is followed.
+    pub gate: Arc<Gate>,
 }
 
 /// The routes.
@@ -50,14 +53,25 @@ async fn readyz(State(ops): State<Ops>, uri: Uri) -> Response {
     let _ = writeln!(text, "{} draining: {}", mark(!draining), if draining { "yes" } else { "no" });
     let (revision, age) = (snapshot.revision(), ops.plane.metrics.catalog_age.get());
     let _ = writeln!(text, "{} catalog: revision {revision}, read {age:.0} s ago", note(age < 60.0));
-    let (unavailable, rejected) = (snapshot.unavailable_count(), snapshot.rejected().len());
-    let sound = unavailable + rejected == 0;
+    if let Some(problem) = ops.gate.problem() {
+        let _ = writeln!(text, "[!] catalog not followed: {problem}");
+    }
+    let (unserved, refused) = (ops.plane.unserved.list(), snapshot.refused());
+    let sound = unserved.is_empty() && refused.len() == 0;
     let _ = writeln!(
         text,
-        "{} keys: {} paths, {unavailable} versions without material, {rejected} rows refused",
+        "{} keys: {} paths, {} versions that cannot be served, {} rows refused",
         note(sound),
         snapshot.path_count(),
+        unserved.len(),
+        refused.len(),
     );
+    for version in unserved.iter() {
+        let _ = writeln!(text, "[!] cannot be served: {version}");
+    }
+    for row in refused {
+        let _ = writeln!(text, "[!] row refused: {row}");
+    }
     for (issuer, age) in ops.plane.authenticator.key_set_ages() {
         let known = age.map_or("never fetched".into(), |age| format!("key set fetched {} s ago", age.as_secs()));
         let _ = writeln!(text, "{} issuer {issuer}: {known}", note(age.is_some()));
@@ -80,10 +94,10 @@ async fn metrics(State(ops): State<Ops>) -> Response {
     let metrics = &plane.metrics;
     metrics.catalog_revision.set(snapshot.revision().cast_signed());
     metrics.catalog_paths.set(snapshot.path_count() as i64);
-    metrics.catalog_unavailable.set(snapshot.unavailable_count() as i64);
-    metrics.catalog_rejected.set(snapshot.rejected().len() as i64);
+    metrics.catalog_unavailable.set(plane.unserved.list().len() as i64);
+    metrics.catalog_rejected.set(snapshot.refused().len() as i64);
     metrics.audit_queue.set(plane.audit.queue_length() as i64);
-    metrics.hsm_queue.set(plane.ekm.custodian().replica.as_ref().map_or(0, |replica| replica.queue_length() as i64));
+    metrics.hsm_queue.set(plane.ekm.custodian().replica().map_or(0, |replica| replica.queue_length() as i64));
     metrics.ready.set(ops.health.is_ready().into());
     for (issuer, age) in plane.authenticator.key_set_ages() {
         let seconds = age.map_or(f64::INFINITY, |age| age.as_secs_f64());

@@ -19,6 +19,7 @@ use time::OffsetDateTime;
 
 use crate::audit::{AuditLog, Record};
 use crate::auth::Authenticator;
+use crate::background::Unserved;
 use crate::config::Config;
 use crate::connection::Peer;
 use crate::metrics::Metrics;
@@ -41,6 +42,8 @@ pub struct DataPlane {
     pub limits: RequestLimits,
     /// Put errors into `{"error":…}`.
     pub error_envelope: bool,
+    /// What cannot be served.
+    pub unserved: Unserved,
     /// Failures of ours, for the log.
     pub failures: FailureLog,
     /// Makes request ids unique across restarts.
@@ -116,14 +119,13 @@ impl RequestLimits {
             Err(_) => Err(invalid(format!("did not arrive within {} ms", self.body.as_millis()))),
         }
     }
+}
 
-    /// Takes what is left of a body that nobody wants. If an HTTP/2 answer ends before its request does, the stream is reset behind
-    /// it (RFC 9113 §8.1), and some clients, curl 7.88 among them, then drop the answer. HTTP/1.1 has no such trouble.
-    async fn discard(&self, body: Body, deadline: Instant) {
-        let until = deadline.min(Instant::now() + Duration::from_secs(1));
-        let rest = Limited::new(body, 16 * self.body_bytes);
-        let _ = tokio::time::timeout_at(until.into(), rest.collect()).await;
-    }
+/// Takes what is left of a body that nobody wants. If an HTTP/2 answer ends before its request does, the stream is reset behind
+/// it (RFC 9113 §8.1), and some clients, curl 7.88 among them, then drop the answer. HTTP/1.1 has no such trouble.
+pub(crate) async fn discard(body: Body, max_bytes: usize, deadline: Instant) {
+    let until = deadline.min(Instant::now() + Duration::from_secs(1));
+    let _ = tokio::time::timeout_at(until.into(), Limited::new(body, max_bytes).collect()).await;
 }
 
 /// The EKM listener's only route. axum's patterns cannot say "ends with `:wrap`", so the verb is split off in [`split_verb`].
@@ -153,7 +155,7 @@ impl Drop for Open<'_> {
 async fn answer(State(plane): State<Arc<DataPlane>>, request: Request<Body>) -> Response<Full<Bytes>> {
     let started = Instant::now();
     let deadline = started + plane.limits.deadline;
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+    let peer = request.extensions().get::<Peer>().and_then(|peer| peer.address);
     let record = new_record(&plane, &request, peer);
     let request_id = HeaderValue::from_str(&record.request_id).expect("hexadecimal digits and a hyphen");
     let mut open = Open { plane: &plane, record: Some(record), started };
@@ -234,7 +236,7 @@ async fn serve(
     }
     .await;
     if read.is_err() && head.version == Version::HTTP_2 {
-        plane.limits.discard(body, deadline).await;
+        discard(body, 16 * plane.limits.body_bytes, deadline).await;
     }
     let (caller, path, verb, body) = read?;
     let request = wire::decode(verb, &path, &body, plane.limits.fields)?;
@@ -328,7 +330,7 @@ fn same_host(host: &str, ours: &str) -> bool {
     name.eq_ignore_ascii_case(ours)
 }
 
-fn check_media_type(headers: &HeaderMap) -> Result<(), Error> {
+pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), Error> {
     if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
         return Err(Error::UnsupportedMediaType("compressed bodies are not accepted"));
     }

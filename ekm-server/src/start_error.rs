@@ -7,6 +7,7 @@ use ekm_core::software::SoftwareError;
 use ekm_storage::StorageError;
 
 use crate::auth::JwksError;
+use crate::catalog::CatalogError;
 use crate::config::ConfigError;
 use crate::tls::CertificateError;
 
@@ -22,9 +23,12 @@ pub enum StartError {
     /// The key file of custody `software`, or memory for keys.
     #[error("{0}")]
     Software(#[from] SoftwareError),
+    /// The catalog's database.
+    #[error("{0}")]
+    Storage(#[from] StorageError),
     /// The catalog.
     #[error("{0}")]
-    Catalog(#[from] StorageError),
+    Catalog(#[from] CatalogError),
     /// The server's certificate.
     #[error("{0}")]
     Certificate(#[from] CertificateError),
@@ -47,9 +51,16 @@ pub enum StartError {
         /// The kernel's reason.
         cause: std::io::Error,
     },
-    /// A new key could not be made.
-    #[error("{0}")]
-    Generate(#[from] ekm_core::custody::GenerateError),
+    /// A Unix socket that cannot be listened on.
+    #[error(
+        "cannot listen on the Unix socket {file}: {cause}; stop the other process, or write another file in admin.socket"
+    )]
+    Socket {
+        /// The file.
+        file: String,
+        /// The reason.
+        cause: std::io::Error,
+    },
     /// A policy file.
     #[error("the policy is refused: {0}")]
     Policy(#[from] ekm_core::policy::InvalidPolicy),
@@ -76,12 +87,13 @@ impl StartError {
             Self::Config(_) => "config",
             Self::Token(error) => error.code(),
             Self::Software(_) => "software_custody",
+            Self::Storage(error) => error.code(),
             Self::Catalog(error) => error.code(),
             Self::Certificate(_) => "certificate",
             Self::KeySet(_) => "key_set",
             Self::SecretFile { .. } => "secret_file",
             Self::Listen { .. } => "listen",
-            Self::Generate(_) => "key_generation",
+            Self::Socket { .. } => "admin_socket",
             Self::Policy(_) => "policy",
             Self::Dev(_) => "dev_data",
             Self::Check(_) => "dev_check",

@@ -33,11 +33,12 @@ fn mapping(error: &Error) -> (StatusCode, Rpc) {
         Error::Misdirected => (StatusCode::MISDIRECTED_REQUEST, Rpc::InvalidArgument),
         Error::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, Rpc::Unimplemented),
         Error::NotImplemented(_) => (StatusCode::NOT_IMPLEMENTED, Rpc::Unimplemented),
-        Error::KeyDisabled => (StatusCode::BAD_REQUEST, Rpc::FailedPrecondition),
+        Error::NotInUse(_) => (StatusCode::BAD_REQUEST, Rpc::FailedPrecondition),
         // No other frontend would have more room: the device is the bottleneck.
         Error::Overloaded => (StatusCode::TOO_MANY_REQUESTS, Rpc::ResourceExhausted),
         Error::HsmFault { .. }
         | Error::HsmTimeout
+        | Error::HsmAway { .. }
         | Error::HsmIntegrity(_)
         | Error::KeyUnavailable
         | Error::IssuerUnavailable
@@ -96,8 +97,7 @@ pub fn to_response(error: &Error, envelope: bool) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use ekm_core::caller::{Caller, TokenDefect};
-    use ekm_core::catalog::Catalog;
-    use ekm_core::{KeyPath, Snapshot, policy};
+    use ekm_core::{KeyPath, NotInUse, Snapshot, policy};
 
     use super::*;
 
@@ -107,8 +107,7 @@ mod tests {
     }
 
     fn not_found() -> Error {
-        let snapshot = Snapshot::build(Catalog::default(), &std::collections::HashMap::new());
-        snapshot.key(&KeyPath::parse("v0/keys/none").unwrap()).err().unwrap().into()
+        Snapshot::default().key(&KeyPath::parse("v0/keys/none").unwrap()).err().unwrap().into()
     }
 
     /// Every error there is. The match makes the compiler ask for a row when a variant is added.
@@ -116,8 +115,12 @@ mod tests {
         let complete = |error: &Error| match error {
             Error::Unauthenticated(_) | Error::KeyNotFound(_) | Error::NoSuchMethod(_) | Error::MethodNotAllowed => {}
             Error::UnsupportedMediaType(_) | Error::Misdirected | Error::InvalidRequest { .. } => {}
-            Error::UnwrapFailed | Error::NotImplemented(_) | Error::Denied(_) | Error::KeyDisabled => {}
-            Error::HsmFault { .. } | Error::HsmTimeout | Error::HsmIntegrity(_) | Error::KeyUnavailable => {}
+            Error::UnwrapFailed | Error::NotImplemented(_) | Error::Denied(_) | Error::NotInUse(_) => {}
+            Error::HsmFault { .. }
+            | Error::HsmTimeout
+            | Error::HsmAway { .. }
+            | Error::HsmIntegrity(_)
+            | Error::KeyUnavailable => {}
             Error::Overloaded | Error::IssuerUnavailable | Error::CatalogStale | Error::DeadlineExceeded(_) => {}
             Error::AuditUnavailable | Error::Internal(_) => {}
         };
@@ -132,9 +135,11 @@ mod tests {
             (Error::UnwrapFailed, 400, 3),
             (Error::NotImplemented("createKey"), 501, 12),
             (Error::Denied(denial()), 403, 7),
-            (Error::KeyDisabled, 400, 9),
+            (Error::NotInUse(NotInUse::KeyDisabled), 400, 9),
+            (Error::NotInUse(NotInUse::Destroyed), 400, 9),
             (Error::HsmFault { function: "C_Encrypt".into(), code: "CKR_DEVICE_ERROR".into() }, 503, 14),
             (Error::HsmTimeout, 503, 14),
+            (Error::HsmAway { reason: "x".into() }, 503, 14),
             (Error::HsmIntegrity("x"), 503, 14),
             (Error::KeyUnavailable, 503, 14),
             (Error::Overloaded, 429, 8),

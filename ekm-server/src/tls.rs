@@ -1,4 +1,4 @@
-//! TLS for the EKM listener: one certificate, exchanged while running.
+//! TLS for the EKM listener and the admin plane: one certificate each, exchanged while running.
 //!
 //! TLS 1.3 and 1.2, X25519MLKEM768 preferred, no session tickets: with an ECDSA certificate a resumed handshake costs as much as a
 //! full one (measured: 80 and 84 µs), and tickets would not work across frontends.
@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ClientHello, NoClientAuth, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 
 /// Why a certificate cannot be used.
@@ -79,11 +81,29 @@ fn read(certificate_file: &Path, private_key_file: &Path) -> Result<CertifiedKey
     CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(CertificateError::Pair)
 }
 
-/// The server's side of TLS.
-pub fn server_config(certificate: Arc<Certificate>) -> Result<rustls::ServerConfig, rustls::Error> {
+/// Believes client certificates of the authorities in a file; with `optional` a client may also come without one. Blocking.
+pub fn client_verifier(ca_file: &Path, optional: bool) -> Result<Arc<dyn ClientCertVerifier>, CertificateError> {
+    let refused = |cause: String| CertificateError::File { file: ca_file.display().to_string(), cause };
+    let mut roots = RootCertStore::empty();
+    let authorities = CertificateDer::pem_file_iter(ca_file).map_err(|error| refused(error.to_string()))?;
+    for authority in authorities {
+        let added = authority.map_err(|error| refused(error.to_string())).map(|authority| roots.add(authority))?;
+        added.map_err(|error| refused(error.to_string()))?;
+    }
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let verifier = if optional { verifier.allow_unauthenticated() } else { verifier };
+    verifier.build().map_err(|error| refused(error.to_string()))
+}
+
+/// The server's side of TLS; without `clients` nobody is asked for a certificate.
+pub fn server_config(
+    certificate: Arc<Certificate>,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+) -> Result<rustls::ServerConfig, rustls::Error> {
     let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
+        .with_client_cert_verifier(clients.unwrap_or_else(|| Arc::new(NoClientAuth)))
         .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});

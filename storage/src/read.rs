@@ -1,130 +1,309 @@
 //! Reading the catalog.
 
-use std::collections::HashMap;
-
-use ekm_core::blob::VersionId;
-use ekm_core::catalog::{Catalog, CryptoSpace, Custody, KeyRecord, KeyState, Purpose, VersionRecord};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection};
+use ekm_core::catalog::{SealedChange, SealedHead, SealedRow};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use crate::{CatalogStore, StorageError, bounded};
+use crate::connection::{Begin, Connection, Row, Value};
+use crate::{CatalogStore, StorageError, statements};
+
+/// How many changes one page of the log has at most.
+const LOG_PAGE: u64 = 1000;
+/// More rows than that are no delta: the whole catalog is read instead.
+const DELTA_ROWS: usize = 2000;
+
+/// A frontend as it has said last that it is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// One process.
+    pub instance: String,
+    /// Its host.
+    pub name: String,
+    /// Its program's version.
+    pub version: String,
+    /// The revision that it serves from.
+    pub revision: u64,
+    /// When it said so, by its own clock.
+    pub seen_at: OffsetDateTime,
+}
 
 impl CatalogStore {
-    /// The current revision; grows by one with every change. Also notices when the file is no longer the one at its path: SQLite
-    /// itself would go on reading the old one.
-    pub async fn revision(&self) -> Result<u64, StorageError> {
-        if crate::identity(&self.file).await.ok() != Some(self.identity) {
-            return Err(StorageError::Replaced(self.file.display().to_string()));
-        }
-        bounded(async {
-            let row = sqlx::query("SELECT revision FROM catalog WHERE singleton = 1").fetch_one(&self.pool).await?;
-            Ok::<_, sqlx::Error>(row.try_get::<i64, _>(0)?.cast_unsigned())
-        })
-        .await
+    /// The head as it is now; `None` if the database holds no catalog yet.
+    pub async fn head(&self) -> Result<Option<SealedHead>, StorageError> {
+        self.read(async |connection| head(connection).await).await
     }
 
-    /// The whole catalog at one revision.
-    pub async fn load(&self) -> Result<Catalog, StorageError> {
-        bounded(async {
-            let mut tx = self.pool.begin().await?;
-            let revision = sqlx::query("SELECT revision FROM catalog WHERE singleton = 1").fetch_one(&mut *tx).await?;
-            let revision = revision.try_get::<i64, _>(0)?.cast_unsigned();
-            let spaces = spaces(&mut tx).await?;
-            let mut aliases = aliases(&mut tx).await?;
-            let mut versions = versions(&mut tx).await?;
-            let mut keys = keys(&mut tx).await?;
-            for key in &mut keys {
-                key.paths = aliases.remove(&key.id).unwrap_or_default();
-                key.versions = versions.remove(&key.id).unwrap_or_default();
+    /// Every wrapped form of the catalog key, by what wraps it: `hsm` before `file`.
+    pub async fn catalog_keys(&self) -> Result<Vec<(String, Vec<u8>)>, StorageError> {
+        let rows = self.read(async |connection| connection.rows(&statements::CATALOG_KEYS, &[]).await).await?;
+        rows.into_iter().map(|row| Ok((text(&row, 0)?.to_owned(), bytes(&row, 1)?.to_owned()))).collect()
+    }
+
+    /// Adds a wrapped form of the catalog key, or puts another in its place.
+    pub async fn put_catalog_key(&self, wrapped_by: &str, wrapped: &[u8]) -> Result<(), StorageError> {
+        let mut lease = self.writer().await?;
+        lease.connection().execute(&statements::PUT_CATALOG_KEY, &[wrapped_by.into(), wrapped.into()]).await?;
+        lease.sound();
+        Ok(())
+    }
+
+    /// The whole catalog in one consistent state, page by page.
+    pub async fn read_all(
+        &self,
+        mut page: impl AsyncFnMut(Vec<SealedRow>) -> Result<(), StorageError>,
+    ) -> Result<SealedHead, StorageError> {
+        self.read(async |connection| {
+            let head = head(connection).await?.ok_or(StorageError::Empty)?;
+            let mut after = (String::new(), String::new());
+            loop {
+                let rows = connection.rows(&statements::RECORDS, &[after.0.into(), after.1.into()]).await?;
+                let Some(last) = rows.last() else { return Ok(head) };
+                after = (text(last, 0)?.to_owned(), text(last, 1)?.to_owned());
+                page(rows.into_iter().map(sealed_row).collect::<Result<_, _>>()?).await?;
             }
-            Ok::<_, StorageError>(Catalog { revision, spaces, keys })
         })
         .await
     }
-}
 
-async fn spaces(tx: &mut SqliteConnection) -> Result<Vec<CryptoSpace>, StorageError> {
-    let rows = sqlx::query("SELECT id, path FROM crypto_spaces").fetch_all(tx).await?;
-    rows.iter()
-        .map(|row| {
-            let field = Field { table: "crypto_spaces", row };
-            Ok(CryptoSpace { id: field.parse("id")?, path: field.parse("path")? })
+    /// The rows that are newer than a revision, and the head that goes with them; `None` if there are too many.
+    pub async fn read_since(&self, revision: u64) -> Result<Option<(SealedHead, Vec<SealedRow>)>, StorageError> {
+        self.read(async |connection| {
+            let head = head(connection).await?.ok_or(StorageError::Empty)?;
+            let rows = connection.rows(&statements::RECORDS_SINCE, &[revision.into()]).await?;
+            if rows.len() > DELTA_ROWS {
+                return Ok(None);
+            }
+            Ok(Some((head, rows.into_iter().map(sealed_row).collect::<Result<_, _>>()?)))
         })
-        .collect()
-}
+        .await
+    }
 
-async fn keys(tx: &mut SqliteConnection) -> Result<Vec<KeyRecord>, StorageError> {
-    let query = "SELECT k.id AS id, k.space_id AS space_id, k.purpose AS purpose, k.state AS state,
-                        k.primary_version AS primary_version, p.document AS document
-                 FROM keys k JOIN policies p ON p.id = k.policy_id";
-    let rows = sqlx::query(query).fetch_all(tx).await?;
-    rows.iter()
-        .map(|row| {
-            let field = Field { table: "keys", row };
-            Ok(KeyRecord {
-                id: field.parse("id")?,
-                space: field.parse("space_id")?,
-                purpose: field.word("purpose", Purpose::from_name)?,
-                state: field.word("state", KeyState::from_name)?,
-                paths: Vec::new(),
-                policy: row.try_get("document")?,
-                primary: field.number("primary_version")?,
-                versions: Vec::new(),
+    /// A page of the log after a revision.
+    pub async fn changes(&self, after: u64, limit: u64) -> Result<Vec<SealedChange>, StorageError> {
+        let parameters = [after.into(), limit.min(LOG_PAGE).into()];
+        let rows = self.read(async |connection| connection.rows(&statements::CHANGES, &parameters).await).await?;
+        rows.into_iter().map(sealed_change).collect()
+    }
+
+    /// The newest page of the log before a revision, newest first.
+    pub async fn changes_before(&self, before: u64, limit: u64) -> Result<Vec<SealedChange>, StorageError> {
+        let parameters = [before.into(), limit.min(LOG_PAGE).into()];
+        let rows =
+            self.newest(async |connection| connection.rows(&statements::CHANGES_BEFORE, &parameters).await).await?;
+        rows.into_iter().map(sealed_change).collect()
+    }
+
+    /// One row, as new as it gets.
+    pub async fn row(&self, kind: &str, id: Uuid) -> Result<Option<SealedRow>, StorageError> {
+        self.newest(async |connection| row(connection, kind, id).await).await
+    }
+
+    /// A page of the rows of one kind, in the order of their ids.
+    pub async fn rows(&self, kind: &str, after: Option<Uuid>, limit: u64) -> Result<Vec<SealedRow>, StorageError> {
+        let after = after.map_or(String::new(), |id| id.to_string());
+        let parameters = [kind.into(), after.into(), limit.into()];
+        let rows =
+            self.newest(async |connection| connection.rows(&statements::RECORDS_OF_KIND, &parameters).await).await?;
+        rows.into_iter().map(sealed_row).collect()
+    }
+
+    /// What a path or name belongs to.
+    pub async fn id_of(&self, kind: &str, name: &str) -> Result<Option<Uuid>, StorageError> {
+        self.newest(async |connection| id_of(connection, kind, name).await).await
+    }
+
+    /// A page of the names of a kind after one, in their order, with what they belong to.
+    pub async fn names(&self, kind: &str, after: &str, limit: u64) -> Result<Vec<(String, Uuid)>, StorageError> {
+        let parameters = [kind.into(), after.into(), limit.into()];
+        let rows = self.newest(async |connection| connection.rows(&statements::NAMES, &parameters).await).await?;
+        rows.into_iter().map(|row| Ok((text(&row, 0)?.to_owned(), uuid("names", &row, 1)?))).collect()
+    }
+
+    /// What a request that was carried out already has answered.
+    pub async fn request(&self, id: &str) -> Result<Option<(u64, Vec<u8>)>, StorageError> {
+        self.newest(async |connection| request(connection, id).await).await
+    }
+
+    /// What has to be looked at by now, as kind and id.
+    pub async fn due(&self, now: OffsetDateTime) -> Result<Vec<(String, Uuid)>, StorageError> {
+        let parameters = [time_text(now).into()];
+        let rows = self.newest(async |connection| connection.rows(&statements::DUE, &parameters).await).await?;
+        rows.into_iter().map(|row| Ok((text(&row, 0)?.to_owned(), uuid("due", &row, 1)?))).collect()
+    }
+
+    /// What the database's clock says; `None` for SQLite, whose clock is this process's.
+    pub async fn clock(&self) -> Result<Option<OffsetDateTime>, StorageError> {
+        let row =
+            self.newest(async |connection| {
+                if connection.is_postgres() { connection.row(&statements::CLOCK, &[]).await } else { Ok(None) }
             })
-        })
-        .collect()
+            .await?;
+        let seconds = row.map(|row| number(&row, 0)).transpose()?;
+        Ok(seconds.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds.cast_signed()).ok()))
+    }
+
+    /// Every frontend that has been there lately.
+    pub async fn frontends(&self) -> Result<Vec<Frontend>, StorageError> {
+        let rows = self.newest(async |connection| connection.rows(&statements::FRONTENDS, &[]).await).await?;
+        rows.into_iter()
+            .map(|row| {
+                let seen_at = OffsetDateTime::parse(text(&row, 4)?, &Rfc3339);
+                Ok(Frontend {
+                    instance: text(&row, 0)?.to_owned(),
+                    name: text(&row, 1)?.to_owned(),
+                    version: text(&row, 2)?.to_owned(),
+                    revision: number(&row, 3)?,
+                    seen_at: seen_at.map_err(|error| refused("frontends", &row, &error.to_string()))?,
+                })
+            })
+            .collect()
+    }
+
+    /// Says that a frontend is there, and forgets those that have not been for a day.
+    pub async fn report(&self, frontend: &Frontend) -> Result<(), StorageError> {
+        let mut lease = self.writer().await?;
+        let connection = lease.connection();
+        let (instance, name, version) = (&frontend.instance, &frontend.name, &frontend.version);
+        let parameters = [
+            instance.as_str().into(),
+            name.as_str().into(),
+            version.as_str().into(),
+            frontend.revision.into(),
+            time_text(frontend.seen_at).into(),
+        ];
+        connection.execute(&statements::PUT_FRONTEND, &parameters).await?;
+        let yesterday = time_text(frontend.seen_at - time::Duration::DAY);
+        connection.execute(&statements::DELETE_OLD_FRONTENDS, &[yesterday.into()]).await?;
+        lease.sound();
+        Ok(())
+    }
+
+    /// Takes a frontend that goes down in an orderly way off the list.
+    pub async fn sign_off(&self, instance: &str) -> Result<(), StorageError> {
+        let mut lease = self.writer().await?;
+        lease.connection().execute(&statements::DELETE_FRONTEND, &[instance.into()]).await?;
+        lease.sound();
+        Ok(())
+    }
+
+    /// In one transaction, on whatever server answers.
+    async fn read<T>(
+        &self,
+        call: impl AsyncFnOnce(&mut Connection) -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
+        let mut lease = self.reader().await?;
+        let connection = lease.connection();
+        connection.begin(Begin::Read).await?;
+        let answer = call(connection).await?;
+        connection.rollback().await?;
+        lease.sound();
+        Ok(answer)
+    }
+
+    /// In one transaction, on the server that takes changes.
+    async fn newest<T>(
+        &self,
+        call: impl AsyncFnOnce(&mut Connection) -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
+        let mut lease = self.writer().await?;
+        let connection = lease.connection();
+        connection.begin(Begin::Read).await?;
+        let answer = call(connection).await?;
+        connection.rollback().await?;
+        lease.sound();
+        Ok(answer)
+    }
+
+    /// The head on the server that takes changes.
+    pub async fn newest_head(&self) -> Result<Option<SealedHead>, StorageError> {
+        self.newest(async |connection| head(connection).await).await
+    }
+
+    /// Lets go of the server that is followed; the next call looks for the leader if `leader` says so, else for what is preferred.
+    pub async fn look_again(&self, leader: bool) {
+        self.leader_only.store(leader, std::sync::atomic::Ordering::Relaxed);
+        *self.reader.lock().await = None;
+    }
 }
 
-async fn aliases(tx: &mut SqliteConnection) -> Result<HashMap<Uuid, Vec<ekm_core::KeyPath>>, StorageError> {
-    let mut paths: HashMap<_, Vec<_>> = HashMap::new();
-    for row in &sqlx::query("SELECT path, key_id FROM key_aliases ORDER BY path").fetch_all(tx).await? {
-        let field = Field { table: "key_aliases", row };
-        paths.entry(field.parse("key_id")?).or_default().push(field.parse("path")?);
-    }
-    Ok(paths)
+pub(crate) async fn head(connection: &mut Connection) -> Result<Option<SealedHead>, StorageError> {
+    connection.row(&statements::HEAD, &[]).await?.map(sealed_head).transpose()
 }
 
-async fn versions(tx: &mut SqliteConnection) -> Result<HashMap<Uuid, Vec<VersionRecord>>, StorageError> {
-    let query = "SELECT key_id, number, custody, wrapped_material, check_blob FROM key_versions ORDER BY number";
-    let mut versions: HashMap<_, Vec<_>> = HashMap::new();
-    for row in &sqlx::query(query).fetch_all(tx).await? {
-        let field = Field { table: "key_versions", row };
-        let key: Uuid = field.parse("key_id")?;
-        versions.entry(key).or_default().push(VersionRecord {
-            id: VersionId { key, number: field.number("number")? },
-            custody: field.word("custody", Custody::from_name)?,
-            wrapped_material: row.try_get("wrapped_material")?,
-            check_blob: row.try_get("check_blob")?,
-        });
-    }
-    Ok(versions)
+pub(crate) async fn row(connection: &mut Connection, kind: &str, id: Uuid) -> Result<Option<SealedRow>, StorageError> {
+    connection.row(&statements::RECORD, &[kind.into(), id.into()]).await?.map(sealed_row).transpose()
 }
 
-/// One row, for error texts that name what is wrong where.
-struct Field<'a> {
-    table: &'static str,
-    row: &'a SqliteRow,
+pub(crate) async fn id_of(connection: &mut Connection, kind: &str, name: &str) -> Result<Option<Uuid>, StorageError> {
+    let row = connection.row(&statements::NAME, &[kind.into(), name.into()]).await?;
+    row.map(|row| uuid("names", &row, 0)).transpose()
 }
 
-impl Field<'_> {
-    fn parse<T: std::str::FromStr<Err: ToString>>(&self, column: &str) -> Result<T, StorageError> {
-        let text: &str = self.row.try_get(column)?;
-        text.parse().map_err(|error: T::Err| self.refused(column, text, &error.to_string()))
-    }
+pub(crate) async fn request(connection: &mut Connection, id: &str) -> Result<Option<(u64, Vec<u8>)>, StorageError> {
+    let row = connection.row(&statements::REQUEST, &[id.into()]).await?;
+    row.map(|row| Ok((number(&row, 0)?, bytes(&row, 1)?.to_owned()))).transpose()
+}
 
-    fn word<T>(&self, column: &str, from_name: impl Fn(&str) -> Option<T>) -> Result<T, StorageError> {
-        let text: &str = self.row.try_get(column)?;
-        from_name(text).ok_or_else(|| self.refused(column, text, "this version of ekm does not know the word"))
-    }
+pub(crate) fn sealed_head(row: Row) -> Result<SealedHead, StorageError> {
+    Ok(SealedHead { catalog: uuid("head", &row, 0)?, revision: number(&row, 1)?, body: bytes(&row, 2)?.to_owned() })
+}
 
-    fn number(&self, column: &str) -> Result<u32, StorageError> {
-        let number: i64 = self.row.try_get(column)?;
-        u32::try_from(number).map_err(|_| self.refused(column, &number.to_string(), "out of range"))
+fn sealed_row(row: Row) -> Result<SealedRow, StorageError> {
+    let (id, revision) = (uuid("records", &row, 1)?, number(&row, 2)?);
+    match <[Value; 4]>::try_from(row) {
+        Ok([Value::Text(kind), _, _, Value::Bytes(body)]) => Ok(SealedRow { kind, id, revision, body }),
+        _ => Err(shape()),
     }
+}
 
-    fn refused(&self, column: &str, value: &str, problem: &str) -> StorageError {
-        let row = self.row.try_get::<&str, _>(0).unwrap_or("?").to_owned();
-        StorageError::Row { table: self.table, row, problem: format!("{column} '{value}': {problem}") }
+fn sealed_change(row: Row) -> Result<SealedChange, StorageError> {
+    Ok(SealedChange { revision: number(&row, 0)?, body: bytes(&row, 1)?.to_owned() })
+}
+
+/// Times as text that sorts: RFC 3339 in UTC, whole seconds.
+pub(crate) fn time_text(time: OffsetDateTime) -> String {
+    let time = time.to_offset(time::UtcOffset::UTC).truncate_to_second();
+    time.format(&Rfc3339).expect("RFC 3339 has room for every time until the year 9999")
+}
+
+fn text(row: &Row, column: usize) -> Result<&str, StorageError> {
+    match row.get(column) {
+        Some(Value::Text(text)) => Ok(text),
+        _ => Err(shape()),
     }
+}
+
+fn bytes(row: &Row, column: usize) -> Result<&[u8], StorageError> {
+    match row.get(column) {
+        Some(Value::Bytes(bytes)) => Ok(bytes),
+        _ => Err(shape()),
+    }
+}
+
+fn number(row: &Row, column: usize) -> Result<u64, StorageError> {
+    match row.get(column) {
+        Some(Value::Integer(number)) => {
+            u64::try_from(*number).map_err(|_| refused("", row, &format!("the number {number} is negative")))
+        }
+        _ => Err(shape()),
+    }
+}
+
+fn uuid(table: &'static str, row: &Row, column: usize) -> Result<Uuid, StorageError> {
+    text(row, column)?.parse().map_err(|error: uuid::Error| refused(table, row, &error.to_string()))
+}
+
+fn refused(table: &'static str, row: &Row, problem: &str) -> StorageError {
+    let row = row.iter().find_map(|value| match value {
+        Value::Text(text) => Some(text.clone()),
+        Value::Integer(number) => Some(number.to_string()),
+        Value::Bytes(_) => None,
+    });
+    StorageError::Row { table, row: row.unwrap_or_default(), problem: problem.into() }
+}
+
+/// A statement says what its columns hold, so this cannot be.
+fn shape() -> StorageError {
+    StorageError::Database(sqlx::Error::Decode("a column does not hold what its statement says".into()))
 }

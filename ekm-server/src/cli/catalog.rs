@@ -1,5 +1,4 @@
-//! `ekm catalog`: the catalog as a whole. A command that acts on a configuration file instead of a running server belongs into
-//! [`CatalogCommand`] too, and is carried out before there is a client.
+//! `ekm catalog`: the catalog as a whole.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,6 +9,7 @@ use uuid::Uuid;
 
 use super::change::{ChangeArgs, Session};
 use super::client::{Client, ServerArgs};
+use super::database::{self, ConfigArgs};
 use super::error::{CliError, Exit};
 use super::output::{escape, fields, print, print_json, print_list, time};
 use crate::admin::api::{CatalogView, ChangeView, Command, FrontendView, Page};
@@ -18,6 +18,7 @@ use crate::start_error::StartError;
 
 #[derive(Args)]
 #[command(after_help = "Examples:
+  ekm catalog migrate --config ekm.toml
   ekm catalog status
   ekm catalog log --limit 5
   ekm catalog settings --destroy-grace-days 30 --reason 'policy of 2026'
@@ -32,6 +33,17 @@ pub(super) struct CatalogArgs {
 
 #[derive(Subcommand)]
 enum CatalogCommand {
+    /// Bring the database's schema to this version, and begin a catalog if there is none
+    ///
+    /// Works on the database of a configuration file, and needs the HSM, or the key file, that wraps the catalog's key. Running
+    /// frontends go on meanwhile. Repeating it does no harm.
+    Migrate(ConfigArgs),
+    /// Say that the database was taken back to an earlier state on purpose
+    ///
+    /// Frontends that know a later state refuse an earlier one, since whoever can write to the database could undo a revocation so.
+    /// After a restore from a backup this makes them take it over. Look at the log first: what was done after the backup is undone, and
+    /// keys that were made after it are gone from the catalog.
+    AcceptRestore(ConfigArgs),
     /// Say where the catalog stands, and what this frontend refused or cannot serve
     Status,
     /// Show the log of changes, newest first
@@ -72,6 +84,13 @@ struct ExportArgs {
 }
 
 pub(super) async fn run(args: CatalogArgs) -> Result<Exit, CliError> {
+    match &args.command {
+        CatalogCommand::Migrate(config) => return Ok(database::migrate(config).await.map(|()| Exit::Done)?),
+        CatalogCommand::AcceptRestore(config) => {
+            return Ok(database::accept_restore(config).await.map(|()| Exit::Done)?);
+        }
+        _ => {}
+    }
     let session = Session { client: Client::new(&args.server)?, output: args.server.output };
     match args.command {
         CatalogCommand::Status => {
@@ -102,6 +121,7 @@ pub(super) async fn run(args: CatalogArgs) -> Result<Exit, CliError> {
             }
         }
         CatalogCommand::Export(args) => return export(&session, args).await,
+        CatalogCommand::Migrate(_) | CatalogCommand::AcceptRestore(_) => {} // done above, without a server
     }
     Ok(Exit::Done)
 }

@@ -6,6 +6,7 @@ mod catalog;
 mod change;
 mod client;
 mod completion;
+mod database;
 mod error;
 mod key;
 mod output;
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::admin::AdminPlane;
 use crate::app::{App, termination};
 use crate::config::Config;
 use crate::dev;
@@ -127,7 +129,10 @@ fn serve(args: &ServeArgs) -> Result<(), StartError> {
         let stop = termination().await.map_err(StartError::io("cannot listen to signals"))?;
         let app = App::build(&config).await?;
         let (ekm, ops) = app.addresses()?;
-        tracing::info!(%ekm, %ops, version = env!("CARGO_PKG_VERSION"), profile = config.profile.name(), "listening");
+        let (version, profile) = (env!("CARGO_PKG_VERSION"), config.profile.name());
+        let admin = app.admin().and_then(AdminPlane::address).map(tracing::field::display);
+        let admin_socket = app.admin().and_then(AdminPlane::socket).map(|file| tracing::field::display(file.display()));
+        tracing::info!(%ekm, %ops, admin, admin_socket, version, profile, "listening");
         let drained = app.run(stop).await;
         tracing::info!(cut = drained.cut, took_ms = drained.took.as_millis() as u64, "drained");
         Ok(())

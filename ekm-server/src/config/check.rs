@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::error::Finding;
-use super::{Config, Hsm, Issuer, Profile};
+use super::{Config, Hsm, Issuer, PostgresTls, Profile, admin};
 
 /// Cloud KMS's clock, which also runs on the network between.
 const CLOUD_KMS_TIMEOUT_MS: u64 = 150;
@@ -12,6 +12,10 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
     check_listeners(config)?;
     check_limits(config)?;
     check_auth(config)?;
+    check_catalog(config)?;
+    if let Some(section) = &config.admin {
+        admin::check(config, section.span(), section.get_ref())?;
+    }
     if let Err(error) = tracing_subscriber::EnvFilter::try_new(&config.log.filter) {
         return finding(
             0..0,
@@ -35,7 +39,7 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
     }
 }
 
-fn finding(span: Range<usize>, problem: impl Into<String>, help: impl Into<String>) -> Result<(), Finding> {
+pub(super) fn finding(span: Range<usize>, problem: impl Into<String>, help: impl Into<String>) -> Result<(), Finding> {
     Err(Finding { span, problem: problem.into(), help: help.into() })
 }
 
@@ -119,15 +123,23 @@ fn check_auth(config: &Config) -> Result<(), Finding> {
 }
 
 fn check_issuer(profile: Profile, span: Range<usize>, issuer: &Issuer) -> Result<(), Finding> {
-    if issuer.iss.is_empty() || issuer.iss.iter().any(String::is_empty) {
-        return finding(span, "an issuer has no 'iss'", "write iss = [\"https://accounts.google.com\", …]");
-    }
     if issuer.callers.is_empty() {
         return finding(
             span,
             "an issuer has no 'callers', so every token of it would be denied, and a denial disables key versions at Google",
             "write callers = [\"service-*@gcp-sa-ekms.iam.gserviceaccount.com\"]",
         );
+    }
+    if !issuer.audiences.is_empty() {
+        return finding(span, "the audiences of these issuers stand in [auth]", "remove 'audiences' here");
+    }
+    check_key_set(profile, span, issuer)
+}
+
+/// What holds for the issuers of `[auth]` and of `[admin]`.
+pub(super) fn check_key_set(profile: Profile, span: Range<usize>, issuer: &Issuer) -> Result<(), Finding> {
+    if issuer.iss.is_empty() || issuer.iss.iter().any(String::is_empty) {
+        return finding(span, "an issuer has no 'iss'", "write iss = [\"https://accounts.google.com\", …]");
     }
     match (&issuer.jwks_url, &issuer.jwks_file) {
         (Some(url), None) => {
@@ -147,6 +159,60 @@ fn check_issuer(profile: Profile, span: Range<usize>, issuer: &Issuer) -> Result
         (None, Some(_)) => Ok(()),
         _ => finding(span, "an issuer needs either jwks_url or jwks_file", "write exactly one of the two"),
     }
+}
+
+fn check_catalog(config: &Config) -> Result<(), Finding> {
+    let catalog = &config.catalog;
+    let postgres = match (&catalog.sqlite_file, &catalog.postgres) {
+        (Some(_), None) => return Ok(()),
+        (None, Some(postgres)) => postgres,
+        _ => {
+            return finding(
+                0..0,
+                "the catalog is either a SQLite file or a PostgreSQL database",
+                "write exactly one of catalog.sqlite_file and [catalog.postgres]",
+            );
+        }
+    };
+    let (span, postgres) = (postgres.span(), postgres.get_ref());
+    if postgres.hosts.is_empty() {
+        return finding(span, "catalog.postgres has no hosts", "write hosts = [\"db1.example.com:5432\", …]");
+    }
+    match (postgres.tls, &postgres.ca_file) {
+        (PostgresTls::Off, _) if config.profile != Profile::Test => {
+            return finding(
+                span,
+                "connections to the catalog in plain text are for profile \"test\" only",
+                "leave tls out, and name the roots of the servers' certificates in ca_file",
+            );
+        }
+        (PostgresTls::VerifyFull, None) => {
+            return finding(
+                span,
+                "without ca_file the database's certificate cannot be checked",
+                "name a file with the PEM roots that its certificate comes from",
+            );
+        }
+        _ => {}
+    }
+    if postgres.client_certificate_file.is_some() != postgres.client_key_file.is_some() {
+        return finding(span, "a client certificate needs its key, and the other way round", "write both or neither");
+    }
+    if postgres.password_file.is_none() && postgres.client_certificate_file.is_none() {
+        return finding(
+            span,
+            "nothing proves to the database who this is",
+            "write password_file, or client_certificate_file and client_key_file",
+        );
+    }
+    if catalog.snapshot_file.is_none() && config.profile != Profile::Test {
+        return finding(
+            span,
+            "without catalog.snapshot_file a frontend cannot start while the database is away",
+            "write snapshot_file = \"/var/lib/ekm/catalog-snapshot.db\"",
+        );
+    }
+    Ok(())
 }
 
 fn check_hsm(config: &Config, hsm: &Hsm) -> Result<(), Finding> {

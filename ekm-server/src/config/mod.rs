@@ -3,6 +3,7 @@
 //! Unknown fields are refused, units are in the names, and secrets are never in the file: it names the file or environment
 //! variable that holds them. Relative file names are relative to the configuration file's directory.
 
+mod admin;
 mod check;
 mod error;
 
@@ -15,6 +16,7 @@ use ekm_core::caller::CallerPattern;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+pub use admin::{AdminConfig, Person};
 pub use error::ConfigError;
 
 /// A whole configuration, parsed and checked.
@@ -37,6 +39,8 @@ pub struct Config {
     pub software: Option<Spanned<Software>>,
     /// The audit log.
     pub audit: Audit,
+    /// The admin API; absent: this process has none.
+    pub admin: Option<Spanned<AdminConfig>>,
     /// The operator's log, on standard error.
     #[serde(default)]
     pub log: Log,
@@ -113,8 +117,12 @@ pub struct Auth {
 pub struct Issuer {
     /// The values of `iss` that mean this issuer.
     pub iss: Vec<String>,
-    /// The e-mail addresses that may call at all; `*` stands for any run of characters.
+    /// In `[[auth.issuers]]`: the e-mail addresses that may call at all; `*` stands for any run of characters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub callers: Vec<CallerPattern>,
+    /// In `[[admin.issuers]]`: the token's `aud` must equal one of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub audiences: Vec<String>,
     /// Where its key set is published.
     pub jwks_url: Option<Spanned<String>>,
     /// A file with its key set instead, for networks without a way out.
@@ -130,18 +138,89 @@ pub struct Issuer {
     pub jwks_refresh_s: u64,
 }
 
-/// Where the key catalog is.
+/// Where the key catalog is, and how it is followed.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct CatalogConfig {
-    /// A SQLite file. `ekm key create` makes it.
-    pub sqlite_file: PathBuf,
-    /// How often the catalog is asked for changes.
+    /// A SQLite file, for a single machine. `ekm catalog migrate` makes it.
+    pub sqlite_file: Option<PathBuf>,
+    /// A PostgreSQL database instead.
+    pub postgres: Option<Spanned<Postgres>>,
+    /// 64 hexadecimal digits in a file: wraps the catalog's key beside the HSM, so that a frontend can open the catalog while the HSM is
+    /// away. It opens no key material of custody `hsm` or `hsm-wrapped`. Default: that of `[software]`, if there is one.
+    pub key_file: Option<PathBuf>,
+    /// This frontend's own copy of the catalog, which it starts from while the database is away.
+    pub snapshot_file: Option<PathBuf>,
+    /// How often the catalog is asked for changes; notifications of PostgreSQL come sooner.
     #[serde(default = "defaults::poll_interval_ms")]
     pub poll_interval_ms: u64,
     /// If the catalog cannot be read for this long, an unknown key answers 503 instead of 404.
     #[serde(default = "defaults::stale_after_s")]
     pub stale_after_s: u64,
+    /// How often the whole catalog is read and verified, besides its changes.
+    #[serde(default = "defaults::verify_interval_s")]
+    pub verify_interval_s: u64,
+}
+
+/// A PostgreSQL catalog.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Postgres {
+    /// Every server that may be or become the leader, as `host:port`; the leader is found by asking.
+    #[serde(with = "hosts")]
+    pub hosts: Vec<(String, u16)>,
+    /// The database.
+    pub database: String,
+    /// The role to log in as.
+    pub user: String,
+    /// A file that holds its password and nothing else.
+    pub password_file: Option<PathBuf>,
+    /// `verify-full`, or in profile `test` `off`.
+    #[serde(default)]
+    pub tls: PostgresTls,
+    /// PEM roots to check the servers' certificates with.
+    pub ca_file: Option<PathBuf>,
+    /// PEM: this client's certificate, for servers that ask for one.
+    pub client_certificate_file: Option<PathBuf>,
+    /// PEM, PKCS#8: its key.
+    pub client_key_file: Option<PathBuf>,
+    /// Follow the catalog on a server that takes no changes, to spare the leader.
+    #[serde(default)]
+    pub prefer_follower: bool,
+}
+
+/// How connections to PostgreSQL are protected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PostgresTls {
+    /// The server's certificate is checked, its name included. Anything less protects from nobody.
+    #[default]
+    VerifyFull,
+    /// Plain text. Profile `test` only.
+    Off,
+}
+
+/// `host:port` in TOML.
+mod hosts {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(hosts: &[(String, u16)], serializer: S) -> Result<S::Ok, S::Error> {
+        hosts.iter().map(|(host, port)| format!("{host}:{port}")).collect::<Vec<_>>().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, u16)>, D::Error> {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        let parse = |text: String| {
+            let (host, port) = text.rsplit_once(':')?;
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            (!host.is_empty()).then_some((host.to_owned(), port.parse().ok()?))
+        };
+        let parsed = texts.into_iter().map(|text| {
+            let refused = format!("'{text}' is no host and port; write \"db1.example.com:5432\"");
+            parse(text).ok_or_else(|| de::Error::custom(refused))
+        });
+        parsed.collect()
+    }
 }
 
 /// The HSM: one token of a PKCS#11 module.
@@ -169,6 +248,13 @@ pub struct Hsm {
     /// Environment variables that the vendor's library reads, such as SOFTHSM2_CONF. ekm starts itself anew with them.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
+}
+
+impl Hsm {
+    /// The token as the configuration names it.
+    pub fn token_name(&self) -> &str {
+        self.token_label.as_deref().or(self.token_serial.as_deref()).unwrap_or_default()
+    }
 }
 
 /// Custody `software`. Refused outside profile `test`.
@@ -290,7 +376,10 @@ mod defaults {
         500
     }
     pub(super) fn stale_after_s() -> u64 {
-        10
+        24 * 3600
+    }
+    pub(super) fn verify_interval_s() -> u64 {
+        600
     }
     pub(super) fn queue_length() -> usize {
         256
@@ -321,13 +410,29 @@ impl Config {
 
     /// Makes file names relative to the configuration file's directory.
     fn resolve(&mut self, base: &Path) {
-        let mut files = vec![
-            &mut self.server.certificate_file,
-            &mut self.server.private_key_file,
-            &mut self.catalog.sqlite_file,
-            &mut self.audit.file,
-        ];
-        for issuer in self.auth.issuers.get_mut() {
+        let mut files =
+            vec![&mut self.server.certificate_file, &mut self.server.private_key_file, &mut self.audit.file];
+        let catalog = &mut self.catalog;
+        files.extend(
+            [&mut catalog.sqlite_file, &mut catalog.key_file, &mut catalog.snapshot_file].into_iter().flatten(),
+        );
+        if let Some(postgres) = &mut catalog.postgres {
+            let postgres = postgres.get_mut();
+            files.extend(&mut postgres.password_file);
+            files.extend(&mut postgres.ca_file);
+            files.extend(&mut postgres.client_certificate_file);
+            files.extend(&mut postgres.client_key_file);
+        }
+        let mut issuers: Vec<_> = self.auth.issuers.get_mut().iter_mut().collect();
+        if let Some(admin) = &mut self.admin {
+            let admin = admin.get_mut();
+            files.extend(&mut admin.certificate_file);
+            files.extend(&mut admin.private_key_file);
+            files.extend(&mut admin.client_ca_file);
+            files.extend(admin.socket.as_mut().map(Spanned::get_mut));
+            issuers.extend(&mut admin.issuers);
+        }
+        for issuer in issuers {
             files.extend(&mut issuer.jwks_file);
             files.extend(&mut issuer.jwks_ca_file);
             files.extend(&mut issuer.jwks_cache_file);
@@ -451,6 +556,21 @@ mod tests {
             ("listen = \"127.0.0.1:9443\"", "listen = \"0.0.0.0:8443\"", "both listeners"),
             ("filter = \"info\"", "filter = \"=loud=\"", "log.filter"),
             ("jwks_url = \"https://www.googleapis.com/oauth2/v3/certs\"", "jwks_file = \"f\"", "jwks_cache_file"),
+            ("\ncallers = [", "\naudiences = [\"a\"]\ncallers = [", "stand in [auth]"),
+            ("listen = \"0.0.0.0:9444\"", "", "listens nowhere"),
+            ("listen = \"0.0.0.0:9444\"", "listen = \"0.0.0.0:8443\"", "address of another listener"),
+            ("listen = \"0.0.0.0:9444\"", "listen = \"127.0.0.1:9443\"", "address of another listener"),
+            ("client_ca_file = ", "#client_ca_file = ", "nobody could log in"),
+            ("#socket = ", "socket = ", "whoever is root"),
+            ("client_ca_file = ", "certificate_file = \"c\"\nclient_ca_file = ", "only one of certificate_file"),
+            ("roles = [\"security-officer\"]", "roles = []", "bob has no roles"),
+            ("roles = [\"security-officer\"]", "roles = [\"security-offiser\"]", "did you mean 'security-officer'?"),
+            ("certificate = \"bob@example.com\"", "", "bob could never log in"),
+            ("certificate = \"bob@example.com\"", "email = \"bob@example.com\"", "bob could never log in"),
+            ("certificate = \"bob@example.com\"", "certificate = \"Alice@example.com\"", "have the same identity"),
+            ("certificate = \"bob@example.com\"", "certificate = \" \"", "is blank"),
+            ("name = \"bob\"", "name = \"alice\"", "alice is there twice"),
+            ("name = \"bob\"", "name = \"\"", "is no name"),
         ] {
             assert!(good.contains(from), "the sample no longer has {from:?}");
             let error = parse(&good.replacen(from, to, 1)).err().unwrap_or_else(|| panic!("{to:?} was accepted"));

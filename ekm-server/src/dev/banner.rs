@@ -20,12 +20,17 @@ pub(super) fn banner(ready: &Ready, setup: &Setup, data_was_named: bool, config:
         "curl --silent --show-error --cacert {} -H \"Authorization: Bearer $({program} dev{data} token)\" -H 'Content-Type: application/json'",
         quoted(&ready.ca_file.display().to_string())
     );
+    let admin = match &ready.admin_socket {
+        Some(socket) => format!("{}   keys, crypto spaces, policies, approvals", quoted(&socket.display().to_string())),
+        None => "none: ekm.toml has no [admin]".into(),
+    };
     let url = format!("{}/{KEY_PATH}", ready.base_url());
     format!(
         "ekm {version}, development mode\n\
          \n\
          EKM      {base}   what Cloud KMS calls\n\
          Ops      {ops}   /livez /readyz?verbose /healthz /metrics\n\
+         Admin    {admin}\n\
          Custody  {custody}\n\
          Key      {KEY_PATH}, in crypto space {SPACE_PATH}\n\
          Data     {directory}; the next start goes on with the same keys\n\

@@ -7,26 +7,29 @@ mod files;
 mod issuer;
 mod setup;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use ekm_core::KeyPath;
-use ekm_core::policy::Policy;
-use ekm_storage::CatalogStore;
+use serde_json::json;
 
+use crate::admin::api::{ChangeRequest, Command, PolicyChoice};
+use crate::admin::{Actor, AdminError, AdminPlane, Role};
 use crate::app::{App, termination};
 use crate::config::Config;
 use crate::process::{Output, runtime, start_process};
 use crate::start_error::StartError;
-use crate::{custodian, provision};
+use crate::{catalog, custodian};
 use issuer::Issuer;
 use setup::Setup;
 
 const SPACE_PATH: &str = "v0/cryptospaces/demo";
 const KEY_PATH: &str = "v0/keys/demo";
 const AUDIENCE: &str = "https://localhost";
+const CALLERS: &str = "service-*@gcp-sa-ekms.iam.gserviceaccount.com";
 const CALLER: &str = "service-123456789012@gcp-sa-ekms.iam.gserviceaccount.com";
 const TOKEN_TTL_S: u64 = 3600;
 
@@ -97,6 +100,9 @@ pub(crate) fn run(args: DevArgs) -> Result<(), StartError> {
     let mut config = Config::read(&setup.config_file)?;
     config.server.listen = args.listen.unwrap_or(config.server.listen);
     config.ops.listen = args.ops_listen.unwrap_or(config.ops.listen);
+    if config.admin.is_none() {
+        config_without_admin(&setup.config_file);
+    }
     if let Some(milliseconds) = args.deadline_ms {
         config.set_deadline(Duration::from_millis(milliseconds))?;
     }
@@ -106,7 +112,7 @@ pub(crate) fn run(args: DevArgs) -> Result<(), StartError> {
     }
     start_process(&config)?;
     let served = setup.ensure_token(&config).and_then(|()| runtime()?.block_on(serve(&config, &setup, &args)));
-    if served.is_err() && !config.catalog.sqlite_file.exists() {
+    if served.is_err() && config.catalog.sqlite_file.as_ref().is_some_and(|file| !file.exists()) {
         setup.forget(); // no key was made yet, so the next attempt may ask for something else
     }
     served
@@ -115,14 +121,12 @@ pub(crate) fn run(args: DevArgs) -> Result<(), StartError> {
 async fn serve(config: &Config, setup: &Setup, args: &DevArgs) -> Result<(), StartError> {
     let stop = termination().await.map_err(StartError::io("cannot listen to signals"))?;
     let custodian = custodian::open(config).await?;
-    let store = CatalogStore::open_sqlite(&config.catalog.sqlite_file, true).await?;
-    let path = |text| KeyPath::parse(text).expect("a constant");
-    let (space, key) = (path(SPACE_PATH), path(KEY_PATH));
-    if !store.load().await?.keys.iter().any(|record| record.paths.contains(&key)) {
-        provision::create_key(&store, &custodian, &space, &key, &Policy::allow_everybody()).await?;
-    }
-    let custody = provision::custody_of(&custodian);
-    let app = App::build_with(config, custodian, store).await?;
+    let custody = catalog::default_custody(&custodian);
+    let store = catalog::open_store(&config.catalog, true).await?;
+    store.migrate().await?;
+    catalog::initialise(&store, &custodian, catalog::key_file(config)?.as_ref()).await?;
+    let mut app = App::build_with(config, custodian, store).await?;
+    make_demo_key(&mut app).await?;
     let (ekm, ops) = app.addresses()?;
     let ready = Ready {
         ekm,
@@ -130,6 +134,7 @@ async fn serve(config: &Config, setup: &Setup, args: &DevArgs) -> Result<(), Sta
         ca_file: setup.certificate_file(),
         token: setup.issuer.mint(CALLER, AUDIENCE, TOKEN_TTL_S)?,
         custody,
+        admin_socket: app.admin().and_then(AdminPlane::socket).cloned(),
     };
     if args.check {
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
@@ -149,6 +154,46 @@ async fn serve(config: &Config, setup: &Setup, args: &DevArgs) -> Result<(), Sta
     Ok(())
 }
 
+/// The key that the printed commands use, with a policy that lets in whoever the issuer's `callers` let in.
+async fn make_demo_key(app: &mut App) -> Result<(), StartError> {
+    let path = |text| KeyPath::parse(text).expect("a constant");
+    if app.has_key(&path(KEY_PATH)) {
+        return Ok(());
+    }
+    let policy = json!({"rules": [{"callers": [CALLERS], "verbs": ["wrap", "unwrap"]}]});
+    let space = Command::SpaceCreate { path: path(SPACE_PATH), labels: BTreeMap::new(), description: String::new() };
+    let key = Command::KeyCreate {
+        path: path(KEY_PATH),
+        space: path(SPACE_PATH),
+        policy: PolicyChoice::Own(policy),
+        custody: None,
+        rotation_days: None,
+        labels: BTreeMap::new(),
+        description: "For trying things out.".into(),
+    };
+    let actor = Actor { name: "ekm dev".into(), roles: vec![Role::KeyAdmin] };
+    let admin = app.admin_service();
+    for command in [space, key] {
+        let (reason, dry_run) = ("the first start of ekm dev".to_owned(), false);
+        let request = ChangeRequest { command, reason, dry_run, if_revision: None, request_id: None };
+        match admin.change(&actor, request).await {
+            Ok(_) | Err(AdminError::Taken(_)) => {}
+            Err(error) => return Err(StartError::Dev(format!("cannot make the demo key: {error}"))),
+        }
+    }
+    app.catch_up().await
+}
+
+/// Says how a directory that is older than the admin API gets it.
+#[expect(clippy::print_stderr, reason = "the log is not there yet")]
+fn config_without_admin(file: &Path) {
+    eprintln!(
+        "note: {} has no [admin], so there is no admin API here; to get it, append this and start again:\n\n{}",
+        file.display(),
+        setup::admin_section()
+    );
+}
+
 /// What runs where.
 struct Ready {
     ekm: SocketAddr,
@@ -156,6 +201,8 @@ struct Ready {
     ca_file: PathBuf,
     token: String,
     custody: ekm_core::catalog::Custody,
+    /// None in a directory that was set up before there was one.
+    admin_socket: Option<PathBuf>,
 }
 
 impl Ready {
@@ -176,6 +223,7 @@ impl Ready {
             "crypto_space_path": SPACE_PATH,
             "token": self.token,
             "custody": self.custody.name(),
+            "admin_socket": self.admin_socket,
         })
         .to_string()
     }

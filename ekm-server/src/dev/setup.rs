@@ -11,6 +11,7 @@ use super::files::{make_directory, write_missing, write_new};
 use super::issuer::Issuer;
 use crate::config::Config;
 use crate::custodian::read_secret;
+use crate::socket_file::MAX_PATH_BYTES;
 use crate::start_error::StartError;
 
 const CONFIG: &str = "ekm.toml";
@@ -57,6 +58,13 @@ impl Setup {
         } else {
             // A configuration that was lost: the keys say which custody it was.
             let softhsm = directory.join("softhsm/tokens").exists() && args.pkcs11.is_none() && !args.softhsm;
+            let longest = MAX_PATH_BYTES - "/admin.sock".len();
+            if directory.as_os_str().len() > longest {
+                return Err(StartError::Dev(format!(
+                    "the name of {} has no room for a Unix socket in it: it may be {longest} bytes long; name another directory with --data",
+                    directory.display()
+                )));
+            }
             let wanted = if softhsm { Wanted::SoftHsm { module: find_softhsm()? } } else { wanted(args)? };
             let text = make(directory, &wanted)?;
             // Last, so that a set-up that was interrupted begins anew.
@@ -177,7 +185,12 @@ fn make(directory: &Path, wanted: &Wanted) -> Result<String, StartError> {
             HSM_DEADLINE,
         ),
     };
-    Ok(TEMPLATE.replace("{custody}", &custody))
+    Ok(TEMPLATE.replace("{custody}", &custody) + "\n" + &admin_section())
+}
+
+/// The admin plane of a developer: himself on the Unix socket, and a second person for what takes two.
+pub(super) fn admin_section() -> String {
+    ADMIN.replace("{uid}", &rustix::process::getuid().as_raw().to_string())
 }
 
 const HSM_DEADLINE: &str = "# Shorter than the request's deadline.\ndeadline_ms = 60\n";
@@ -213,6 +226,27 @@ file = "audit.jsonl"
 
 [log]
 filter = "warn"
+"#;
+
+const ADMIN: &str = r#"# The admin API. This user is 'developer'; nobody approves his own requests, so there is a second person, with a token:
+# ekm dev token --caller second@localhost --audience ekm-admin
+[admin]
+socket = "admin.sock"
+
+[[admin.issuers]]
+iss = ["https://issuer.localhost"]
+audiences = ["ekm-admin"]
+jwks_file = "issuer/jwks.json"
+
+[[admin.people]]
+name = "developer"
+roles = ["viewer", "operator", "key-admin", "security-officer"]
+uid = {uid}
+
+[[admin.people]]
+name = "second"
+roles = ["security-officer"]
+email = "second@localhost"
 "#;
 
 fn make_certificate(directory: &Path) -> Result<(), StartError> {

@@ -122,6 +122,7 @@ fn the_error_reference_explains_every_code_and_no_others() {
         "ekm-core/src/hsm/token.rs",
         "storage/src/lib.rs",
         "ekm-server/src/start_error.rs",
+        "ekm-server/src/admin/error.rs",
         "ekm-server/src/cli/error.rs",
     ] {
         let source = fs::read_to_string(repository.join(file)).unwrap();

@@ -42,6 +42,7 @@ fn a_token_that_cannot_be_used_stops_the_start_with_its_reason() {
         "label 'ekm-dev' serial '",
     );
     refused(&directory, |text| text.replace("libsofthsm2.so", "none.so"), "hsm_module", "none.so");
+    refused(&directory, |text| text.replace("softhsm2.conf", "none.conf"), "hsm_initialize", "CKR_GENERAL_ERROR");
     refused(&directory, |text| text.replace("/usr/lib/softhsm/libsofthsm2.so", "/bin/true"), "hsm_module", "/bin/true");
 
     let pin_file = directory.path().join("softhsm/pin");
@@ -130,7 +131,58 @@ fn a_key_that_the_token_lost_answers_503_and_the_others_go_on() {
     assert!(answer.message().ends_with("[key_unavailable]"));
     assert_eq!(ekm.post("/v0/keys/demo:wrap", r#"{"plaintext":"AA=="}"#).status, 200);
     assert_eq!(ekm.metric("ekm_catalog_unavailable_versions"), 1.0);
-    assert!(ekm.ops("/readyz?verbose").text().contains("[!] keys: 2 paths, 1 versions without material"));
+    let report = ekm.ops("/readyz?verbose").text();
+    assert!(report.contains("[!] keys: 2 paths, 1 versions without material"), "{report}");
+    assert!(report.contains(" version 1 cannot be served: C_FindObjects: the token does not hold the key"), "{report}");
+}
+
+#[test]
+fn an_hsm_that_is_away_when_the_service_starts_is_a_503_with_its_reason_until_it_comes() {
+    let directory = softhsm();
+    let (tokens, away) = (directory.path().join("softhsm/tokens"), directory.path().join("softhsm/away"));
+    for empty in [true, false] {
+        // SoftHSM starts without its token, or does not start at all.
+        fs::rename(&tokens, &away).unwrap();
+        let (reason, code) = if empty {
+            fs::create_dir(&tokens).unwrap();
+            ("no token with label 'ekm-dev'; the module shows: no initialised token", "[hsm_token_not_found]")
+        } else {
+            ("does not start: C_Initialize failed with CKR_GENERAL_ERROR", "[hsm_initialize]")
+        };
+        let ekm = Ekm::serve_unready(&directory, |config| config);
+        let answer = ekm.post("/v0/keys/demo:wrap", r#"{"plaintext":"AA=="}"#);
+        assert_eq!((answer.status, answer.json()["code"].as_i64()), (503, Some(14)), "{}", answer.text());
+        assert!(answer.message().ends_with("[hsm_away]"), "{}", answer.text());
+        let report = ekm.ops("/readyz?verbose");
+        assert_eq!((report.status, ekm.ops("/readyz").status, ekm.ops("/livez").status), (503, 503, 200));
+        assert!(report.text().contains(reason) && report.text().contains(code), "{}", report.text());
+        assert_eq!(ekm.metric("ekm_catalog_unavailable_versions"), 0.0, "no key is at fault");
+
+        if empty {
+            fs::remove_dir(&tokens).unwrap();
+        }
+        fs::rename(&away, &tokens).unwrap();
+        ekm.eventually("ready", || ekm.ops("/readyz").status == 200);
+        let blob = ekm.wrap(b"x", b"");
+        assert_eq!(ekm.unwrap(&blob, b"").json(), json!({"plaintext": base64("x")}));
+    }
+}
+
+#[test]
+fn a_pin_that_an_hsm_refuses_stops_the_start_and_is_not_tried_again_when_the_hsm_comes_late() {
+    let directory = softhsm();
+    fs::write(directory.path().join("softhsm/pin"), "1234").unwrap();
+    let config = directory.path().join("ekm.toml");
+    let error = stderr(&run_ekm(&["serve", "--config", config.to_str().unwrap()]));
+    assert!(error.starts_with("error[hsm_pin]: "), "{error}");
+
+    let (tokens, away) = (directory.path().join("softhsm/tokens"), directory.path().join("softhsm/away"));
+    fs::rename(&tokens, &away).unwrap();
+    let ekm = Ekm::serve_unready(&directory, |config| config);
+    fs::rename(&away, &tokens).unwrap();
+    ekm.eventually("refused", || ekm.ops("/readyz?verbose").text().contains("[hsm_pin]"));
+    assert_eq!(ekm.log().matches("the HSM is not tried again; correct the PIN and restart").count(), 1);
+    assert!(ekm.post("/v0/keys/demo:wrap", r#"{"plaintext":"AA=="}"#).message().ends_with("[hsm_away]"));
 }
 
 /// SoftHSM locks a key's file to read it. Whoever holds that lock makes its calls hang, as a lost network does with an HSM.

@@ -1,6 +1,8 @@
 //! The integration tests: one binary, so that it is linked once.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod admin_access;
+mod admin_api;
 mod audit;
 mod auth;
 mod bad_fields;
@@ -18,6 +20,7 @@ mod hsm;
 mod keys;
 mod ops;
 mod process;
+mod rig;
 mod slow_clients;
 mod table;
 mod tls;

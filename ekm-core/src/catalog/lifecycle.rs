@@ -1,0 +1,478 @@
+//! What may become of keys, versions and crypto spaces. Pure: a record, a wish, and the time give a changed record or a refusal.
+//!
+//! ```text
+//! version   pending ──promote──▶ enabled ◀──enable / disable──▶ disabled
+//!              │                    │                               │ ▲
+//!              └────────────────────┴──── schedule destruction ─────┤ │
+//!                                                                   ▼ │ undelete
+//!                                                     destroy-scheduled
+//!                                                                   │ the grace period is over
+//!                                                                   ▼
+//!                                                               destroyed
+//!
+//! key       enabled ◀──▶ disabled ──▶ destroy-scheduled ──▶ destroyed, in the same way, with all its versions
+//! space     enabled ◀──block / unblock──▶ blocked
+//! ```
+//!
+//! What was undeleted is disabled, as at Cloud KMS: somebody has to want it back in use.
+
+use time::{Duration, OffsetDateTime};
+
+use super::record::{KeyRecord, KeyState, Rotation, Settings, SpaceRecord, SpaceState, StoredVersion, VersionRecord};
+use super::record::{Purpose, VersionState};
+
+/// Whether a wish changed anything. Wishing for what is so already is no error, so that everything can be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The record is different now.
+    Changed,
+    /// It was so already.
+    Unchanged,
+}
+
+/// A wish that the present state does not allow.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{problem}; {help}")]
+pub struct Impossible {
+    /// What stands against it.
+    pub problem: String,
+    /// What to do instead.
+    pub help: &'static str,
+}
+
+fn impossible<T>(problem: impl Into<String>, help: &'static str) -> Result<T, Impossible> {
+    Err(Impossible { problem: problem.into(), help })
+}
+
+const NEW_KEY: &str = "what is destroyed stays destroyed; make another key, under another path";
+const UNDELETE: &str = "take the destruction back first, with 'ekm key undelete'";
+
+impl SpaceRecord {
+    /// Stops every key of the space, or lets them go on.
+    pub fn set_state(&mut self, state: SpaceState) -> Outcome {
+        let before = std::mem::replace(&mut self.state, state);
+        if before == state { Outcome::Unchanged } else { Outcome::Changed }
+    }
+}
+
+impl KeyRecord {
+    /// Takes a pause back.
+    pub fn enable(&mut self) -> Result<Outcome, Impossible> {
+        self.set_state(KeyState::Enabled)
+    }
+
+    /// Pauses the key.
+    pub fn disable(&mut self) -> Result<Outcome, Impossible> {
+        self.set_state(KeyState::Disabled)
+    }
+
+    fn set_state(&mut self, state: KeyState) -> Result<Outcome, Impossible> {
+        match self.state {
+            KeyState::Destroyed => impossible(format!("{} is destroyed", self.name()), NEW_KEY),
+            KeyState::DestroyScheduled => {
+                impossible(format!("{} is to be destroyed and cannot be {}", self.name(), state.name()), UNDELETE)
+            }
+            before if before == state => Ok(Outcome::Unchanged),
+            _ => {
+                self.state = state;
+                Ok(Outcome::Changed)
+            }
+        }
+    }
+
+    /// Begins the grace period of the whole key. It does not wrap any more, and still unwraps.
+    pub fn schedule_destruction(&mut self, now: OffsetDateTime, settings: &Settings) -> Result<Outcome, Impossible> {
+        if self.purpose == Purpose::Health {
+            return impossible("the health key is the service's own", "leave it; it protects no data");
+        }
+        match self.state {
+            KeyState::Destroyed | KeyState::DestroyScheduled => Ok(Outcome::Unchanged),
+            KeyState::Enabled | KeyState::Disabled => {
+                self.state = KeyState::DestroyScheduled;
+                self.destroy_at = Some(end_of_grace(now, settings));
+                self.rotation = None;
+                Ok(Outcome::Changed)
+            }
+        }
+    }
+
+    /// Takes a scheduled destruction back. The key is disabled then.
+    pub fn undelete(&mut self) -> Result<Outcome, Impossible> {
+        match self.state {
+            KeyState::Destroyed => impossible(format!("{} is destroyed", self.name()), NEW_KEY),
+            KeyState::DestroyScheduled => {
+                self.state = KeyState::Disabled;
+                self.destroy_at = None;
+                Ok(Outcome::Changed)
+            }
+            KeyState::Enabled | KeyState::Disabled => Ok(Outcome::Unchanged),
+        }
+    }
+
+    /// Forgets the material of everything whose grace period is over. Returns the versions whose material has to be taken from the
+    /// token.
+    pub fn destroy_what_is_due(&mut self, now: OffsetDateTime) -> Vec<VersionRecord> {
+        let whole = self.state == KeyState::DestroyScheduled && self.destroy_at.is_some_and(|at| at <= now);
+        if whole {
+            self.state = KeyState::Destroyed;
+            self.destroy_at = None;
+        }
+        let mut gone = Vec::new();
+        for index in 0..self.versions.len() {
+            let version = &self.versions[index];
+            let due = version.state == VersionState::DestroyScheduled && version.destroy_at.is_some_and(|at| at <= now);
+            if version.state != VersionState::Destroyed && (whole || due) {
+                gone.push(self.version_record(version));
+                let version = &mut self.versions[index];
+                version.state = VersionState::Destroyed;
+                version.destroy_at = None;
+                version.wrapped_material = None;
+            }
+        }
+        gone
+    }
+
+    /// When the next thing is to be done without anybody asking: a rotation, a promotion, or a destruction.
+    pub fn next_due(&self) -> Option<OffsetDateTime> {
+        let versions = self.versions.iter().filter_map(|version| match version.state {
+            VersionState::Pending => Some(version.created_at),
+            VersionState::DestroyScheduled => version.destroy_at,
+            _ => None,
+        });
+        let rotation =
+            self.rotation.as_ref().filter(|_| self.state == KeyState::Enabled).map(|rotation| rotation.next_at);
+        versions.chain(self.destroy_at).chain(rotation).min()
+    }
+
+    /// The number that the next version will have.
+    pub fn next_version(&self) -> u32 {
+        self.versions.last().map_or(1, |version| version.number + 1)
+    }
+
+    /// Adds a version whose material exists and is proven. It unwraps at once, and wraps after [`Self::promote`]. The first version
+    /// of a key needs no waiting: nobody has the key yet.
+    pub fn add_version(&mut self, made: VersionRecord, now: OffsetDateTime) -> Result<Outcome, Impossible> {
+        if matches!(self.state, KeyState::Destroyed | KeyState::DestroyScheduled) {
+            return impossible(format!("{} is {}", self.name(), self.state.name()), UNDELETE);
+        }
+        if made.id.key != self.id || made.id.number != self.next_version() {
+            return impossible(format!("{} has got another version meanwhile", self.name()), "try again");
+        }
+        if let Some(pending) = self.versions.iter().find(|version| version.state == VersionState::Pending) {
+            return impossible(
+                format!("version {} of {} is not in use yet", pending.number, self.name()),
+                "wait some seconds until every frontend knows it",
+            );
+        }
+        let first = self.versions.is_empty();
+        self.versions.push(StoredVersion {
+            number: made.id.number,
+            state: if first { VersionState::Enabled } else { VersionState::Pending },
+            destroy_at: None,
+            custody: made.custody,
+            wrapped_material: made.wrapped_material,
+            check_blob: made.check_blob,
+            created_at: now,
+        });
+        if first {
+            self.primary = made.id.number;
+        }
+        if let Some(rotation) = &mut self.rotation {
+            rotation.next_at = now + Duration::days(rotation.every_days.into());
+        }
+        Ok(Outcome::Changed)
+    }
+
+    /// Lets a version wrap from now on.
+    pub fn promote(&mut self, number: u32) -> Result<Outcome, Impossible> {
+        let name = self.name();
+        let version = self.version_mut(number)?;
+        match version.state {
+            VersionState::Pending => version.state = VersionState::Enabled,
+            VersionState::Enabled => {}
+            state => {
+                let problem = format!("version {number} of {name} is {} and cannot wrap", state.name());
+                return impossible(problem, "enable it first");
+            }
+        }
+        let before = std::mem::replace(&mut self.primary, number);
+        Ok(if before == number { Outcome::Unchanged } else { Outcome::Changed })
+    }
+
+    /// Pauses one version, or takes the pause back. The primary cannot be paused alone.
+    pub fn set_version_enabled(&mut self, number: u32, enabled: bool) -> Result<Outcome, Impossible> {
+        let (name, primary) = (self.name(), self.primary);
+        let version = self.version_mut(number)?;
+        let wanted = if enabled { VersionState::Enabled } else { VersionState::Disabled };
+        match version.state {
+            state if state == wanted => Ok(Outcome::Unchanged),
+            VersionState::Enabled if number == primary => impossible(
+                format!("version {number} of {name} is the one that wraps"),
+                "disable the whole key, or rotate it first",
+            ),
+            VersionState::Enabled | VersionState::Disabled => {
+                version.state = wanted;
+                Ok(Outcome::Changed)
+            }
+            VersionState::Pending => impossible(
+                format!("version {number} of {name} is not in use yet"),
+                "wait some seconds until every frontend knows it",
+            ),
+            VersionState::DestroyScheduled => {
+                impossible(format!("version {number} of {name} is to be destroyed"), UNDELETE)
+            }
+            VersionState::Destroyed => impossible(format!("version {number} of {name} is destroyed"), NEW_KEY),
+        }
+    }
+
+    /// Begins the grace period of one version, which may not be the primary.
+    pub fn schedule_version_destruction(
+        &mut self,
+        number: u32,
+        now: OffsetDateTime,
+        settings: &Settings,
+    ) -> Result<Outcome, Impossible> {
+        let (name, primary) = (self.name(), self.primary);
+        let version = self.version_mut(number)?;
+        match version.state {
+            VersionState::Destroyed | VersionState::DestroyScheduled => Ok(Outcome::Unchanged),
+            _ if number == primary => impossible(
+                format!("version {number} of {name} is the one that wraps"),
+                "destroy the whole key, or rotate it first",
+            ),
+            _ => {
+                version.state = VersionState::DestroyScheduled;
+                version.destroy_at = Some(end_of_grace(now, settings));
+                Ok(Outcome::Changed)
+            }
+        }
+    }
+
+    /// Takes one version's scheduled destruction back. It is disabled then.
+    pub fn undelete_version(&mut self, number: u32) -> Result<Outcome, Impossible> {
+        let name = self.name();
+        let version = self.version_mut(number)?;
+        match version.state {
+            VersionState::Destroyed => impossible(format!("version {number} of {name} is destroyed"), NEW_KEY),
+            VersionState::DestroyScheduled => {
+                version.state = VersionState::Disabled;
+                version.destroy_at = None;
+                Ok(Outcome::Changed)
+            }
+            _ => Ok(Outcome::Unchanged),
+        }
+    }
+
+    /// Makes new versions come by themselves, or stops that.
+    pub fn set_rotation(&mut self, every_days: Option<u32>, now: OffsetDateTime) -> Result<Outcome, Impossible> {
+        if matches!(self.state, KeyState::Destroyed | KeyState::DestroyScheduled) {
+            return impossible(format!("{} is {}", self.name(), self.state.name()), UNDELETE);
+        }
+        if every_days == self.rotation.as_ref().map(|rotation| rotation.every_days) {
+            return Ok(Outcome::Unchanged);
+        }
+        if every_days.is_some_and(|days| !(1..=3650).contains(&days)) {
+            return impossible("a rotation period is 1 to 3650 days", "90 is usual");
+        }
+        self.rotation =
+            every_days.map(|every_days| Rotation { every_days, next_at: now + Duration::days(every_days.into()) });
+        Ok(Outcome::Changed)
+    }
+
+    fn version_mut(&mut self, number: u32) -> Result<&mut StoredVersion, Impossible> {
+        let name = self.name();
+        let found = self.versions.iter_mut().find(|version| version.number == number);
+        found.ok_or_else(|| Impossible {
+            problem: format!("{name} has no version {number}"),
+            help: "'ekm key show' lists its versions",
+        })
+    }
+
+    /// What every row must hold to, whoever wrote it.
+    pub fn check(&self) -> Result<(), String> {
+        let numbered = self.versions.iter().enumerate().all(|(index, version)| version.number as usize == index + 1);
+        if !numbered || self.versions.is_empty() {
+            return Err("its versions are not numbered from 1 without gaps".into());
+        }
+        let Some(primary) = self.version(self.primary) else { return Err("its primary version is missing".into()) };
+        if self.state != KeyState::Destroyed && primary.state != VersionState::Enabled {
+            return Err(format!("its primary version is {}", primary.state.name()));
+        }
+        if (self.state == KeyState::DestroyScheduled) != self.destroy_at.is_some() {
+            return Err("its state and its time of destruction contradict each other".into());
+        }
+        for version in &self.versions {
+            let number = version.number;
+            if (version.state == VersionState::DestroyScheduled) != version.destroy_at.is_some() {
+                return Err(format!("version {number}: state and time of destruction contradict each other"));
+            }
+            if version.state == VersionState::Destroyed && version.wrapped_material.is_some() {
+                return Err(format!("version {number} is destroyed and has material"));
+            }
+            if self.state == KeyState::Destroyed && version.state != VersionState::Destroyed {
+                return Err(format!("version {number} is {} in a destroyed key", version.state.name()));
+            }
+        }
+        if (self.purpose == Purpose::Health) != self.paths.is_empty() {
+            return Err("only a health key has no path".into());
+        }
+        Ok(())
+    }
+}
+
+fn end_of_grace(now: OffsetDateTime, settings: &Settings) -> OffsetDateTime {
+    now + Duration::days(settings.destroy_grace_days.max(Settings::MIN_GRACE_DAYS).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use time::macros::datetime;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::blob::VersionId;
+    use crate::catalog::Custody;
+    use crate::path::KeyPath;
+
+    const NOW: OffsetDateTime = datetime!(2026-11-22 12:00 UTC);
+
+    fn made(key: &KeyRecord) -> VersionRecord {
+        VersionRecord {
+            id: VersionId { key: key.id, number: key.next_version() },
+            custody: Custody::HsmWrapped,
+            wrapped_material: Some(vec![1]),
+            check_blob: vec![2],
+        }
+    }
+
+    fn key() -> KeyRecord {
+        let mut key = KeyRecord {
+            id: Uuid::new_v4(),
+            space: Uuid::new_v4(),
+            policy: Uuid::new_v4(),
+            purpose: Purpose::Wrap,
+            state: KeyState::Enabled,
+            destroy_at: None,
+            paths: vec![KeyPath::parse("v0/keys/a").unwrap()],
+            custody: Custody::HsmWrapped,
+            primary: 0,
+            versions: Vec::new(),
+            rotation: None,
+            labels: Default::default(),
+            description: String::new(),
+            created_at: NOW,
+        };
+        key.add_version(made(&key), NOW).unwrap();
+        key
+    }
+
+    #[test]
+    fn a_new_version_wraps_only_after_it_was_promoted() {
+        let mut key = key();
+        key.add_version(made(&key), NOW).unwrap();
+        assert_eq!((key.primary, key.versions[1].state), (1, VersionState::Pending));
+        assert!(key.add_version(made(&key), NOW).is_err(), "one at a time");
+        assert_eq!(key.promote(2), Ok(Outcome::Changed));
+        assert_eq!((key.primary, key.versions[0].state), (2, VersionState::Enabled));
+        assert_eq!(key.promote(2), Ok(Outcome::Unchanged));
+    }
+
+    #[test]
+    fn destruction_waits_for_the_grace_period_and_can_be_taken_back_until_then() {
+        let mut key = key();
+        let settings = Settings { destroy_grace_days: 1 }; // less than the least: a forged or old setting
+        key.schedule_destruction(NOW, &settings).unwrap();
+        let due = key.next_due().unwrap();
+        assert_eq!(due, NOW + Duration::days(7));
+        assert!(key.destroy_what_is_due(due - Duration::seconds(1)).is_empty());
+        assert_eq!(key.undelete(), Ok(Outcome::Changed));
+        assert_eq!(key.undelete(), Ok(Outcome::Unchanged));
+        assert_eq!(key.state, KeyState::Disabled);
+        assert!(key.destroy_what_is_due(due).is_empty());
+
+        key.schedule_destruction(NOW, &settings).unwrap();
+        assert_eq!(key.destroy_what_is_due(due).len(), 1);
+        assert_eq!((key.state, key.versions[0].wrapped_material.as_ref()), (KeyState::Destroyed, None));
+        assert!(key.undelete().is_err() && key.enable().is_err() && key.add_version(made(&key), NOW).is_err());
+        assert_eq!(key.paths.len(), 1, "the path stays taken");
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Enable,
+        Disable,
+        Destroy,
+        Undelete,
+        Add,
+        Promote(u32),
+        SetVersion(u32, bool),
+        DestroyVersion(u32),
+        UndeleteVersion(u32),
+        Rotate(Option<u32>),
+        Wait(i64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            Just(Step::Enable),
+            Just(Step::Disable),
+            Just(Step::Destroy),
+            Just(Step::Undelete),
+            Just(Step::Add),
+            (0..5u32).prop_map(Step::Promote),
+            (0..5u32, any::<bool>()).prop_map(|(number, enabled)| Step::SetVersion(number, enabled)),
+            (0..5u32).prop_map(Step::DestroyVersion),
+            (0..5u32).prop_map(Step::UndeleteVersion),
+            prop::option::of(0..400u32).prop_map(Step::Rotate),
+            (0..20i64).prop_map(Step::Wait),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_wished_the_row_stays_sound_and_nothing_destroyed_comes_back(steps in prop::collection::vec(step(), 0..60)) {
+            let (mut key, mut now, settings) = (key(), NOW, Settings::default());
+            for step in steps {
+                let before = key.clone();
+                let outcome = match step {
+                    Step::Enable => key.enable(),
+                    Step::Disable => key.disable(),
+                    Step::Destroy => key.schedule_destruction(now, &settings),
+                    Step::Undelete => key.undelete(),
+                    Step::Add => { let made = made(&key); key.add_version(made, now) }
+                    Step::Promote(number) => key.promote(number),
+                    Step::SetVersion(number, enabled) => key.set_version_enabled(number, enabled),
+                    Step::DestroyVersion(number) => key.schedule_version_destruction(number, now, &settings),
+                    Step::UndeleteVersion(number) => key.undelete_version(number),
+                    Step::Rotate(days) => key.set_rotation(days, now),
+                    Step::Wait(days) => {
+                        now += Duration::days(days);
+                        let gone = key.destroy_what_is_due(now);
+                        for version in gone {
+                            let was = before.version(version.id.number).unwrap();
+                            let due = before.destroy_at.into_iter().chain(was.destroy_at).min().unwrap();
+                            prop_assert!(due <= now, "destroyed before its time");
+                        }
+                        Ok(Outcome::Changed)
+                    }
+                };
+                prop_assert_eq!(key.check(), Ok(()), "{:?} on {:?}", step, before);
+                if outcome != Ok(Outcome::Changed) {
+                    prop_assert_eq!(&key, &before, "a refusal or a repetition changes nothing");
+                }
+                for (old, new) in before.versions.iter().zip(&key.versions) {
+                    if old.state == VersionState::Destroyed {
+                        prop_assert_eq!(old, new);
+                    } else if new.state != VersionState::Destroyed {
+                        prop_assert_eq!(&old.wrapped_material, &new.wrapped_material, "material lost");
+                    }
+                }
+                prop_assert!(before.state != KeyState::Destroyed || key.state == KeyState::Destroyed);
+                prop_assert_eq!(&key.paths, &before.paths);
+                let json = serde_json::to_string(&key).unwrap();
+                prop_assert_eq!(&serde_json::from_str::<KeyRecord>(&json).unwrap(), &key);
+            }
+        }
+    }
+}

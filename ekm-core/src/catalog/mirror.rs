@@ -1,0 +1,262 @@
+//! A frontend's verified copy of the catalog: follows it by its rows, and lets nothing in that the ledger does not vouch for.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::ledger::{CatalogKey, Change, Hash, Head, SealedChange, SealedHead, SealedRow, Sum};
+use super::record::{KeyRecord, Kind, PolicyRecord, SpaceRecord};
+use crate::custody::Custodian;
+use crate::snapshot::Snapshot;
+
+/// Why rows are not taken over. What the frontend held before stays in use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Tampered {
+    /// The head does not open.
+    #[error("the catalog's head is refused: {0}")]
+    Head(String),
+    /// An earlier state than the one that this frontend knows.
+    #[error(
+        "the catalog went back from revision {known} to {found}; if a backup was restored on purpose, run 'ekm catalog accept-restore'"
+    )]
+    Backwards {
+        /// What this frontend holds.
+        known: u64,
+        /// What the database says.
+        found: u64,
+    },
+    /// Rows are missing, changed, exchanged, or brought back from an earlier state.
+    #[error("the catalog's rows do not add up to what its head says")]
+    Rows,
+    /// The log of changes is not the one that the head vouches for.
+    #[error("the catalog's log is refused at revision {revision}: {problem}")]
+    Log {
+        /// Where.
+        revision: u64,
+        /// What.
+        problem: String,
+    },
+}
+
+/// The rows that a frontend has verified, and the snapshot made of them.
+pub struct Mirror {
+    key: Arc<CatalogKey>,
+    head: Head,
+    rows: HashMap<(Kind, Uuid), Held>,
+    snapshot: Snapshot,
+}
+
+/// A row's place in the sum.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Held {
+    revision: u64,
+    term: Sum,
+}
+
+impl Mirror {
+    /// Of an empty catalog, at revision 0.
+    pub fn new(key: Arc<CatalogKey>) -> Self {
+        Self { key, head: Head::empty(), rows: HashMap::new(), snapshot: Snapshot::default() }
+    }
+
+    /// Begins to read the same catalog anew, beside the one in use: key versions that are ready for use stay so.
+    pub fn begin_load(&self) -> Loading {
+        Loading(self.empty_successor())
+    }
+
+    /// Takes over the rows that are newer than this mirror. If they do not fit, nothing has changed, and the whole catalog has to be
+    /// looked at.
+    pub fn apply(&mut self, head: &SealedHead, rows: &[SealedRow], custodian: &Custodian) -> Result<(), Tampered> {
+        let head = self.newer(head)?;
+        if head.epoch != self.head.epoch {
+            return Err(Tampered::Rows); // another history: only a whole load can tell what is in it
+        }
+        let (mut sum, mut count) = (self.head.sum, self.head.rows);
+        for row in rows {
+            let held = Kind::from_name(&row.kind).and_then(|kind| self.rows.get(&(kind, row.id)));
+            match held {
+                Some(held) if held.revision >= row.revision => return Err(Tampered::Rows),
+                Some(held) => sum.subtract(&held.term),
+                None => count += 1,
+            }
+            sum.add(&self.key.term(row));
+        }
+        if (sum, count) != (head.sum, head.rows) {
+            return Err(Tampered::Rows);
+        }
+        for row in rows {
+            self.take(row, custodian);
+        }
+        self.finish(head);
+        Ok(())
+    }
+
+    /// Takes over what the log vouches for, row by row, when the whole does not add up. A row that is not as the log says is refused;
+    /// if this frontend still holds the right one, that stays in use.
+    pub fn salvage(
+        &self,
+        head: &SealedHead,
+        rows: impl IntoIterator<Item = SealedRow>,
+        log: impl IntoIterator<Item = SealedChange>,
+        custodian: &Custodian,
+    ) -> Result<Self, Tampered> {
+        let head = self.newer(head)?;
+        let mut expected = vouched_rows(&self.key, &head, log)?;
+        let mut mirror = self.empty_successor();
+        for row in rows {
+            let found = Held { revision: row.revision, term: self.key.term(&row) };
+            let place = Kind::from_name(&row.kind).and_then(|kind| expected.remove_entry(&(kind, row.id)));
+            match place {
+                Some((_, held)) if held == found => mirror.take(&row, custodian),
+                Some((place, held)) => {
+                    let problem = match found.revision.cmp(&held.revision) {
+                        std::cmp::Ordering::Less => "it was taken back to an earlier state",
+                        std::cmp::Ordering::Equal => "it was changed by somebody else than ekm",
+                        std::cmp::Ordering::Greater => "it claims a revision that never was",
+                    };
+                    mirror.refuse(place, held, problem, self);
+                }
+                None => mirror.snapshot.refuse(&row.kind, row.id, "it was put in by somebody else than ekm".into()),
+            }
+        }
+        for (place, held) in expected {
+            mirror.refuse(place, held, "it was taken away by somebody else than ekm", self);
+        }
+        mirror.finish(head);
+        Ok(mirror)
+    }
+
+    /// The revision that is held.
+    pub fn revision(&self) -> u64 {
+        self.head.revision
+    }
+
+    /// What the head said.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// What requests are served from. Cheap to clone.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// The key that opens the catalog.
+    pub fn key(&self) -> &Arc<CatalogKey> {
+        &self.key
+    }
+
+    /// Opens a head, and refuses one from the past.
+    fn newer(&self, sealed: &SealedHead) -> Result<Head, Tampered> {
+        let head = self.key.open_head(sealed).map_err(Tampered::Head)?;
+        if (head.epoch, head.revision) < (self.head.epoch, self.head.revision) {
+            return Err(Tampered::Backwards { known: self.head.revision, found: head.revision });
+        }
+        Ok(head)
+    }
+
+    fn empty_successor(&self) -> Self {
+        let mut successor = Self::new(Arc::clone(&self.key));
+        successor.snapshot = self.snapshot.empty_successor();
+        successor
+    }
+
+    fn finish(&mut self, head: Head) {
+        self.snapshot.finish(head.revision);
+        self.head = head;
+    }
+
+    /// Takes over one row that belongs here.
+    fn take(&mut self, row: &SealedRow, custodian: &Custodian) {
+        let Some(kind) = Kind::from_name(&row.kind) else {
+            return self.snapshot.refuse(&row.kind, row.id, "this version of ekm does not know the kind".into());
+        };
+        self.rows.insert((kind, row.id), Held { revision: row.revision, term: self.key.term(row) });
+        let taken = match kind {
+            Kind::Space => {
+                self.key.open_row::<SpaceRecord>(row).and_then(|record| self.snapshot.put_space(row.id, record))
+            }
+            Kind::Policy => {
+                self.key.open_row::<PolicyRecord>(row).and_then(|record| self.snapshot.put_policy(row.id, &record))
+            }
+            Kind::Key => {
+                let record = self.key.open_row::<KeyRecord>(row);
+                record.and_then(|record| self.snapshot.put_key(row.id, record, custodian))
+            }
+            Kind::Approval | Kind::Settings => Ok(()), // the data plane does not need them
+        };
+        match taken {
+            Ok(()) => self.snapshot.accept(kind, row.id),
+            Err(problem) => self.snapshot.refuse(kind.name(), row.id, problem),
+        }
+    }
+
+    fn refuse(&mut self, (kind, id): (Kind, Uuid), held: Held, problem: &str, before: &Self) {
+        self.rows.insert((kind, id), held);
+        if before.rows.get(&(kind, id)) == Some(&held) {
+            self.snapshot.keep(kind, id, &before.snapshot);
+        }
+        self.snapshot.refuse(kind.name(), id, problem.into());
+    }
+}
+
+/// A catalog that is being read from its first row on.
+pub struct Loading(Mirror);
+
+impl Loading {
+    /// Takes the next rows, in any order.
+    pub fn push(&mut self, rows: &[SealedRow], custodian: &Custodian) {
+        for row in rows {
+            self.0.head.sum.add(&self.0.key.term(row));
+            self.0.head.rows += 1;
+            self.0.take(row, custodian);
+        }
+    }
+
+    /// All rows have been taken. `before` is what was in use: this one must not be from further in the past.
+    pub fn finish(mut self, head: &SealedHead, before: &Mirror) -> Result<Mirror, Tampered> {
+        let head = before.newer(head)?;
+        if (self.0.head.sum, self.0.head.rows) != (head.sum, head.rows) {
+            return Err(Tampered::Rows);
+        }
+        self.0.finish(head);
+        Ok(self.0)
+    }
+}
+
+/// What every row has to look like, according to the log.
+fn vouched_rows(
+    key: &CatalogKey,
+    head: &Head,
+    log: impl IntoIterator<Item = SealedChange>,
+) -> Result<HashMap<(Kind, Uuid), Held>, Tampered> {
+    let (mut chain, mut last, mut rows) = (Hash::default(), 0, HashMap::new());
+    for sealed in log {
+        let change = follow(key, &sealed, last, chain)?;
+        (chain, last) = (change.hash(), change.revision);
+        for touched in change.rows {
+            rows.insert((touched.kind, touched.id), Held { revision: change.revision, term: touched.term });
+        }
+        if last == head.revision {
+            break; // later entries belong to later heads
+        }
+    }
+    if chain != head.chain || last != head.revision {
+        return Err(Tampered::Log { revision: last, problem: "it does not end where the head says".into() });
+    }
+    Ok(rows)
+}
+
+/// Opens the entry that has to follow in the log.
+pub fn follow(key: &CatalogKey, sealed: &SealedChange, last: u64, chain: Hash) -> Result<Change, Tampered> {
+    let refused = |problem: &str| Tampered::Log { revision: sealed.revision, problem: problem.into() };
+    let change = key.open_change(sealed).map_err(|problem| refused(&problem))?;
+    if change.revision != last + 1 || sealed.revision != change.revision {
+        return Err(refused("an entry is missing before it"));
+    }
+    if change.previous != chain {
+        return Err(refused("the entry before it is not the one that it follows"));
+    }
+    Ok(change)
+}

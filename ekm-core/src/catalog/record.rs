@@ -1,0 +1,349 @@
+//! The catalog's nouns, as its rows hold them: JSON in sealed bodies. Unknown fields are refused: a row that a newer version wrote
+//! may mean something that this one would miss.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::blob::{Format, VersionId};
+use crate::path::KeyPath;
+
+/// A container of keys with a path of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpaceRecord {
+    /// Never reused.
+    pub id: Uuid,
+    /// `v0/cryptospaces/<name>`.
+    pub path: KeyPath,
+    /// Whether its keys are in use.
+    pub state: SpaceState,
+    /// For people and filters.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+}
+
+/// A named policy; keys refer to it by id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyRecord {
+    /// Never reused.
+    pub id: Uuid,
+    /// Unique; for a policy that belongs to one key, the key's first path.
+    pub name: String,
+    /// The policy's JSON, parsed when the row is read.
+    pub document: String,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+}
+
+/// One key, with all its versions and paths.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyRecord {
+    /// Never reused; part of every blob.
+    pub id: Uuid,
+    /// The crypto space that it belongs to.
+    pub space: Uuid,
+    /// Who may use it.
+    pub policy: Uuid,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// Whether it is in use.
+    pub state: KeyState,
+    /// When it will be destroyed; with [`KeyState::DestroyScheduled`] only.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub destroy_at: Option<OffsetDateTime>,
+    /// Every path under which callers know it, the first one first. They stay when the key is destroyed: a path is never given
+    /// out twice.
+    pub paths: Vec<KeyPath>,
+    /// The custody of its next version.
+    pub custody: Custody,
+    /// The version that wraps.
+    pub primary: u32,
+    /// By number, from 1, none missing.
+    pub versions: Vec<StoredVersion>,
+    /// When new versions are made by themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<Rotation>,
+    /// For people and filters.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+}
+
+/// One version of a key, as its row holds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoredVersion {
+    /// From 1.
+    pub number: u32,
+    /// What it may be used for.
+    pub state: VersionState,
+    /// When it will be destroyed; with [`VersionState::DestroyScheduled`] only.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub destroy_at: Option<OffsetDateTime>,
+    /// Where the material lives.
+    pub custody: Custody,
+    /// The material under the root key or the key file; never in the clear. Gone when destroyed.
+    #[serde(default, with = "base64_option", skip_serializing_if = "Option::is_none")]
+    pub wrapped_material: Option<Vec<u8>>,
+    /// The known answer of the version's known-answer test.
+    #[serde(with = "base64_bytes")]
+    pub check_blob: Vec<u8>,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+}
+
+/// Scheduled rotation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotation {
+    /// From one rotation to the next.
+    pub every_days: u32,
+    /// When the next version is made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub next_at: OffsetDateTime,
+}
+
+/// What holds for the whole catalog; one row, under the nil id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// From the request to destroy until material is gone.
+    pub destroy_grace_days: u32,
+}
+
+impl Settings {
+    /// The least that may be set.
+    pub const MIN_GRACE_DAYS: u32 = 7;
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { destroy_grace_days: 30 }
+    }
+}
+
+/// A dangerous change that waits for a second person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApprovalRecord {
+    /// Never reused.
+    pub id: Uuid,
+    /// The change to make, as it was requested.
+    pub command: serde_json::Value,
+    /// SHA-256 of `command`'s canonical JSON, in hexadecimal: what the second person approves.
+    pub payload_sha256: String,
+    /// One line for people.
+    pub summary: String,
+    /// Who asked for it.
+    pub requested_by: String,
+    /// Why.
+    pub reason: String,
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub requested_at: OffsetDateTime,
+    /// After that nobody can approve it.
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    /// Where it stands.
+    pub state: ApprovalState,
+    /// Who approved or rejected it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided_by: Option<String>,
+    /// When.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub decided_at: Option<OffsetDateTime>,
+}
+
+/// What a custodian makes and opens: one version's material, or where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VersionRecord {
+    /// Key and number.
+    pub id: VersionId,
+    /// Where the material lives.
+    pub custody: Custody,
+    /// The material under the root key (`hsm-wrapped`) or the key file (`software`); never in the clear.
+    pub wrapped_material: Option<Vec<u8>>,
+    /// The known text of [`crate::custody`], wrapped under this version when it was made: the known answer of every later start.
+    pub check_blob: Vec<u8>,
+}
+
+impl KeyRecord {
+    /// What the custodian needs to use a version.
+    pub fn version_record(&self, version: &StoredVersion) -> VersionRecord {
+        VersionRecord {
+            id: VersionId { key: self.id, number: version.number },
+            custody: version.custody,
+            wrapped_material: version.wrapped_material.clone(),
+            check_blob: version.check_blob.clone(),
+        }
+    }
+
+    /// The version with a number.
+    pub fn version(&self, number: u32) -> Option<&StoredVersion> {
+        self.versions.iter().find(|version| version.number == number)
+    }
+
+    /// The first path; a health key has none.
+    pub fn name(&self) -> String {
+        self.paths.first().map_or_else(|| self.id.to_string(), ToString::to_string)
+    }
+}
+
+impl Custody {
+    /// The one format of blobs that its versions make and open.
+    pub fn format(self) -> Format {
+        match self {
+            Self::Hsm | Self::Software => Format::Gcm,
+            Self::HsmWrapped => Format::Xaes,
+        }
+    }
+}
+
+/// Words that are stored: kebab-case in JSON, the same in tables and audit lines.
+macro_rules! words {
+    ($($(#[$doc:meta])* $type:ident { $($(#[$variant_doc:meta])* $variant:ident = $name:literal,)* })*) => { $(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum $type { $($(#[$variant_doc])* #[serde(rename = $name)] $variant,)* }
+
+        impl $type {
+            /// Every one of them.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The word in the catalog, in audit lines and in tables.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),* }
+            }
+
+            /// The reverse of [`Self::name`]; `None` for a word that this version does not know.
+            pub fn from_name(name: &str) -> Option<Self> {
+                match name { $($name => Some(Self::$variant),)* _ => None }
+            }
+        }
+    )* };
+}
+
+words! {
+    /// The kinds of rows.
+    Kind {
+        /// [`SpaceRecord`].
+        Space = "space",
+        /// [`PolicyRecord`].
+        Policy = "policy",
+        /// [`KeyRecord`].
+        Key = "key",
+        /// [`ApprovalRecord`].
+        Approval = "approval",
+        /// [`Settings`].
+        Settings = "settings",
+    }
+    /// What a key is for.
+    Purpose {
+        /// wrap and unwrap, called by Cloud KMS.
+        Wrap = "wrap",
+        /// The service's own wrap and unwrap behind `/healthz`; it has no path, so nobody else can use it.
+        Health = "health",
+    }
+    /// Whether a crypto space's keys are in use.
+    SpaceState {
+        /// In use.
+        Enabled = "enabled",
+        /// None of its keys is: wrap and unwrap answer FAILED_PRECONDITION.
+        Blocked = "blocked",
+    }
+    /// What a key may be used for.
+    KeyState {
+        /// In use.
+        Enabled = "enabled",
+        /// Paused: wrap and unwrap answer FAILED_PRECONDITION, which does not disable the version at Google.
+        Disabled = "disabled",
+        /// Unwraps, so that a mistake is noticed while it can be taken back; does not wrap any more.
+        DestroyScheduled = "destroy-scheduled",
+        /// The material is gone; the paths stay taken.
+        Destroyed = "destroyed",
+    }
+    /// What a version may be used for.
+    VersionState {
+        /// Made and proven, unwraps, does not wrap yet: first every frontend must know it.
+        Pending = "pending",
+        /// Unwraps, and wraps if it is the primary.
+        Enabled = "enabled",
+        /// Neither.
+        Disabled = "disabled",
+        /// Unwraps; can be undeleted.
+        DestroyScheduled = "destroy-scheduled",
+        /// The material is gone.
+        Destroyed = "destroyed",
+    }
+    /// Where a key's material lives.
+    Custody {
+        /// An object on the token that never leaves it; every operation is an HSM operation.
+        Hsm = "hsm",
+        /// In the catalog, wrapped by the root key in the HSM; operations run in this process.
+        HsmWrapped = "hsm-wrapped",
+        /// In the catalog, wrapped by a key file; operations run in this process. For development only.
+        Software = "software",
+    }
+    /// Where an approval stands.
+    ApprovalState {
+        /// Waits for a second person.
+        Requested = "requested",
+        /// A second person has approved it, and the change was made.
+        Approved = "approved",
+        /// Somebody has rejected it, or the requester has taken it back.
+        Rejected = "rejected",
+        /// Nobody decided in time.
+        Expired = "expired",
+    }
+}
+
+mod base64_bytes {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        STANDARD.decode(text.as_ref()).map_err(|_| de::Error::custom("no base64"))
+    }
+}
+
+mod base64_option {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[expect(clippy::ref_option, reason = "the shape that serde calls")]
+    pub(super) fn serialize<S: Serializer>(bytes: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
+        match bytes {
+            Some(bytes) => super::base64_bytes::serialize(bytes, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
+        #[derive(Deserialize)]
+        struct Bytes(#[serde(with = "super::base64_bytes")] Vec<u8>);
+        Ok(Option::<Bytes>::deserialize(deserializer)?.map(|bytes| bytes.0))
+    }
+}

@@ -1,0 +1,152 @@
+//! One version of a key: what the catalog says about it, and how far it has proven that it works.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::blob::VersionId;
+use crate::catalog::{Custody, VersionRecord};
+use crate::error::Error;
+use crate::hsm::TokenKey;
+use crate::locked::LockedKey;
+
+/// How soon a version that failed is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// One version of a key. It begins unproven, without any I/O: whoever first uses it, or [`crate::custody::Custodian::prove`], opens its
+/// material and runs its known-answer test.
+pub struct KeyVersion {
+    /// Key and number.
+    pub id: VersionId,
+    /// Where its material lives.
+    pub custody: Custody,
+    /// A blob with a known content: the known answer. Empty only while the version is being made.
+    pub(crate) check_blob: Arc<[u8]>,
+    /// The material under the key file or the root key.
+    pub(crate) wrapped_material: Box<[u8]>,
+    /// Set when the version has been proven.
+    material: OnceLock<Material>,
+    /// Whether `failure` is set: read at every use.
+    failed: AtomicBool,
+    failure: Mutex<Option<Box<Failure>>>,
+    /// Held by the one who proves it.
+    pub(crate) proving: tokio::sync::Mutex<()>,
+}
+
+/// The way to use a proven key version.
+pub enum Material {
+    /// On the token: every operation is an HSM operation.
+    OnToken,
+    /// In locked memory of this process. The custody says with which cipher it is used.
+    InProcess(LockedKey),
+}
+
+struct Failure {
+    reason: String,
+    at: Instant,
+}
+
+/// How far a version has proven that it works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VersionState {
+    /// Not tried yet, or the HSM was away whenever it was tried.
+    Unproven,
+    /// Its material opened, and its known-answer test passed.
+    Proven,
+    /// It cannot be served. Tried again with its next use, at most once a second.
+    Failed {
+        /// For the operator.
+        reason: String,
+    },
+}
+
+/// Why a key, or a secret under the root key, cannot be used now.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// It is this key: not on this token, or not what it should be. Trying again does not help before somebody has acted.
+    #[error("{0}")]
+    Lasting(String),
+    /// The HSM is away, slow, or has no room: trying again may help.
+    #[error("{0}")]
+    Passing(Error),
+}
+
+impl From<Unusable> for Error {
+    fn from(unusable: Unusable) -> Self {
+        match unusable {
+            Unusable::Lasting(_) => Self::KeyUnavailable,
+            Unusable::Passing(error) => error,
+        }
+    }
+}
+
+impl KeyVersion {
+    /// A version as the catalog has it, unproven.
+    pub fn new(record: &VersionRecord) -> Self {
+        Self {
+            id: record.id,
+            custody: record.custody,
+            check_blob: record.check_blob.as_slice().into(),
+            wrapped_material: record.wrapped_material.as_deref().unwrap_or_default().into(),
+            material: OnceLock::new(),
+            failed: AtomicBool::new(false),
+            failure: Mutex::new(None),
+            proving: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// Whether it was made from this row, so that what it has proven holds for the row.
+    pub fn is_of(&self, record: &VersionRecord) -> bool {
+        self.id == record.id
+            && self.custody == record.custody
+            && *self.check_blob == record.check_blob[..]
+            && *self.wrapped_material == *record.wrapped_material.as_deref().unwrap_or_default()
+    }
+
+    /// How far it has proven that it works. Cheap, unless it failed.
+    pub fn state(&self) -> VersionState {
+        if self.failed.load(Ordering::Acquire)
+            && let Some(failure) = &*self.failure()
+        {
+            return VersionState::Failed { reason: failure.reason.clone() };
+        }
+        if self.material.get().is_some() { VersionState::Proven } else { VersionState::Unproven }
+    }
+
+    /// The way to use it, if it is proven and has not failed since.
+    pub(crate) fn proven(&self) -> Option<&Material> {
+        self.material.get().filter(|_| !self.failed.load(Ordering::Acquire))
+    }
+
+    /// Its key on the token.
+    pub(crate) fn token_key(&self) -> TokenKey {
+        TokenKey { id: self.id, check_blob: Some(Arc::clone(&self.check_blob)) }
+    }
+
+    /// Takes over what a passed test has opened.
+    pub(crate) fn set_proven(&self, material: Material) -> &Material {
+        let mut failure = self.failure();
+        *failure = None;
+        self.failed.store(false, Ordering::Release);
+        self.material.get_or_init(|| material)
+    }
+
+    /// Remembers that it cannot be used, and tells the log what is new about that.
+    pub(crate) fn set_failed(&self, reason: &str) {
+        let mut failure = self.failure();
+        if failure.as_ref().is_none_or(|known| known.reason != reason) {
+            tracing::error!(key = %self.id, custody = self.custody.name(), cause = reason, "key version unavailable");
+        }
+        *failure = Some(Box::new(Failure { reason: reason.into(), at: Instant::now() }));
+        self.failed.store(true, Ordering::Release);
+    }
+
+    /// Whether it failed so lately that trying again would be a waste.
+    pub(crate) fn failed_lately(&self) -> bool {
+        self.failure().as_ref().is_some_and(|failure| failure.at.elapsed() < RETRY_INTERVAL)
+    }
+
+    fn failure(&self) -> MutexGuard<'_, Option<Box<Failure>>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

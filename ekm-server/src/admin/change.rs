@@ -1,0 +1,396 @@
+//! The way of a change: may he? → material, if any → the head's lock → [`super::commands`] → a second person, if needed → commit.
+
+use std::collections::BTreeMap;
+
+use ekm_core::blob::VersionId;
+use ekm_core::catalog::ledger::Class;
+use ekm_core::catalog::{ApprovalRecord, ApprovalState, Custody, KeyRecord, Kind, Outcome, VersionRecord};
+use ekm_storage::StorageError;
+use serde_json::Value;
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+use super::actor::Actor;
+use super::api::{ChangeOutcome, ChangeRequest, ChangeResult, Command, Decision};
+use super::commands::{self, Effect};
+use super::error::AdminError;
+use super::service::{Admin, not_found};
+use super::views;
+use crate::catalog::{CatalogError, Draft, Entry, default_custody};
+
+/// How long a second person has.
+const APPROVAL_TTL: Duration = Duration::hours(24);
+/// Texts that people write into the catalog.
+const MAX_TEXT_BYTES: usize = 1024;
+const MAX_LABELS: usize = 64;
+
+/// In whose name a change is made.
+struct Mandate<'a> {
+    actor: &'a str,
+    reason: &'a str,
+    request_id: Option<&'a str>,
+    /// A second person has approved this.
+    approval: Option<(&'a ApprovalRecord, &'a str)>,
+}
+
+impl Admin {
+    /// Does what is asked for, or says what it would do, or lets it wait for a second person.
+    pub async fn change(&self, actor: &Actor, request: ChangeRequest) -> Result<ChangeResult, AdminError> {
+        actor.may_ask_for(&request.command)?;
+        check_texts(&request)?;
+        if let Some(id) = &request.request_id {
+            if id.is_empty() || id.len() > 64 || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
+                return Err(AdminError::invalid(
+                    "request_id",
+                    "write 1 to 64 visible ASCII characters, such as a UUID",
+                ));
+            }
+            if let Some((_, answer)) = self.store.request(&scoped(actor, id)).await? {
+                return self.repeated(&request.command, &answer);
+            }
+        }
+        let request_id = request.request_id.as_deref().map(|id| scoped(actor, id));
+        let mandate =
+            Mandate { actor: &actor.name, reason: &request.reason, request_id: request_id.as_deref(), approval: None };
+        let made = if request.dry_run { None } else { self.make_material(&request.command).await? };
+        let outcome =
+            self.carry_out(&mandate, &request.command, request.if_revision, request.dry_run, made.as_ref()).await;
+        let used = outcome.as_ref().is_ok_and(|result| result.outcome == ChangeOutcome::Done);
+        self.put_away(made, used || is_unknown(&outcome)).await;
+        outcome
+    }
+
+    /// A second person's word about a change that waits.
+    pub async fn decide(
+        &self,
+        actor: &Actor,
+        id: Uuid,
+        approve: bool,
+        decision: Decision,
+    ) -> Result<ChangeResult, AdminError> {
+        let view = self.approval(id).await?;
+        // Whoever asked for something may take it back himself.
+        if approve || view.requested_by != actor.name {
+            actor.may_decide()?;
+        }
+        let refused = |text: String| Err(AdminError::ApprovalRefused(text));
+        if view.state != ApprovalState::Requested {
+            return refused(format!("it is {} already", view.state.name()));
+        }
+        if view.expires_at <= OffsetDateTime::now_utc() {
+            return refused("it has expired; ask for it again".into());
+        }
+        if approve && view.requested_by == actor.name {
+            return refused(format!("{} asked for it; a second person has to approve it", actor.name));
+        }
+        let payload = payload_sha256(&view.command);
+        if decision.payload_sha256 != payload || view.payload_sha256 != payload {
+            return refused(
+                "the SHA-256 is not that of this request; look at it again, and approve what you have seen".into(),
+            );
+        }
+        let approval = ApprovalRecord {
+            id,
+            command: commands::to_value(&view.command),
+            payload_sha256: view.payload_sha256,
+            summary: view.summary,
+            requested_by: view.requested_by,
+            reason: view.reason,
+            requested_at: view.requested_at,
+            expires_at: view.expires_at,
+            state: ApprovalState::Requested,
+            decided_by: None,
+            decided_at: None,
+        };
+        if !approve {
+            return self.reject(actor, approval, &decision.reason).await;
+        }
+        let made = self.make_material(&view.command).await?;
+        let mandate = Mandate {
+            actor: &approval.requested_by,
+            reason: &approval.reason,
+            request_id: None,
+            approval: Some((&approval, &actor.name)),
+        };
+        let outcome = self.carry_out(&mandate, &view.command, None, false, made.as_ref()).await;
+        let used = outcome.as_ref().is_ok_and(|result| result.outcome == ChangeOutcome::Done);
+        self.put_away(made, used || is_unknown(&outcome)).await;
+        outcome
+    }
+
+    async fn reject(&self, actor: &Actor, approval: ApprovalRecord, reason: &str) -> Result<ChangeResult, AdminError> {
+        let key = self.catalog_key()?;
+        let mut draft = Draft::begin(self.store.write().await?, key, None, OffsetDateTime::now_utc())?;
+        let target = approval.summary.clone();
+        settle(&mut draft, &approval, ApprovalState::Rejected, &actor.name).await?;
+        let entry =
+            Entry { actor: actor.name.clone(), reason: reason.into(), ..Entry::by_ekm("approval-reject", &target) };
+        let revision = draft.commit(entry, None).await?;
+        Ok(result(ChangeOutcome::Done, revision, target))
+    }
+
+    /// Under the head's lock, from here to the commit.
+    async fn carry_out(
+        &self,
+        mandate: &Mandate<'_>,
+        command: &Command,
+        if_revision: Option<u64>,
+        dry_run: bool,
+        made: Option<&VersionRecord>,
+    ) -> Result<ChangeResult, AdminError> {
+        let key = self.catalog_key()?;
+        let now = OffsetDateTime::now_utc();
+        let mut draft = Draft::begin(self.store.write().await?, key, None, now)?;
+        if let Some(id) = mandate.request_id
+            && let Some(answer) = draft.answered(id).await?
+        {
+            draft.abandon().await?;
+            return self.repeated(command, &answer);
+        }
+        let default = default_custody(self.plane.ekm.custodian());
+        let effect = commands::apply(&mut draft, command, if_revision, made, default).await?;
+        let mut answer = result(ChangeOutcome::Done, draft.revision(), effect.target.clone());
+        answer.changes = views::difference(&effect.before, &effect.after);
+        answer.warnings.clone_from(&effect.warnings);
+        let needs_approval = effect.danger.is_some() && mandate.approval.is_none();
+        if effect.outcome == Outcome::Unchanged && mandate.approval.is_none() {
+            draft.abandon().await?;
+            answer.outcome = ChangeOutcome::Unchanged;
+            return Ok(answer);
+        }
+        if dry_run {
+            draft.abandon().await?;
+            answer.outcome = if needs_approval { ChangeOutcome::WouldNeedApproval } else { ChangeOutcome::WouldChange };
+            return Ok(answer);
+        }
+        if let (true, Some(danger)) = (needs_approval, &effect.danger) {
+            draft.abandon().await?;
+            return self.ask_for_approval(mandate, command, danger, answer).await;
+        }
+        if let Some((approval, by)) = mandate.approval {
+            settle(&mut draft, approval, ApprovalState::Approved, by).await?;
+        }
+        self.commit(draft, mandate, command, &effect, answer).await
+    }
+
+    async fn commit(
+        &self,
+        draft: Draft<'_>,
+        mandate: &Mandate<'_>,
+        command: &Command,
+        effect: &Effect,
+        mut answer: ChangeResult,
+    ) -> Result<ChangeResult, AdminError> {
+        let entry = Entry {
+            actor: mandate.actor.into(),
+            approved_by: mandate.approval.map(|(_, by)| by.to_owned()),
+            reason: mandate.reason.into(),
+            action: command.action(),
+            target: effect.target.clone(),
+            class: effect.class,
+            detail: commands::to_value(command),
+        };
+        let remembered = answer.clone();
+        let remember = |revision| stored_answer(command, &ChangeResult { revision, ..remembered.clone() });
+        let request = mandate.request_id.map(|id| (id, &remember as &(dyn Fn(u64) -> Vec<u8> + Sync)));
+        answer.revision = draft.commit(entry, request).await?;
+        self.gate.nudge();
+        Ok(answer)
+    }
+
+    /// Writes the wish down, to be looked at by somebody else.
+    async fn ask_for_approval(
+        &self,
+        mandate: &Mandate<'_>,
+        command: &Command,
+        danger: &str,
+        mut answer: ChangeResult,
+    ) -> Result<ChangeResult, AdminError> {
+        if mandate.reason.trim().is_empty() {
+            return Err(AdminError::invalid(
+                "reason",
+                "this needs a second person, who has to know why; say it in reason",
+            ));
+        }
+        let key = self.catalog_key()?;
+        let mut draft = Draft::begin(self.store.write().await?, key, None, OffsetDateTime::now_utc())?;
+        let now = draft.now();
+        let record = ApprovalRecord {
+            id: Uuid::new_v4(),
+            command: commands::to_value(command),
+            payload_sha256: payload_sha256(command),
+            summary: danger.into(),
+            requested_by: mandate.actor.into(),
+            reason: mandate.reason.into(),
+            requested_at: now,
+            expires_at: now + APPROVAL_TTL,
+            state: ApprovalState::Requested,
+            decided_by: None,
+            decided_at: None,
+        };
+        draft.put(Kind::Approval, record.id, &record)?;
+        draft.look_again(Kind::Approval, record.id, Some(record.expires_at));
+        let entry = Entry {
+            actor: mandate.actor.into(),
+            reason: mandate.reason.into(),
+            detail: commands::to_value(command),
+            ..Entry::by_ekm("approval-request", danger)
+        };
+        answer.outcome = ChangeOutcome::NeedsApproval;
+        answer.approval = Some(views::approval(record)?);
+        let remembered = answer.clone();
+        let remember = |revision| stored_answer(command, &ChangeResult { revision, ..remembered.clone() });
+        let request = mandate.request_id.map(|id| (id, &remember as &(dyn Fn(u64) -> Vec<u8> + Sync)));
+        answer.revision = draft.commit(entry, request).await?;
+        Ok(answer)
+    }
+
+    /// A request under an id that was carried out already: the same one gets the same answer.
+    fn repeated(&self, command: &Command, answer: &[u8]) -> Result<ChangeResult, AdminError> {
+        let stored: Value =
+            serde_json::from_slice(answer).map_err(|_| AdminError::Internal("a stored answer is not understood"))?;
+        if stored["payload_sha256"] != payload_sha256(command) {
+            return Err(AdminError::Impossible("this request id belongs to another request; choose a new one".into()));
+        }
+        serde_json::from_value(stored["result"].clone())
+            .map_err(|_| AdminError::Internal("a stored answer is not understood"))
+    }
+
+    /// Material for a new version, before any lock is taken: an HSM may take its time.
+    async fn make_material(&self, command: &Command) -> Result<Option<VersionRecord>, AdminError> {
+        let custodian = self.plane.ekm.custodian();
+        let (custody, id) = match command {
+            Command::KeyCreate { path, custody, .. } => {
+                // Looked at before material is made, and again under the lock.
+                if self.store.id_of(Kind::Key.name(), path.as_str()).await?.is_some() {
+                    return Err(AdminError::Taken(path.to_string()));
+                }
+                let custody = custody.unwrap_or_else(|| default_custody(custodian));
+                (custody, VersionId { key: Uuid::new_v4(), number: 1 })
+            }
+            Command::KeyRotate { path } => {
+                let id = self.store.id_of(Kind::Key.name(), path.as_str()).await?;
+                let id = id.ok_or_else(|| not_found(Kind::Key, path.as_str()))?;
+                let row =
+                    self.store.row(Kind::Key.name(), id).await?.ok_or_else(|| not_found(Kind::Key, path.as_str()))?;
+                let refused = |problem| StorageError::Row { table: "records", row: id.to_string(), problem };
+                let record: KeyRecord = self.catalog_key()?.open_row(&row).map_err(refused)?;
+                (record.custody, VersionId { key: id, number: record.next_version() })
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(custodian.generate(custody, id).await.map_err(CatalogError::from)?))
+    }
+
+    /// Material that came to nothing leaves no object on the token. If nobody knows what became of it, it stays.
+    async fn put_away(&self, made: Option<VersionRecord>, used: bool) {
+        if let Some(made) = made.filter(|made| made.custody == Custody::Hsm && !used)
+            && let Err(error) = self.plane.ekm.custodian().destroy(made.id).await
+        {
+            tracing::error!(%error, key = %made.id, "a key that is in no catalog stays on the token");
+        }
+    }
+}
+
+/// Whether a change may have been made although it failed.
+fn is_unknown(outcome: &Result<ChangeResult, AdminError>) -> bool {
+    matches!(outcome, Err(AdminError::Catalog(CatalogError::Storage(StorageError::CommitUnknown(_)))))
+}
+
+/// Requests of two people never share an id.
+fn scoped(actor: &Actor, id: &str) -> String {
+    format!("{} {id}", actor.name)
+}
+
+fn stored_answer(command: &Command, result: &ChangeResult) -> Vec<u8> {
+    let stored = serde_json::json!({"payload_sha256": payload_sha256(command), "result": result});
+    stored.to_string().into_bytes()
+}
+
+fn result(outcome: ChangeOutcome, revision: u64, target: String) -> ChangeResult {
+    ChangeResult { outcome, revision, target, changes: Vec::new(), warnings: Vec::new(), approval: None }
+}
+
+/// Marks an approval as decided, in the same transaction as what follows from it: it works once.
+async fn settle(
+    draft: &mut Draft<'_>,
+    approval: &ApprovalRecord,
+    state: ApprovalState,
+    by: &str,
+) -> Result<(), AdminError> {
+    let found = draft.read::<ApprovalRecord>(Kind::Approval, approval.id).await?;
+    let Some((mut record, _)) = found.filter(|(record, _)| record == approval && record.expires_at > draft.now())
+    else {
+        return Err(AdminError::ApprovalRefused("somebody else has decided it in between, or it has expired".into()));
+    };
+    record.state = state;
+    record.decided_by = Some(by.to_owned());
+    record.decided_at = Some(draft.now());
+    draft.put(Kind::Approval, record.id, &record)?;
+    draft.look_again(Kind::Approval, record.id, None);
+    Ok(())
+}
+
+/// What a second person approves: the command, with its fields in alphabetical order.
+pub(super) fn payload_sha256(command: &Command) -> String {
+    use std::fmt::Write;
+    // serde_json's maps are sorted.
+    let payload = commands::to_value(command).to_string();
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, payload.as_bytes());
+    hash.as_ref().iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn check_texts(request: &ChangeRequest) -> Result<(), AdminError> {
+    let text = |field: &str, text: &str| {
+        if text.len() > MAX_TEXT_BYTES {
+            return Err(AdminError::invalid(field, format!("it has at most {MAX_TEXT_BYTES} bytes")));
+        }
+        if text.chars().any(|c| c.is_control() && c != '\n') {
+            return Err(AdminError::invalid(field, "it has control characters"));
+        }
+        Ok(())
+    };
+    let labels = |labels: &BTreeMap<String, String>| {
+        if labels.len() > MAX_LABELS {
+            return Err(AdminError::invalid("labels", format!("there are at most {MAX_LABELS}")));
+        }
+        let word = |word: &str| {
+            word.len() <= 63 && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b))
+        };
+        match labels.iter().find(|(name, value)| name.is_empty() || !word(name) || !word(value)) {
+            Some((name, _)) => Err(AdminError::invalid(
+                "labels",
+                format!("'{}': names and values are a-z 0-9 _ -, at most 63", name.escape_debug()),
+            )),
+            None => Ok(()),
+        }
+    };
+    text("reason", &request.reason)?;
+    match &request.command {
+        Command::SpaceCreate { labels: map, description, .. }
+        | Command::SpaceUpdate { labels: map, description, .. }
+        | Command::KeyCreate { labels: map, description, .. }
+        | Command::KeyUpdate { labels: map, description, .. } => {
+            labels(map)?;
+            text("description", description)
+        }
+        Command::PolicyCreate { description, .. } | Command::PolicySet { description, .. } => {
+            text("description", description)
+        }
+        _ => Ok(()),
+    }?;
+    if let Command::KeyDestroy { version: Some(0), .. } | Command::KeyUndelete { version: Some(0), .. } =
+        &request.command
+    {
+        return Err(AdminError::invalid("version", "versions count from 1"));
+    }
+    Ok(())
+}
+
+/// How fast a change of policy has to spread: at once, unless it is certain that nobody loses anything.
+pub(super) fn class_of_policy(old: &ekm_core::policy::Policy, new: &ekm_core::policy::Policy) -> Class {
+    if new.covers(old) { Class::Staged } else { Class::Fast }
+}

@@ -1,0 +1,431 @@
+//! What each command does to the catalog's records.
+
+use ekm_core::KeyPath;
+use ekm_core::catalog::ledger::Class;
+use ekm_core::catalog::{
+    Custody, Impossible, KeyRecord, KeyState, Kind, Outcome, PolicyRecord, Settings, SpaceRecord, SpaceState,
+    VersionRecord,
+};
+use ekm_core::policy::{self, Policy};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::api::{Command, PolicyChoice};
+use super::change::class_of_policy;
+use super::error::AdminError;
+use super::service::not_found;
+use super::views;
+use crate::catalog::Draft;
+
+/// What a command has done to a draft.
+pub(super) struct Effect {
+    pub(super) target: String,
+    pub(super) outcome: Outcome,
+    pub(super) class: Class,
+    /// The thing as people see it.
+    pub(super) before: Value,
+    pub(super) after: Value,
+    pub(super) warnings: Vec<String>,
+    /// Why this needs a second person.
+    pub(super) danger: Option<String>,
+}
+
+impl Effect {
+    fn on(target: impl ToString) -> Self {
+        Self {
+            target: target.to_string(),
+            outcome: Outcome::Changed,
+            class: Class::Staged,
+            before: Value::Null,
+            after: Value::Null,
+            warnings: Vec::new(),
+            danger: None,
+        }
+    }
+}
+
+/// The command as it stands in the log and in approvals.
+pub(super) fn to_value(command: &Command) -> Value {
+    serde_json::to_value(command).expect("a command has only text as map keys")
+}
+
+/// Changes the records. `made` is the material of a new version; without it (a dry run) one is made up.
+pub(super) async fn apply(
+    draft: &mut Draft<'_>,
+    command: &Command,
+    if_revision: Option<u64>,
+    made: Option<&VersionRecord>,
+    default_custody: Custody,
+) -> Result<Effect, AdminError> {
+    let seen = Seen { if_revision };
+    match command {
+        Command::SpaceCreate { path, labels, description } => {
+            if !path.as_str().starts_with("v0/cryptospaces/") {
+                return Err(AdminError::invalid("path", "a crypto space's path begins with v0/cryptospaces/"));
+            }
+            free(draft, Kind::Space, path.as_str()).await?;
+            let record = SpaceRecord {
+                id: Uuid::new_v4(),
+                path: path.clone(),
+                state: SpaceState::Enabled,
+                labels: labels.clone(),
+                description: description.clone(),
+                created_at: draft.now(),
+            };
+            draft.name(Kind::Space, path.as_str(), record.id);
+            draft.put(Kind::Space, record.id, &record)?;
+            Ok(Effect { after: view_space(&record), ..Effect::on(path) })
+        }
+        Command::SpaceUpdate { path, labels, description } => {
+            let (mut record, revision) = named::<SpaceRecord>(draft, Kind::Space, path.as_str()).await?;
+            seen.must_be(revision)?;
+            let before = view_space(&record);
+            (record.labels, record.description) = (labels.clone(), description.clone());
+            put_space(draft, &record, before, path)
+        }
+        Command::SpaceBlock { path } => set_space(draft, path, SpaceState::Blocked, &seen).await,
+        Command::SpaceUnblock { path } => set_space(draft, path, SpaceState::Enabled, &seen).await,
+        Command::PolicyCreate { name, policy, description } => {
+            check_policy_name(name)?;
+            let (record, effect) = new_policy(draft, name, policy, description).await?;
+            Ok(Effect { after: view_policy(&record), ..effect })
+        }
+        Command::PolicySet { name, policy, description } => {
+            let (mut record, revision) = named::<PolicyRecord>(draft, Kind::Policy, name).await?;
+            seen.must_be(revision)?;
+            let (before, old) = (view_policy(&record), parse_policy(&record.document)?);
+            let new = parse_policy(&policy.to_string())?;
+            (record.document, record.description) = (new.to_json(), description.clone());
+            let mut effect = Effect::on(name);
+            (effect.class, effect.danger) = (class_of_policy(&old, &new), widening(name, Some(&old), &new));
+            (effect.warnings, effect.before, effect.after) =
+                (views::warnings(&record.document), before, view_policy(&record));
+            effect.outcome = if effect.before == effect.after { Outcome::Unchanged } else { Outcome::Changed };
+            draft.put(Kind::Policy, record.id, &record)?;
+            Ok(effect)
+        }
+        Command::KeyCreate { path, space, policy, custody, rotation_days, labels, description } => {
+            if path.as_str().starts_with("v0/cryptospaces/") {
+                return Err(AdminError::invalid(
+                    "path",
+                    "v0/cryptospaces/ is for crypto spaces; v0/keys/NAME is usual",
+                ));
+            }
+            free(draft, Kind::Key, path.as_str()).await?;
+            let (space, _) = named::<SpaceRecord>(draft, Kind::Space, space.as_str()).await?;
+            let (policy, mut effect) = choose_policy(draft, path, policy).await?;
+            let custody = custody.unwrap_or(default_custody);
+            let made = made.cloned().unwrap_or_else(|| imagined(Uuid::new_v4(), 1, custody));
+            let now = draft.now();
+            let mut record = KeyRecord {
+                id: made.id.key,
+                space: space.id,
+                policy: policy.id,
+                purpose: ekm_core::catalog::Purpose::Wrap,
+                state: KeyState::Enabled,
+                destroy_at: None,
+                paths: vec![path.clone()],
+                custody,
+                primary: 0,
+                versions: Vec::new(),
+                rotation: None,
+                labels: labels.clone(),
+                description: description.clone(),
+                created_at: now,
+            };
+            record.add_version(made, now)?;
+            record.set_rotation(*rotation_days, now)?;
+            draft.name(Kind::Key, path.as_str(), record.id);
+            draft.put_key(&record)?;
+            effect.target = path.to_string();
+            effect.after = view_key(draft, &record).await?;
+            Ok(effect)
+        }
+        Command::KeyUpdate { path, labels, description } => {
+            change_key(draft, path, &seen, true, Class::Staged, |key, _| {
+                let same = key.labels == *labels && key.description == *description;
+                (key.labels, key.description) = (labels.clone(), description.clone());
+                Ok(if same { Outcome::Unchanged } else { Outcome::Changed })
+            })
+            .await
+        }
+        Command::KeyAddPath { path, new } => {
+            free(draft, Kind::Key, new.as_str()).await?;
+            let effect = change_key(draft, path, &seen, false, Class::Staged, |key, _| {
+                if key.state == KeyState::Destroyed {
+                    let problem = format!("{path} is destroyed");
+                    return Err(Impossible { problem, help: "give the path to another key" });
+                }
+                key.paths.push(new.clone());
+                Ok(Outcome::Changed)
+            })
+            .await?;
+            let id = key_id(draft, path).await?;
+            draft.name(Kind::Key, new.as_str(), id);
+            Ok(effect)
+        }
+        Command::KeySetPolicy { path, policy } => {
+            let (record, _) = named::<KeyRecord>(draft, Kind::Key, path.as_str()).await?;
+            let old = draft.read::<PolicyRecord>(Kind::Policy, record.policy).await?;
+            let old = old.map(|(old, _)| parse_policy(&old.document)).transpose()?;
+            let (chosen, about) = choose_policy(draft, path, policy).await?;
+            let new = parse_policy(&chosen.document)?;
+            let class = old.as_ref().map_or(Class::Fast, |old| class_of_policy(old, &new));
+            let mut effect = change_key(draft, path, &seen, true, class, |key, _| {
+                let before = std::mem::replace(&mut key.policy, chosen.id);
+                Ok(if before == chosen.id { Outcome::Unchanged } else { Outcome::Changed })
+            })
+            .await?;
+            effect.danger = widening(path.as_str(), old.as_ref(), &new);
+            effect.warnings = about.warnings;
+            Ok(effect)
+        }
+        Command::KeyEnable { path, version } => {
+            change_key(draft, path, &seen, false, Class::Fast, |key, _| match version {
+                Some(number) => key.set_version_enabled(*number, true),
+                None => key.enable(),
+            })
+            .await
+        }
+        Command::KeyDisable { path, version } => {
+            change_key(draft, path, &seen, false, Class::Fast, |key, _| match version {
+                Some(number) => key.set_version_enabled(*number, false),
+                None => key.disable(),
+            })
+            .await
+        }
+        Command::KeyRotate { path } => {
+            let (record, _) = named::<KeyRecord>(draft, Kind::Key, path.as_str()).await?;
+            let made = made.cloned().unwrap_or_else(|| imagined(record.id, record.next_version(), record.custody));
+            change_key(draft, path, &seen, false, Class::Staged, |key, now| key.add_version(made.clone(), now)).await
+        }
+        Command::KeySetRotation { path, every_days } => {
+            change_key(draft, path, &seen, false, Class::Staged, |key, now| key.set_rotation(*every_days, now)).await
+        }
+        Command::KeyDestroy { path, version } => {
+            let settings = settings(draft).await?.0;
+            let mut effect = change_key(draft, path, &seen, false, Class::Fast, |key, now| match version {
+                Some(number) => key.schedule_version_destruction(*number, now, &settings),
+                None => key.schedule_destruction(now, &settings),
+            })
+            .await?;
+            let what =
+                version.map_or_else(|| format!("{path}, all versions"), |number| format!("{path} version {number}"));
+            let days = settings.destroy_grace_days.max(Settings::MIN_GRACE_DAYS);
+            effect.danger = Some(format!("destroy {what}, {days} days after the approval"));
+            effect.warnings.push(format!(
+                "what only this key can unwrap is lost {days} days after the approval; until then it still unwraps, and 'ekm key undelete' takes it back"
+            ));
+            Ok(effect)
+        }
+        Command::KeyUndelete { path, version } => {
+            change_key(draft, path, &seen, false, Class::Fast, |key, _| match version {
+                Some(number) => key.undelete_version(*number),
+                None => key.undelete(),
+            })
+            .await
+        }
+        Command::SettingsSet { destroy_grace_days: days } => {
+            if !(Settings::MIN_GRACE_DAYS..=3650).contains(days) {
+                let least = Settings::MIN_GRACE_DAYS;
+                return Err(AdminError::invalid("destroy_grace_days", format!("write {least} to 3650")));
+            }
+            let (mut record, revision) = settings(draft).await?;
+            seen.must_be(revision)?;
+            let before = json!({"destroy_grace_days": record.destroy_grace_days});
+            let outcome = if record.destroy_grace_days == *days { Outcome::Unchanged } else { Outcome::Changed };
+            record.destroy_grace_days = *days;
+            draft.put(Kind::Settings, Uuid::nil(), &record)?;
+            let danger = Some(format!("let destruction wait {days} days from now on"));
+            let after = json!({"destroy_grace_days": days});
+            Ok(Effect { before, after, outcome, danger, ..Effect::on("settings") })
+        }
+        Command::CatalogExport {} => {
+            let danger = Some("export the whole catalog, sealed".to_owned());
+            Ok(Effect { danger, ..Effect::on("the catalog") })
+        }
+    }
+}
+
+/// What the caller has seen.
+struct Seen {
+    if_revision: Option<u64>,
+}
+
+impl Seen {
+    /// For what replaces something: the caller must have seen what he replaces.
+    fn must_be(&self, found: u64) -> Result<(), AdminError> {
+        if self.if_revision.is_none() {
+            return Err(AdminError::RevisionRequired);
+        }
+        self.may_be(found)
+    }
+
+    /// For what does not: if he names what he has seen, it must be so.
+    fn may_be(&self, found: u64) -> Result<(), AdminError> {
+        match self.if_revision {
+            Some(expected) if expected != found => Err(AdminError::RevisionDiffers { expected, found }),
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn change_key(
+    draft: &mut Draft<'_>,
+    path: &KeyPath,
+    seen: &Seen,
+    replaces: bool,
+    class: Class,
+    change: impl FnOnce(&mut KeyRecord, time::OffsetDateTime) -> Result<Outcome, Impossible>,
+) -> Result<Effect, AdminError> {
+    let (mut record, revision) = named::<KeyRecord>(draft, Kind::Key, path.as_str()).await?;
+    if replaces {
+        seen.must_be(revision)?
+    } else {
+        seen.may_be(revision)?
+    }
+    let before = view_key(draft, &record).await?;
+    let outcome = change(&mut record, draft.now())?;
+    let after = view_key(draft, &record).await?;
+    if outcome == Outcome::Changed {
+        draft.put_key(&record)?;
+    }
+    Ok(Effect { outcome, class, before, after, ..Effect::on(path) })
+}
+
+async fn set_space(
+    draft: &mut Draft<'_>,
+    path: &KeyPath,
+    state: SpaceState,
+    seen: &Seen,
+) -> Result<Effect, AdminError> {
+    let (mut record, revision) = named::<SpaceRecord>(draft, Kind::Space, path.as_str()).await?;
+    seen.may_be(revision)?;
+    let before = view_space(&record);
+    record.set_state(state);
+    Ok(Effect { class: Class::Fast, ..put_space(draft, &record, before, path)? })
+}
+
+fn put_space(draft: &mut Draft<'_>, record: &SpaceRecord, before: Value, path: &KeyPath) -> Result<Effect, AdminError> {
+    let after = view_space(record);
+    let outcome = if before == after { Outcome::Unchanged } else { Outcome::Changed };
+    draft.put(Kind::Space, record.id, record)?;
+    Ok(Effect { before, after, outcome, ..Effect::on(path) })
+}
+
+/// A policy that is there, or a new one of the key's own, named after it; a second one gets a number.
+async fn choose_policy(
+    draft: &mut Draft<'_>,
+    path: &KeyPath,
+    choice: &PolicyChoice,
+) -> Result<(PolicyRecord, Effect), AdminError> {
+    match choice {
+        PolicyChoice::Named(name) => {
+            let (record, _) = named::<PolicyRecord>(draft, Kind::Policy, name).await?;
+            let warnings = views::warnings(&record.document);
+            Ok((record, Effect { warnings, ..Effect::on(name) }))
+        }
+        PolicyChoice::Own(policy) => {
+            let mut name = path.to_string();
+            for number in 2.. {
+                if draft.id_of(Kind::Policy, &name).await?.is_none() {
+                    break;
+                }
+                name = format!("{path}.{number}");
+            }
+            new_policy(draft, &name, policy, "").await
+        }
+    }
+}
+
+async fn new_policy(
+    draft: &mut Draft<'_>,
+    name: &str,
+    policy: &Value,
+    description: &str,
+) -> Result<(PolicyRecord, Effect), AdminError> {
+    free(draft, Kind::Policy, name).await?;
+    let policy = parse_policy(&policy.to_string())?;
+    let (id, document) = (Uuid::new_v4(), policy.to_json());
+    let record = PolicyRecord { id, name: name.into(), document, description: description.into() };
+    draft.name(Kind::Policy, name, id);
+    draft.put(Kind::Policy, id, &record)?;
+    let (danger, warnings) = (widening(name, None, &policy), views::warnings(&record.document));
+    Ok((record, Effect { danger, warnings, ..Effect::on(name) }))
+}
+
+fn parse_policy(document: &str) -> Result<Policy, AdminError> {
+    Policy::parse(document).map_err(|invalid| AdminError::invalid("policy", invalid.to_string()))
+}
+
+/// Whether everybody is let in who was not before.
+fn widening(name: &str, old: Option<&Policy>, new: &Policy) -> Option<String> {
+    let widens = policy::admits_everybody(new) && !old.is_some_and(policy::admits_everybody);
+    widens.then(|| format!("let every caller use {name}"))
+}
+
+fn check_policy_name(name: &str) -> Result<(), AdminError> {
+    let problem = "a policy's name is 1 to 63 of a-z 0-9 - _ .";
+    let valid = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
+    if (1..=63).contains(&name.len()) && name.bytes().all(valid) {
+        Ok(())
+    } else {
+        Err(AdminError::invalid("name", problem))
+    }
+}
+
+async fn settings(draft: &mut Draft<'_>) -> Result<(Settings, u64), AdminError> {
+    Ok(draft.read::<Settings>(Kind::Settings, Uuid::nil()).await?.unwrap_or_default())
+}
+
+async fn free(draft: &mut Draft<'_>, kind: Kind, name: &str) -> Result<(), AdminError> {
+    match draft.id_of(kind, name).await? {
+        Some(_) => Err(AdminError::Taken(name.into())),
+        None => Ok(()),
+    }
+}
+
+async fn named<T: serde::de::DeserializeOwned>(
+    draft: &mut Draft<'_>,
+    kind: Kind,
+    name: &str,
+) -> Result<(T, u64), AdminError> {
+    let id = draft.id_of(kind, name).await?.ok_or_else(|| not_found(kind, name))?;
+    draft.read(kind, id).await?.ok_or_else(|| not_found(kind, name))
+}
+
+async fn key_id(draft: &mut Draft<'_>, path: &KeyPath) -> Result<Uuid, AdminError> {
+    draft.id_of(Kind::Key, path.as_str()).await?.ok_or_else(|| not_found(Kind::Key, path.as_str()))
+}
+
+/// For dry runs: nothing is made.
+fn imagined(key: Uuid, number: u32, custody: Custody) -> VersionRecord {
+    let id = ekm_core::blob::VersionId { key, number };
+    VersionRecord { id, custody, wrapped_material: None, check_blob: Vec::new() }
+}
+
+fn view_space(record: &SpaceRecord) -> Value {
+    to_json(&views::space(record.clone(), 0))
+}
+
+fn view_policy(record: &PolicyRecord) -> Value {
+    to_json(&views::policy(record.clone(), 0))
+}
+
+async fn view_key(draft: &mut Draft<'_>, record: &KeyRecord) -> Result<Value, AdminError> {
+    let space = draft.peek::<SpaceRecord>(Kind::Space, record.space).await?;
+    let policy = draft.peek::<PolicyRecord>(Kind::Policy, record.policy).await?;
+    let space = space.map_or_else(String::new, |space| space.path.to_string());
+    let policy = policy.map_or_else(String::new, |policy| policy.name);
+    Ok(to_json(&views::key(record.clone(), space, policy, 0)))
+}
+
+fn to_json(view: &impl serde::Serialize) -> Value {
+    serde_json::to_value(view).expect("a view has only text as map keys")
+}
+
+impl From<Impossible> for AdminError {
+    fn from(impossible: Impossible) -> Self {
+        Self::Impossible(impossible.to_string())
+    }
+}

@@ -1,0 +1,377 @@
+//! The service behind the admin API: reads here, changes in [`super::change`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ekm_core::KeyPath;
+use ekm_core::caller::Caller;
+use ekm_core::catalog::{
+    ApprovalRecord, ApprovalState, CatalogKey, KeyRecord, Kind, PolicyRecord, SealedRow, Settings, SpaceRecord,
+};
+use ekm_core::justification::Justification;
+use ekm_core::policy::{self, Policy, Verb};
+use ekm_storage::{CatalogStore, SnapshotFile, StorageError};
+use serde::de::DeserializeOwned;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::actor::Actor;
+use super::api::{
+    ApprovalView, CatalogView, ChangeView, Command, ExplainRequest, FrontendView, KeyView, LintWarning, Page,
+    PolicyView, SpaceView,
+};
+use super::error::AdminError;
+use super::query::{KeyQuery, PageQuery};
+use super::views;
+use crate::catalog::{CatalogError, Gate};
+use crate::router::DataPlane;
+
+/// How long a frontend counts as alive after its last word.
+const ALIVE: time::Duration = time::Duration::seconds(30);
+/// How long an approved export can be fetched.
+const EXPORT_TTL: time::Duration = time::Duration::HOUR;
+
+/// The service behind the admin API.
+pub struct Admin {
+    pub(super) store: Arc<CatalogStore>,
+    pub(super) plane: Arc<DataPlane>,
+    pub(super) gate: Arc<Gate>,
+}
+
+impl Admin {
+    /// Beside the data plane of the same process.
+    pub fn new(store: Arc<CatalogStore>, plane: Arc<DataPlane>, gate: Arc<Gate>) -> Self {
+        Self { store, plane, gate }
+    }
+
+    /// The key of the catalog, if it is open.
+    pub(super) fn catalog_key(&self) -> Result<&Arc<CatalogKey>, AdminError> {
+        let locked = || {
+            let problem = self.gate.problem().unwrap_or_else(|| "it is being opened".into());
+            AdminError::Catalog(CatalogError::Locked(problem))
+        };
+        self.gate.key().ok_or_else(locked)
+    }
+
+    fn open<T: DeserializeOwned>(&self, row: &SealedRow) -> Result<T, AdminError> {
+        let refused =
+            |problem| StorageError::Row { table: "records", row: format!("{} {}", row.kind, row.id), problem };
+        Ok(self.catalog_key()?.open_row(row).map_err(refused)?)
+    }
+
+    async fn record<T: DeserializeOwned>(&self, kind: Kind, id: Uuid) -> Result<Option<(T, u64)>, AdminError> {
+        let Some(row) = self.store.row(kind.name(), id).await? else { return Ok(None) };
+        Ok(Some((self.open(&row)?, row.revision)))
+    }
+
+    async fn named<T: DeserializeOwned>(&self, kind: Kind, name: &str) -> Result<(T, u64), AdminError> {
+        let missing = || not_found(kind, name);
+        let id = self.store.id_of(kind.name(), name).await?.ok_or_else(missing)?;
+        self.record(kind, id).await?.ok_or_else(missing)
+    }
+
+    /// A key by one of its paths.
+    pub async fn key(&self, path: &KeyPath) -> Result<KeyView, AdminError> {
+        let (record, revision) = self.named::<KeyRecord>(Kind::Key, path.as_str()).await?;
+        self.key_view(record, revision, &mut HashMap::new()).await
+    }
+
+    /// Adds the names of what a key refers to.
+    pub(super) async fn key_view(
+        &self,
+        record: KeyRecord,
+        revision: u64,
+        names: &mut HashMap<Uuid, String>,
+    ) -> Result<KeyView, AdminError> {
+        if !names.contains_key(&record.space) {
+            let space = self.record::<SpaceRecord>(Kind::Space, record.space).await?;
+            names.insert(record.space, space.map_or_else(String::new, |(space, _)| space.path.to_string()));
+        }
+        if !names.contains_key(&record.policy) {
+            let policy = self.record::<PolicyRecord>(Kind::Policy, record.policy).await?;
+            names.insert(record.policy, policy.map_or_else(String::new, |(policy, _)| policy.name));
+        }
+        let (space, policy) = (names[&record.space].clone(), names[&record.policy].clone());
+        Ok(views::key(record, space, policy, revision))
+    }
+
+    /// Keys in the order of their paths; one with several paths stands where its first one does.
+    pub async fn keys(&self, query: KeyQuery) -> Result<Page<KeyView>, AdminError> {
+        let prefix = query.prefix.unwrap_or_default();
+        let (mut items, mut names) = (Vec::new(), HashMap::new());
+        let mut after = query.page_token.unwrap_or_default();
+        if after.is_empty() && !prefix.is_empty() {
+            // Names after the prefix leave out one that equals it.
+            if let Some(id) = self.store.id_of(Kind::Key.name(), &prefix).await? {
+                self.add_if_wanted(&prefix, id, &query.space, query.state, &query.label, &mut names, &mut items)
+                    .await?;
+            }
+            after.clone_from(&prefix);
+        }
+        loop {
+            let page = self.store.names(Kind::Key.name(), &after, query.page_size).await?;
+            let full = page.len() as u64 == query.page_size;
+            for (path, id) in page {
+                if !path.starts_with(&prefix) {
+                    return Ok(Page { items, next_page_token: None });
+                }
+                self.add_if_wanted(&path, id, &query.space, query.state, &query.label, &mut names, &mut items).await?;
+                after = path;
+                if items.len() as u64 >= query.page_size {
+                    return Ok(Page { items, next_page_token: Some(after) });
+                }
+            }
+            if !full {
+                return Ok(Page { items, next_page_token: None });
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the three filters, and where what fits them goes")]
+    async fn add_if_wanted(
+        &self,
+        path: &str,
+        id: Uuid,
+        space: &Option<KeyPath>,
+        state: Option<ekm_core::catalog::KeyState>,
+        label: &Option<(String, String)>,
+        names: &mut HashMap<Uuid, String>,
+        items: &mut Vec<KeyView>,
+    ) -> Result<(), AdminError> {
+        let Some((record, revision)) = self.record::<KeyRecord>(Kind::Key, id).await? else { return Ok(()) };
+        let first = record.paths.first().is_some_and(|first| first.as_str() == path);
+        let labelled = label.as_ref().is_none_or(|(name, value)| record.labels.get(name) == Some(value));
+        if !first || !labelled || state.is_some_and(|state| record.state != state) {
+            return Ok(());
+        }
+        let view = self.key_view(record, revision, names).await?;
+        if space.as_ref().is_none_or(|space| view.space == space.as_str()) {
+            items.push(view);
+        }
+        Ok(())
+    }
+
+    /// A crypto space by its path.
+    pub async fn space(&self, path: &KeyPath) -> Result<SpaceView, AdminError> {
+        let (record, revision) = self.named(Kind::Space, path.as_str()).await?;
+        Ok(views::space(record, revision))
+    }
+
+    /// Crypto spaces.
+    pub async fn spaces(&self, query: PageQuery) -> Result<Page<SpaceView>, AdminError> {
+        self.page(Kind::Space, &query.page_token, query.page_size, |record, revision| {
+            Ok(Some(views::space(record, revision)))
+        })
+        .await
+    }
+
+    /// A policy by its name.
+    pub async fn policy(&self, name: &str) -> Result<PolicyView, AdminError> {
+        let (record, revision) = self.named(Kind::Policy, name).await?;
+        Ok(views::policy(record, revision))
+    }
+
+    /// Policies.
+    pub async fn policies(&self, query: PageQuery) -> Result<Page<PolicyView>, AdminError> {
+        self.page(Kind::Policy, &query.page_token, query.page_size, |record, revision| {
+            Ok(Some(views::policy(record, revision)))
+        })
+        .await
+    }
+
+    /// An approval.
+    pub async fn approval(&self, id: Uuid) -> Result<ApprovalView, AdminError> {
+        let found = self.record::<ApprovalRecord>(Kind::Approval, id).await?;
+        views::approval(found.ok_or_else(|| not_found(Kind::Approval, &id.to_string()))?.0)
+    }
+
+    /// Approvals.
+    pub async fn approvals(
+        &self,
+        state: Option<ApprovalState>,
+        query: PageQuery,
+    ) -> Result<Page<ApprovalView>, AdminError> {
+        self.page(Kind::Approval, &query.page_token, query.page_size, |record: ApprovalRecord, _| {
+            let wanted = state.is_none_or(|state| record.state == state);
+            wanted.then(|| views::approval(record)).transpose()
+        })
+        .await
+    }
+
+    /// A page of the rows of a kind that `view` wants, in the order of their ids.
+    async fn page<R: DeserializeOwned, V>(
+        &self,
+        kind: Kind,
+        token: &Option<String>,
+        size: u64,
+        view: impl Fn(R, u64) -> Result<Option<V>, AdminError>,
+    ) -> Result<Page<V>, AdminError> {
+        let parse =
+            |token: &String| token.parse::<Uuid>().map_err(|_| AdminError::invalid("page_token", "it is none of ours"));
+        let mut after = token.as_ref().map(parse).transpose()?;
+        let mut items = Vec::new();
+        loop {
+            let rows = self.store.rows(kind.name(), after, size).await?;
+            let full = rows.len() as u64 == size;
+            for row in rows {
+                items.extend(view(self.open(&row)?, row.revision)?);
+                after = Some(row.id);
+                if items.len() as u64 >= size {
+                    return Ok(Page { items, next_page_token: Some(row.id.to_string()) });
+                }
+            }
+            if !full {
+                return Ok(Page { items, next_page_token: None });
+            }
+        }
+    }
+
+    /// The log of changes, newest first.
+    pub async fn changes(&self, before: Option<u64>, limit: u64) -> Result<Page<ChangeView>, AdminError> {
+        let before = before.unwrap_or(i64::MAX.cast_unsigned());
+        let sealed = self.store.changes_before(before, limit).await?;
+        let key = self.catalog_key()?;
+        let opened = sealed.iter().map(|sealed| {
+            let refused = |problem| StorageError::Row { table: "changes", row: sealed.revision.to_string(), problem };
+            Ok(views::change(key.open_change(sealed).map_err(refused)?))
+        });
+        let items = opened.collect::<Result<Vec<_>, AdminError>>()?;
+        let next_page_token = items.last().filter(|last| last.revision > 1).map(|last| last.revision.to_string());
+        Ok(Page { items, next_page_token })
+    }
+
+    /// Every frontend that was there within the last day.
+    pub async fn frontends(&self) -> Result<Page<FrontendView>, AdminError> {
+        let now = OffsetDateTime::now_utc();
+        let views = self.store.frontends().await?.into_iter().map(|frontend| FrontendView {
+            alive: now - frontend.seen_at < ALIVE,
+            name: frontend.name,
+            instance: frontend.instance,
+            version: frontend.version,
+            revision: frontend.revision,
+            seen_at: frontend.seen_at,
+        });
+        Ok(Page { items: views.collect(), next_page_token: None })
+    }
+
+    /// What holds for the whole catalog.
+    pub async fn catalog(&self) -> Result<CatalogView, AdminError> {
+        let key = self.catalog_key()?;
+        let sealed = self.store.newest_head().await?.ok_or(StorageError::Empty)?;
+        let head =
+            key.open_head(&sealed).map_err(|problem| CatalogError::from(ekm_core::catalog::Tampered::Head(problem)))?;
+        let schema = self.store.schema().await?;
+        let settings = self.record::<Settings>(Kind::Settings, Uuid::nil()).await?;
+        let (settings, settings_revision) = settings.unwrap_or_default();
+        Ok(CatalogView {
+            id: sealed.catalog,
+            location: self.store.location(),
+            revision: head.revision,
+            epoch: head.epoch,
+            schema_version: schema.version.unwrap_or_default(),
+            supported_schema_versions: format!("{} to {}", schema.supported_from, schema.supported_to),
+            rows: head.rows,
+            destroy_grace_days: settings.destroy_grace_days,
+            settings_revision,
+            refused_rows: self.plane.ekm.snapshot().refused().take(100).collect(),
+            unserved_keys: self.plane.unserved.list().iter().take(100).cloned().collect(),
+            frontends: self.frontends().await?.items,
+        })
+    }
+
+    /// What a policy says to a request, rule by rule.
+    pub async fn explain(&self, request: ExplainRequest) -> Result<serde_json::Value, AdminError> {
+        let document = match (&request.key, &request.policy_name, &request.policy) {
+            (Some(path), None, None) => {
+                let (key, _) = self.named::<KeyRecord>(Kind::Key, path.as_str()).await?;
+                let policy = self.record::<PolicyRecord>(Kind::Policy, key.policy).await?;
+                policy.ok_or(AdminError::Internal("a key's policy is missing"))?.0.document
+            }
+            (None, Some(name), None) => self.named::<PolicyRecord>(Kind::Policy, name).await?.0.document,
+            (None, None, Some(policy)) => policy.to_string(),
+            _ => return Err(AdminError::invalid("key", "name exactly one of key, policy_name and policy")),
+        };
+        let policy = Policy::parse(&document).map_err(|error| AdminError::invalid("policy", error.to_string()))?;
+        let verb = match request.verb.as_str() {
+            "wrap" => Verb::Wrap,
+            "unwrap" => Verb::Unwrap,
+            _ => return Err(AdminError::invalid("verb", "write wrap or unwrap")),
+        };
+        let justification = request.justification.as_deref().map_or(Justification::Missing, Justification::from_name);
+        let (email, issuer) = (request.caller.clone(), String::new());
+        let caller = Caller { email, email_verified: true, subject: String::new(), issuer };
+        let question = policy::Request {
+            caller: &caller,
+            verb,
+            justification: &justification,
+            resource: request.resource.as_deref(),
+            now: request.at.unwrap_or_else(OffsetDateTime::now_utc),
+        };
+        let explanation = policy::explain(&policy, &question);
+        Ok(serde_json::to_value(explanation).expect("an explanation has only text as map keys"))
+    }
+
+    /// What the linter says about a policy that is nowhere yet.
+    pub async fn lint(&self, policy: serde_json::Value) -> Result<Vec<LintWarning>, AdminError> {
+        let policy =
+            Policy::parse(&policy.to_string()).map_err(|error| AdminError::invalid("policy", error.to_string()))?;
+        let warnings = policy::lint(&policy, OffsetDateTime::now_utc()).into_iter().map(|warning| LintWarning {
+            code: warning.code.to_owned(),
+            rule: warning.rule as u64,
+            text: warning.text,
+        });
+        Ok(warnings.collect())
+    }
+
+    /// The whole catalog, sealed as it is, for the one who was allowed to fetch it.
+    pub async fn export(&self, actor: &Actor, approval: Uuid) -> Result<Vec<u8>, AdminError> {
+        let view = self.approval(approval).await?;
+        let now = OffsetDateTime::now_utc();
+        let fresh = view.decided_at.is_some_and(|at| now - at < EXPORT_TTL);
+        if view.command != (Command::CatalogExport {}) || view.state != ApprovalState::Approved || !fresh {
+            return Err(AdminError::ApprovalRefused(
+                "this is no export that was approved within the last hour; ask again".into(),
+            ));
+        }
+        if view.requested_by != actor.name {
+            return Err(AdminError::ApprovalRefused(format!(
+                "only {}, who asked for it, can fetch it",
+                view.requested_by
+            )));
+        }
+        let file = std::env::temp_dir().join(format!("ekm-export-{}.db", Uuid::new_v4()));
+        let note = serde_json::json!({"exported_at": now.to_string()});
+        let note = self.catalog_key()?.seal_note("export", &note).map_err(CatalogError::from)?;
+        let (store, target, runtime) = (Arc::clone(&self.store), file.clone(), tokio::runtime::Handle::current());
+        // A thread of its own: this copies the whole catalog.
+        let written = tokio::task::spawn_blocking(move || runtime.block_on(write_export(&store, &target, &note))).await;
+        let bytes = tokio::fs::read(&file).await;
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = tokio::fs::remove_file(format!("{}{suffix}", file.display())).await;
+        }
+        written.map_err(|_| AdminError::Internal("the export panicked"))??;
+        bytes.map_err(|error| {
+            tracing::error!(%error, "cannot read the export back");
+            AdminError::Internal("the export could not be written")
+        })
+    }
+}
+
+async fn write_export(store: &CatalogStore, file: &std::path::Path, note: &[u8]) -> Result<(), StorageError> {
+    let copy = SnapshotFile::open(file).await?;
+    let mut saving = copy.replace().await?;
+    let head = store.read_all(async |rows| saving.rows(&rows).await).await?;
+    saving.finish(&head, &store.catalog_keys().await?, note).await?;
+    copy.close().await
+}
+
+pub(super) fn not_found(kind: Kind, name: &str) -> AdminError {
+    let (what, list) = match kind {
+        Kind::Key => ("key", "ekm key list"),
+        Kind::Space => ("crypto space", "ekm space list"),
+        Kind::Policy => ("policy", "ekm policy list"),
+        Kind::Approval => ("approval", "ekm approval list"),
+        Kind::Settings => ("settings", "ekm catalog status"),
+    };
+    AdminError::NotFound(format!("there is no {what} {name}; '{list}' shows what there is"))
+}

@@ -1,0 +1,150 @@
+//! From records to what people read, and the difference between two of them.
+
+use ekm_core::catalog::ledger::Change;
+use ekm_core::catalog::{ApprovalRecord, KeyRecord, PolicyRecord, SpaceRecord};
+use ekm_core::policy::{self, Policy};
+use serde_json::{Map, Value};
+use time::OffsetDateTime;
+
+use super::api::{ApprovalView, ChangeView, FieldChange, KeyView, PolicyView, SpaceView, VersionView};
+use super::error::AdminError;
+
+pub(super) fn space(record: SpaceRecord, revision: u64) -> SpaceView {
+    let SpaceRecord { id, path, state, labels, description, created_at } = record;
+    SpaceView { path, id, state, labels, description, created_at, revision }
+}
+
+pub(super) fn policy(record: PolicyRecord, revision: u64) -> PolicyView {
+    PolicyView {
+        policy: serde_json::from_str(&record.document).unwrap_or(Value::Null),
+        warnings: warnings(&record.document),
+        name: record.name,
+        id: record.id,
+        description: record.description,
+        revision,
+    }
+}
+
+/// What the linter says about a policy.
+pub(super) fn warnings(document: &str) -> Vec<String> {
+    let Ok(policy) = Policy::parse(document) else { return Vec::new() };
+    let warnings = policy::lint(&policy, OffsetDateTime::now_utc());
+    warnings.into_iter().map(|warning| format!("{} [{}]", warning.text, warning.code)).collect()
+}
+
+/// A key; `space` and `policy` are the names of what it refers to.
+pub(super) fn key(record: KeyRecord, space: String, policy: String, revision: u64) -> KeyView {
+    let versions = record.versions.into_iter().map(|version| VersionView {
+        number: version.number,
+        state: version.state,
+        custody: version.custody,
+        created_at: version.created_at,
+        destroy_at: version.destroy_at,
+    });
+    KeyView {
+        paths: record.paths,
+        id: record.id,
+        space,
+        policy,
+        state: record.state,
+        destroy_at: record.destroy_at,
+        custody: record.custody,
+        primary_version: record.primary,
+        versions: versions.collect(),
+        rotation_days: record.rotation.as_ref().map(|rotation| rotation.every_days),
+        next_rotation_at: record.rotation.map(|rotation| rotation.next_at),
+        labels: record.labels,
+        description: record.description,
+        created_at: record.created_at,
+        revision,
+    }
+}
+
+pub(super) fn approval(record: ApprovalRecord) -> Result<ApprovalView, AdminError> {
+    let command = serde_json::from_value(record.command);
+    Ok(ApprovalView {
+        id: record.id,
+        state: record.state,
+        summary: record.summary,
+        command: command.map_err(|_| AdminError::Internal("an approval's command is not understood"))?,
+        payload_sha256: record.payload_sha256,
+        requested_by: record.requested_by,
+        reason: record.reason,
+        requested_at: record.requested_at,
+        expires_at: record.expires_at,
+        decided_by: record.decided_by,
+        decided_at: record.decided_at,
+    })
+}
+
+pub(super) fn change(change: Change) -> ChangeView {
+    ChangeView {
+        hash: format!("{:?}", change.hash()),
+        previous: format!("{:?}", change.previous),
+        revision: change.revision,
+        at: change.at,
+        actor: change.actor,
+        approved_by: change.approved_by,
+        reason: change.reason,
+        action: change.action,
+        target: change.target,
+        class: change.class.name().into(),
+        detail: change.detail,
+    }
+}
+
+/// What differs, field by field. What changes with every write is left out.
+pub(super) fn difference(before: &Value, after: &Value) -> Vec<FieldChange> {
+    let mut changes = Vec::new();
+    compare("", before, after, &mut changes);
+    changes.retain(|change| !matches!(change.field.as_str(), "revision" | "warnings"));
+    changes
+}
+
+fn compare(field: &str, before: &Value, after: &Value, changes: &mut Vec<FieldChange>) {
+    let inside = |name: &str| if field.is_empty() { name.to_owned() } else { format!("{field}.{name}") };
+    match (named(before), named(after)) {
+        // A policy is read as a whole.
+        (Some(before), Some(after)) if field != "policy" => {
+            let mut names: Vec<_> = before.keys().chain(after.keys()).collect();
+            names.sort();
+            names.dedup();
+            for name in names {
+                let (before, after) = (before.get(name), after.get(name));
+                compare(&inside(name), before.unwrap_or(&Value::Null), after.unwrap_or(&Value::Null), changes);
+            }
+        }
+        _ if before != after => {
+            changes.push(FieldChange { field: field.to_owned(), before: before.clone(), after: after.clone() });
+        }
+        _ => {}
+    }
+}
+
+/// An object's fields; a list of versions counts as fields by their numbers, and what is not there has none.
+fn named(value: &Value) -> Option<Map<String, Value>> {
+    match value {
+        Value::Object(fields) => Some(fields.clone()),
+        Value::Array(items) if items.iter().all(|item| item.get("number").is_some()) && !items.is_empty() => {
+            Some(items.iter().map(|item| (item["number"].to_string(), item.clone())).collect())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_difference_names_the_fields_and_counts_versions_by_their_numbers() {
+        let before = json!({"state": "enabled", "revision": 1, "labels": {"a": "1"}, "versions": [{"number": 1, "state": "enabled"}]});
+        let after = json!({"state": "disabled", "revision": 2, "labels": {"a": "1", "b": "2"},
+                           "versions": [{"number": 1, "state": "enabled"}, {"number": 2, "state": "pending"}]});
+        let fields: Vec<_> = difference(&before, &after).into_iter().map(|change| change.field).collect();
+        assert_eq!(fields, ["labels.b", "state", "versions.2"]);
+        assert_eq!(difference(&before, &before), []);
+    }
+}

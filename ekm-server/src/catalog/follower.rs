@@ -1,0 +1,371 @@
+//! Following the catalog: what is new is verified, published to the data plane, and kept on disk.
+//!
+//! On a thread of its own, since verifying a million rows takes seconds.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use ekm_core::catalog::{CatalogKey, Mirror, SealedHead, SealedRow, Tampered};
+use ekm_core::software::KeyFile;
+use ekm_storage::{CatalogStore, Listener, StorageError};
+use tokio::sync::{Notify, watch};
+
+use super::open::{CatalogError, unlock};
+use super::own_copy::{OwnCopy, load, same_catalog};
+use crate::config::CatalogConfig;
+use crate::router::DataPlane;
+
+/// Between two attempts to listen.
+const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+/// How long a follower of the database may lag behind a hint before the leader is asked.
+const LAG_PATIENCE: Duration = Duration::from_secs(1);
+/// How often the copy on disk is confirmed while nothing changes.
+const CONFIRM_INTERVAL: Duration = Duration::from_secs(600);
+
+/// What the follower and the rest of the process tell each other.
+#[derive(Default)]
+pub struct Gate {
+    key: OnceLock<Arc<CatalogKey>>,
+    changed: Notify,
+    problem: Mutex<Option<String>>,
+}
+
+impl Gate {
+    /// The catalog key, once the catalog is open.
+    pub fn key(&self) -> Option<&Arc<CatalogKey>> {
+        self.key.get()
+    }
+
+    /// Something was changed here: look at once.
+    pub fn nudge(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Why the catalog could not be followed the last time.
+    pub fn problem(&self) -> Option<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_problem(&self, problem: Option<String>) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+}
+
+/// Keeps the data plane's snapshot up to date.
+pub struct Follower {
+    store: Arc<CatalogStore>,
+    plane: Arc<DataPlane>,
+    gate: Arc<Gate>,
+    key_file: Option<KeyFile>,
+    copy: Option<OwnCopy>,
+    mirror: Option<Mirror>,
+    /// As it was read last.
+    head: Option<SealedHead>,
+    read_at: Instant,
+    /// How old the snapshot was at `read_at`.
+    age_then: Duration,
+    verified_at: Instant,
+    saved_at: Instant,
+    poll_interval: Duration,
+    stale_after: Duration,
+    verify_interval: Duration,
+}
+
+impl Follower {
+    /// Not started yet.
+    pub fn new(
+        config: &CatalogConfig,
+        store: Arc<CatalogStore>,
+        plane: Arc<DataPlane>,
+        gate: Arc<Gate>,
+        key_file: Option<KeyFile>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            copy: config.snapshot_file.as_deref().map(|file| OwnCopy::new(file, store.location())),
+            store,
+            plane,
+            gate,
+            key_file,
+            mirror: None,
+            head: None,
+            read_at: now,
+            age_then: Duration::MAX,
+            verified_at: now,
+            saved_at: now,
+            poll_interval: Duration::from_millis(config.poll_interval_ms.max(10)),
+            stale_after: Duration::from_secs(config.stale_after_s),
+            verify_interval: Duration::from_secs(config.verify_interval_s.max(1)),
+        }
+    }
+
+    /// The first snapshot: from the copy on disk, then what the database has since. Fails for what will not pass by itself; without
+    /// database or HSM the service starts all the same, serves what it can, and says what it cannot.
+    pub async fn start(&mut self) -> Result<(), CatalogError> {
+        if let Some(copy) = &mut self.copy {
+            match copy.load(self.plane.ekm.custodian(), self.key_file.as_ref()).await {
+                Ok(Some(loaded)) => {
+                    let revision = loaded.mirror.revision();
+                    tracing::info!(
+                        revision,
+                        age_s = loaded.age.map(|age| age.as_secs()),
+                        "started from the snapshot on disk"
+                    );
+                    self.age_then = loaded.age.unwrap_or(Duration::MAX);
+                    self.head = Some(loaded.head);
+                    self.publish(loaded.mirror);
+                }
+                Ok(None) => {}
+                Err(error) => tracing::error!(code = error.code(), %error, "the snapshot on disk cannot be opened yet"),
+            }
+        }
+        match self.catch_up().await {
+            Ok(()) => self.note_age(),
+            Err(error) if self.mirror.is_none() && is_lasting(&error) => return Err(error),
+            Err(error) => self.note_failure(&error),
+        }
+        Ok(())
+    }
+
+    /// Follows until `stop`. Blocks: it is a thread's whole life.
+    pub fn run(mut self, stop: watch::Receiver<bool>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        match runtime {
+            Ok(runtime) => runtime.block_on(self.follow(stop)),
+            Err(error) => tracing::error!(%error, "the catalog is not followed"),
+        }
+    }
+
+    async fn follow(&mut self, mut stop: watch::Receiver<bool>) {
+        // Connections belong to the runtime that made them.
+        self.store.look_again(false).await;
+        let (mut listener, mut listened_at, mut expected) = (None, None::<Instant>, None::<(u64, Instant)>);
+        loop {
+            if listener.is_none() && listened_at.is_none_or(|at| at.elapsed() > LISTEN_AGAIN) {
+                listened_at = Some(Instant::now());
+                listener = self.store.listen().await.unwrap_or_else(|error| {
+                    tracing::debug!(%error, "no notifications; polling goes on");
+                    None
+                });
+            }
+            let pause =
+                if expected.is_some() { self.poll_interval.min(Duration::from_millis(20)) } else { self.poll_interval };
+            let gate = Arc::clone(&self.gate);
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                () = tokio::time::sleep(pause) => {}
+                () = gate.changed.notified() => {}
+                hint = hint(&mut listener) => match hint {
+                    Ok(revision) => expected = Some((revision, Instant::now())),
+                    Err(error) => {
+                        tracing::debug!(%error, "notifications lost; polling goes on");
+                        listener = None;
+                        self.store.look_again(false).await;
+                    }
+                },
+            }
+            let caught_up = tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                caught_up = self.catch_up() => caught_up,
+            };
+            match caught_up {
+                Ok(()) => {
+                    self.gate.set_problem(None);
+                    self.plane.metrics.catalog_follow_failed.set(0);
+                }
+                Err(error) => self.note_failure(&error),
+            }
+            let revision = self.mirror.as_ref().map_or(0, Mirror::revision);
+            match expected {
+                Some((wanted, _)) if revision >= wanted => expected = None,
+                Some((_, since)) if since.elapsed() > LAG_PATIENCE => {
+                    self.store.look_again(true).await;
+                    expected = None;
+                }
+                _ => {}
+            }
+            self.note_age();
+        }
+    }
+
+    /// Takes over what is new.
+    pub async fn catch_up(&mut self) -> Result<(), CatalogError> {
+        let head = self.store.head().await?.ok_or(StorageError::Empty)?;
+        let Some(mirror) = &self.mirror else {
+            let key = self.unlock(&head).await?;
+            return self.load_all(&Mirror::new(key)).await;
+        };
+        if !same_catalog(mirror, &head) {
+            return Err(Tampered::Head("it is another catalog than the one that this frontend knows".into()).into());
+        }
+        if self.verified_at.elapsed() > self.verify_interval {
+            let before = self.mirror.take().expect("just seen");
+            let outcome = self.load_all(&before).await;
+            self.mirror.get_or_insert(before);
+            return outcome;
+        }
+        if self.head.as_ref() == Some(&head) {
+            self.read();
+            if self.saved_at.elapsed() > CONFIRM_INTERVAL {
+                self.save(head.revision, &head, &[]).await;
+            }
+            return Ok(());
+        }
+        let (revision, newer) = (mirror.revision(), self.store.read_since(mirror.revision()).await?);
+        let mut before = self.mirror.take().expect("just seen");
+        let applied = match &newer {
+            Some((head, rows)) => before.apply(head, rows, self.plane.ekm.custodian()),
+            None => Err(Tampered::Rows), // too many for a delta
+        };
+        match (applied, newer) {
+            (Ok(()), Some((head, rows))) => {
+                self.head = Some(head.clone());
+                self.publish(before);
+                self.read();
+                self.save(revision, &head, &rows).await;
+                Ok(())
+            }
+            (Err(Tampered::Rows), _) => {
+                let outcome = self.load_all(&before).await;
+                self.mirror.get_or_insert(before);
+                outcome
+            }
+            (Err(Tampered::Backwards { .. }), _) => {
+                self.mirror = Some(before);
+                self.maybe_backwards(revision).await
+            }
+            (Err(tampered), _) => {
+                self.mirror = Some(before);
+                Err(tampered.into())
+            }
+            (Ok(()), None) => unreachable!("without rows nothing was applied"),
+        }
+    }
+
+    async fn unlock(&self, head: &SealedHead) -> Result<Arc<CatalogKey>, CatalogError> {
+        let keys = self.store.catalog_keys().await?;
+        unlock(head.catalog, &keys, self.plane.ekm.custodian(), self.key_file.as_ref()).await
+    }
+
+    /// Reads the whole catalog. If it does not add up, takes over what the log vouches for.
+    async fn load_all(&mut self, before: &Mirror) -> Result<(), CatalogError> {
+        let custodian = self.plane.ekm.custodian();
+        let (head, mirror) = match load(&self.store, before, custodian).await {
+            Err(CatalogError::Tampered(Tampered::Rows)) => {
+                tracing::error!(
+                    code = "catalog_tampered",
+                    "the catalog's rows do not add up to what its head says; looking for the wrong ones in its log"
+                );
+                let mut rows = Vec::new();
+                let head = self
+                    .store
+                    .read_all(async |page| {
+                        rows.extend(page);
+                        Ok(())
+                    })
+                    .await?;
+                let log = self.whole_log().await?;
+                let mirror = before.salvage(&head, rows, log, custodian)?;
+                (head, mirror)
+            }
+            Err(CatalogError::Tampered(Tampered::Backwards { .. })) => {
+                return self.maybe_backwards(before.revision()).await;
+            }
+            loaded => loaded?,
+        };
+        let is_new = self.head.as_ref() != Some(&head);
+        self.head = Some(head.clone());
+        self.publish(mirror);
+        self.read();
+        self.verified_at = Instant::now();
+        if is_new {
+            self.save(u64::MAX, &head, &[]).await;
+        }
+        Ok(())
+    }
+
+    async fn whole_log(&self) -> Result<Vec<ekm_core::catalog::SealedChange>, StorageError> {
+        let mut log = Vec::new();
+        loop {
+            let page = self.store.changes(log.len() as u64, 1000).await?;
+            if page.is_empty() {
+                return Ok(log);
+            }
+            log.extend(page);
+        }
+    }
+
+    /// An earlier state: a follower of the database that lags, which is nothing; or the database was taken back.
+    async fn maybe_backwards(&self, known: u64) -> Result<(), CatalogError> {
+        let newest = self.store.newest_head().await?.ok_or(StorageError::Empty)?;
+        if newest.revision >= known {
+            self.store.look_again(true).await;
+            return Ok(());
+        }
+        Err(Tampered::Backwards { known, found: newest.revision }.into())
+    }
+
+    fn publish(&mut self, mirror: Mirror) {
+        let _ = self.gate.key.set(Arc::clone(mirror.key()));
+        self.plane.ekm.publish(mirror.snapshot().clone());
+        let snapshot = mirror.snapshot();
+        for problem in snapshot.refused() {
+            tracing::error!(code = "catalog_row", problem, "catalog row refused");
+        }
+        tracing::info!(revision = snapshot.revision(), paths = snapshot.path_count(), "catalog in use");
+        self.mirror = Some(mirror);
+    }
+
+    fn read(&mut self) {
+        (self.read_at, self.age_then) = (Instant::now(), Duration::ZERO);
+    }
+
+    async fn save(&mut self, before: u64, head: &SealedHead, rows: &[SealedRow]) {
+        if let (Some(copy), Some(mirror)) = (&mut self.copy, &self.mirror) {
+            copy.save(&self.store, mirror.key(), before, head, rows).await;
+            self.saved_at = Instant::now();
+            let revision = copy.revision().unwrap_or_default();
+            self.plane.metrics.snapshot_file_revision.set(revision.cast_signed());
+        }
+    }
+
+    fn note_age(&self) {
+        let age = self.age_then.saturating_add(self.read_at.elapsed());
+        self.plane.metrics.catalog_age.set(age.as_secs_f64());
+        self.plane.ekm.set_snapshot_age(age, self.stale_after);
+    }
+
+    fn note_failure(&self, error: &CatalogError) {
+        let text = format!("{error} [{}]", error.code());
+        // Once for each kind of trouble, not twice a second.
+        if self.gate.problem().as_ref() != Some(&text) {
+            tracing::error!(code = error.code(), %error, "catalog not followed; the snapshot in use stays");
+        }
+        self.gate.set_problem(Some(text));
+        self.plane.metrics.catalog_follow_failed.set(1);
+        self.note_age();
+    }
+}
+
+/// Never resolves without a listener.
+async fn hint(listener: &mut Option<Listener>) -> Result<u64, StorageError> {
+    match listener {
+        Some(listener) => listener.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What a start cannot wait for to pass.
+fn is_lasting(error: &CatalogError) -> bool {
+    match error {
+        CatalogError::Locked(_) => false,
+        CatalogError::Storage(error) => !matches!(
+            error,
+            StorageError::Unreachable(_)
+                | StorageError::NoLeader(_)
+                | StorageError::Timeout(_)
+                | StorageError::Database(_)
+        ),
+        _ => true,
+    }
+}

@@ -1,0 +1,12 @@
+//! The catalog as this process uses it: opened with the HSM or a key file, followed by the data plane, changed by operators.
+
+mod draft;
+mod follower;
+mod open;
+mod own_copy;
+mod upkeep;
+
+pub use draft::{Draft, Entry};
+pub use follower::{Follower, Gate};
+pub use open::{CatalogError, default_custody, initialise, key_file, open_store};
+pub use upkeep::Upkeep;

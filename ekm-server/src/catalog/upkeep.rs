@@ -1,0 +1,212 @@
+//! What happens to the catalog without anybody asking: a new version is promoted when every frontend knows it, keys are rotated, what is
+//! to be destroyed is destroyed, approvals expire.
+//!
+//! Every frontend does it; the head's lock orders them, and whoever comes second finds nothing left to do.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use ekm_core::UNKNOWN_VERSIONS_AFTER;
+use ekm_core::blob::VersionId;
+use ekm_core::catalog::ledger::Class;
+use ekm_core::catalog::{
+    ApprovalRecord, ApprovalState, CatalogKey, Custody, KeyRecord, KeyState, Kind, Outcome, VersionRecord, VersionState,
+};
+use ekm_storage::{CatalogStore, Frontend};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::draft::{Draft, Entry};
+use super::follower::Gate;
+use super::open::CatalogError;
+use crate::router::DataPlane;
+
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How often a frontend says that it is there while its revision stays the same.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+/// By how much this machine's clock may have left the database's, or its own monotonic one, before nothing is destroyed.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(300);
+
+/// The upkeep of the catalog by one frontend.
+pub struct Upkeep {
+    store: Arc<CatalogStore>,
+    plane: Arc<DataPlane>,
+    gate: Arc<Gate>,
+    started: (Instant, SystemTime),
+    reported: Option<(u64, Instant)>,
+    clock_was_sound: bool,
+}
+
+impl Upkeep {
+    /// Not running yet.
+    pub fn new(store: Arc<CatalogStore>, plane: Arc<DataPlane>, gate: Arc<Gate>) -> Self {
+        Self { store, plane, gate, started: (Instant::now(), SystemTime::now()), reported: None, clock_was_sound: true }
+    }
+
+    /// Until the process ends. While the database is away there is nothing to do.
+    pub async fn run(mut self) {
+        loop {
+            if let Err(error) = self.turn().await {
+                tracing::debug!(%error, "no upkeep of the catalog");
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+    }
+
+    async fn turn(&mut self) -> Result<(), CatalogError> {
+        let Some(key) = self.gate.key().map(Arc::clone) else { return Ok(()) };
+        self.report().await?;
+        let now = OffsetDateTime::now_utc();
+        let due = self.store.due(now).await?;
+        let clock_is_sound = due.is_empty() || self.clock_is_sound().await?;
+        for (kind, id) in due {
+            let done = match Kind::from_name(&kind) {
+                Some(Kind::Key) => self.look_at_key(&key, id, now, clock_is_sound).await,
+                Some(Kind::Approval) => self.expire(&key, id, now).await,
+                _ => Ok(()),
+            };
+            if let Err(error) = done {
+                tracing::error!(code = error.code(), %error, kind, %id, "upkeep failed; it is tried again");
+            }
+        }
+        Ok(())
+    }
+
+    async fn report(&mut self) -> Result<(), CatalogError> {
+        let revision = self.plane.ekm.snapshot().revision();
+        if self.reported.is_some_and(|(known, at)| known == revision && at.elapsed() < REPORT_INTERVAL) {
+            return Ok(());
+        }
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let (instance, version) = (self.plane.instance.clone(), env!("CARGO_PKG_VERSION").to_owned());
+        self.store.report(&Frontend { instance, name, version, revision, seen_at: OffsetDateTime::now_utc() }).await?;
+        self.reported = Some((revision, Instant::now()));
+        Ok(())
+    }
+
+    async fn look_at_key(
+        &self,
+        key: &CatalogKey,
+        id: Uuid,
+        now: OffsetDateTime,
+        clock_is_sound: bool,
+    ) -> Result<(), CatalogError> {
+        let mut draft = Draft::begin(self.store.write().await?, key, None, now)?;
+        let Some((mut record, revision)) = draft.read::<KeyRecord>(Kind::Key, id).await? else {
+            return Ok(draft.abandon().await?);
+        };
+        let pending = record.versions.iter().find(|version| version.state == VersionState::Pending);
+        if let Some(number) = pending.map(|version| version.number) {
+            draft.abandon().await?;
+            if !everybody_has(&self.store.frontends().await?, revision, now) {
+                return Ok(());
+            }
+            let mut draft = Draft::begin(self.store.write().await?, key, None, now)?;
+            if let Some((mut record, _)) = draft.read::<KeyRecord>(Kind::Key, id).await?
+                && record.promote(number) == Ok(Outcome::Changed)
+            {
+                draft.put_key(&record)?;
+                return self.commit(draft, "key-promote", &record, Class::Staged).await;
+            }
+            return Ok(draft.abandon().await?);
+        }
+        let gone = if clock_is_sound { record.destroy_what_is_due(draft.now()) } else { Vec::new() };
+        if !gone.is_empty() {
+            draft.put_key(&record)?;
+            self.commit(draft, "key-destroy-due", &record, Class::Staged).await?;
+            self.take_from_token(gone).await;
+            return Ok(());
+        }
+        let rotates = record.state == KeyState::Enabled
+            && record.rotation.as_ref().is_some_and(|rotation| rotation.next_at <= draft.now());
+        draft.abandon().await?;
+        if rotates { self.rotate(key, record, now).await } else { Ok(()) }
+    }
+
+    /// Material first, outside of any transaction, since an HSM may take its time; then the row, if nobody else was faster.
+    async fn rotate(&self, key: &CatalogKey, record: KeyRecord, now: OffsetDateTime) -> Result<(), CatalogError> {
+        let id = VersionId { key: record.id, number: record.next_version() };
+        let made = self.plane.ekm.custodian().generate(record.custody, id).await?;
+        let mut draft = Draft::begin(self.store.write().await?, key, None, now)?;
+        let now = draft.now();
+        if let Some((mut record, _)) = draft.read::<KeyRecord>(Kind::Key, record.id).await?
+            && record.rotation.as_ref().is_some_and(|rotation| rotation.next_at <= now)
+            && record.add_version(made.clone(), now) == Ok(Outcome::Changed)
+        {
+            draft.put_key(&record)?;
+            return self.commit(draft, "key-rotate", &record, Class::Staged).await;
+        }
+        draft.abandon().await?;
+        Ok(())
+    }
+
+    async fn expire(&self, key: &CatalogKey, id: Uuid, now: OffsetDateTime) -> Result<(), CatalogError> {
+        let mut draft = Draft::begin(self.store.write().await?, key, None, now)?;
+        if let Some((mut record, _)) = draft.read::<ApprovalRecord>(Kind::Approval, id).await?
+            && record.state == ApprovalState::Requested
+            && record.expires_at <= draft.now()
+        {
+            record.state = ApprovalState::Expired;
+            draft.put(Kind::Approval, id, &record)?;
+            draft.look_again(Kind::Approval, id, None);
+            draft.commit(Entry::by_ekm("approval-expire", &record.summary), None).await?;
+            return Ok(());
+        }
+        Ok(draft.abandon().await?)
+    }
+
+    async fn commit(
+        &self,
+        draft: Draft<'_>,
+        action: &str,
+        record: &KeyRecord,
+        class: Class,
+    ) -> Result<(), CatalogError> {
+        let entry = Entry { class, ..Entry::by_ekm(action, &record.name()) };
+        let revision = draft.commit(entry, None).await?;
+        tracing::info!(action, key = record.name(), revision, "upkeep of the catalog");
+        self.gate.nudge();
+        Ok(())
+    }
+
+    /// After the catalog says that it is destroyed: an object that stays on the token by mistake can be removed later, one that is gone
+    /// by mistake cannot be brought back.
+    async fn take_from_token(&self, gone: Vec<VersionRecord>) {
+        for version in gone.into_iter().filter(|version| version.custody == Custody::Hsm) {
+            if let Err(error) = self.plane.ekm.custodian().destroy(version.id).await {
+                tracing::error!(%error, key = %version.id, "a destroyed key's object stays on the token; remove it by hand");
+            }
+        }
+    }
+
+    /// Whether the time can be trusted with destroying something: this machine's clock has gone as its monotonic one since the start,
+    /// and the database's clock agrees.
+    async fn clock_is_sound(&mut self) -> Result<bool, CatalogError> {
+        let (instant, system) = self.started;
+        let ours = SystemTime::now();
+        let jumped = ours.duration_since(system).map_or(Duration::MAX, |went| went.abs_diff(instant.elapsed()));
+        let apart = self
+            .store
+            .clock()
+            .await?
+            .map_or(Duration::ZERO, |theirs| (OffsetDateTime::now_utc() - theirs).unsigned_abs());
+        let sound = jumped < CLOCK_TOLERANCE && apart < CLOCK_TOLERANCE;
+        if !sound && std::mem::replace(&mut self.clock_was_sound, sound) {
+            tracing::error!(
+                code = "clock",
+                jumped_s = jumped.as_secs(),
+                apart_s = apart.as_secs(),
+                "this machine's clock has jumped or is not the database's; nothing is destroyed until it is right and ekm restarted"
+            );
+        }
+        Ok(sound)
+    }
+}
+
+/// Whether every frontend holds a revision. One that has not been heard of for twice [`UNKNOWN_VERSIONS_AFTER`] does not count: if it still
+/// runs, it has stopped calling versions unknown by itself.
+fn everybody_has(frontends: &[Frontend], revision: u64, now: OffsetDateTime) -> bool {
+    frontends.iter().all(|frontend| {
+        frontend.revision >= revision || (now - frontend.seen_at).unsigned_abs() > 2 * UNKNOWN_VERSIONS_AFTER
+    })
+}

@@ -1,0 +1,189 @@
+//! The data plane's load: what one frontend wraps the other unwraps, at a steady rate, and every byte is compared.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use ekm_tests::{Connection, Ekm, base64};
+use serde_json::{Value, json};
+
+/// A token is good for an hour.
+const TOKEN_AGE: Duration = Duration::from_secs(600);
+
+/// Pairs of a wrap and an unwrap that one thread does per second.
+const PAIRS_PER_THREAD: u32 = 25;
+
+/// Threads that wrap and unwrap until it is dropped.
+pub struct Load {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    ended: AtomicBool,
+    wraps: AtomicU64,
+    unwraps: AtomicU64,
+    failed: AtomicU64,
+    slowest_us: AtomicU64,
+    first_error: Mutex<Option<String>>,
+}
+
+/// What was done up to a moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Done {
+    /// Wraps that were answered.
+    pub wraps: u64,
+    /// Unwraps that gave the same bytes.
+    pub unwraps: u64,
+    /// Wraps and unwraps that failed, or gave other bytes.
+    pub failed: u64,
+}
+
+impl Load {
+    /// This many pairs of a wrap and an unwrap per second; half of them begin at either frontend.
+    pub fn start(frontends: [&Ekm; 2], pairs_per_s: u32) -> Self {
+        let shared = Arc::new(Shared::default());
+        let count = pairs_per_s.div_ceil(PAIRS_PER_THREAD).max(1);
+        let pause = Duration::from_secs(1) * count / pairs_per_s.max(1);
+        let threads = (0..count).map(|number| {
+            let mut clients = frontends.map(Client::of);
+            if number % 2 == 1 {
+                clients.reverse();
+            }
+            let (shared, begin) = (Arc::clone(&shared), pause * number / count);
+            thread::spawn(move || {
+                thread::sleep(begin); // not all at once
+                shared.work(&mut clients, u64::from(number) << 48, pause);
+            })
+        });
+        let threads = threads.collect();
+        Self { shared, threads }
+    }
+
+    /// What was done so far.
+    pub fn done(&self) -> Done {
+        let Shared { wraps, unwraps, failed, .. } = &*self.shared;
+        let [wraps, unwraps, failed] = [wraps, unwraps, failed].map(|count| count.load(Ordering::Relaxed));
+        Done { wraps, unwraps, failed }
+    }
+
+    /// The slowest request since this was last asked, in milliseconds.
+    pub fn take_slowest_ms(&self) -> u64 {
+        self.shared.slowest_us.swap(0, Ordering::Relaxed) / 1000
+    }
+
+    /// The first failure since this was last asked.
+    pub fn take_error(&self) -> Option<String> {
+        self.shared.first_error.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn work(&self, clients: &mut [Client; 2], first: u64, pause: Duration) {
+        let mut due = Instant::now();
+        for number in first.. {
+            if self.ended.load(Ordering::Relaxed) {
+                return;
+            }
+            if let Err(error) = self.pair(clients, number) {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                self.first_error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
+            due += pause;
+            let now = Instant::now();
+            if due > now {
+                thread::sleep(due - now);
+            } else {
+                due = now; // no burst after a pause
+            }
+        }
+    }
+
+    fn pair(&self, clients: &mut [Client; 2], number: u64) -> Result<(), String> {
+        let (plaintext, aad) = (base64([number.to_be_bytes(); 4].as_flattened()), base64(number.to_le_bytes()));
+        let body = json!({"plaintext": plaintext, "additionalAuthenticatedData": aad});
+        let wrapped = self.timed(|| clients[0].post("wrap", &body))?;
+        self.wraps.fetch_add(1, Ordering::Relaxed);
+        let body = json!({"wrappedBlob": wrapped["wrappedBlob"], "additionalAuthenticatedData": aad});
+        let unwrapped = self.timed(|| clients[1].post("unwrap", &body))?;
+        if unwrapped["plaintext"] != plaintext {
+            return Err("an unwrap gave other bytes than were wrapped".into());
+        }
+        self.unwraps.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn timed<T>(&self, action: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        let result = action();
+        let took_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.slowest_us.fetch_max(took_us, Ordering::Relaxed);
+        result
+    }
+}
+
+/// One keep-alive connection to a frontend, made anew when the server has closed it.
+struct Client {
+    address: std::net::SocketAddr,
+    ca_file: PathBuf,
+    issuer: ekm_tests::Issuer,
+    token: (Instant, String),
+    connection: Option<Connection>,
+}
+
+impl Client {
+    fn of(ekm: &Ekm) -> Self {
+        let issuer = ekm.issuer();
+        let token = (Instant::now(), issuer.token());
+        Self { address: ekm.address(), ca_file: ekm.ready.ca_file.clone(), issuer, token, connection: None }
+    }
+
+    fn post(&mut self, verb: &str, body: &Value) -> Result<Value, String> {
+        if self.token.0.elapsed() > TOKEN_AGE {
+            self.token = (Instant::now(), self.issuer.token());
+        }
+        let (body, token) = (body.to_string(), &self.token.1);
+        let request = format!(
+            "POST /v0/keys/demo:{verb} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        // A server may close a connection that is idle; a client then tries again on a new one, once.
+        if let Some(mut connection) = self.connection.take()
+            && connection.send(request.as_bytes()).is_ok()
+            && let Ok(answer) = connection.read_answer()
+        {
+            return self.keep(verb, connection, &answer);
+        }
+        let attempt = Connection::open(self.address, &self.ca_file).and_then(|mut connection| {
+            connection.send(request.as_bytes())?;
+            let answer = connection.read_answer()?;
+            Ok((connection, answer))
+        });
+        let (connection, answer) = attempt.map_err(|error| format!("{verb}: {error}"))?;
+        self.keep(verb, connection, &answer)
+    }
+
+    fn keep(&mut self, verb: &str, connection: Connection, answer: &ekm_tests::Answer) -> Result<Value, String> {
+        if answer.header("connection") != Some("close") {
+            self.connection = Some(connection);
+        }
+        if answer.status == 200 {
+            Ok(answer.json())
+        } else {
+            Err(format!("{verb}: {} {}", answer.status, answer.text()))
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What a drill found, for people and for programs.
+
+use serde::Serialize;
+
+use crate::history::Violation;
+
+/// The result of one drill.
+#[derive(Debug, Default, Serialize)]
+pub struct Row {
+    /// What was done.
+    pub drill: &'static str,
+    /// How long it took, until the cluster was whole again.
+    pub took_s: f64,
+    /// The longest time in which no write was acknowledged.
+    pub write_gap_s: f64,
+    /// What it may be.
+    pub write_gap_limit_s: Option<f64>,
+    /// Time from the start of a frontend to its first wrap, without a database.
+    pub cold_start_s: Option<f64>,
+    /// Writes that were acknowledged.
+    pub writes: usize,
+    /// Wraps done meanwhile.
+    pub wraps: u64,
+    /// Unwraps done meanwhile.
+    pub unwraps: u64,
+    /// Of these, failed.
+    pub failed: u64,
+    /// The slowest of them.
+    pub slowest_ms: u64,
+    /// Acknowledged writes that were lost.
+    pub lost: usize,
+    /// The catalog's revision in each frontend, at the end.
+    pub revisions: Vec<u64>,
+    /// Everything that is wrong with the history of writes.
+    pub violations: Vec<Violation>,
+    /// Why it failed; empty if it passed.
+    pub faults: Vec<String>,
+}
+
+/// A frontend started without a database serves within this time.
+const COLD_START_LIMIT_S: f64 = 5.0;
+
+impl Row {
+    /// Adds everything that kept no limit to the faults.
+    pub fn judge(&mut self, load_error: Option<String>) {
+        let mut fault = |wrong: bool, text: String| {
+            if wrong {
+                self.faults.push(text);
+            }
+        };
+        if let Some(limit) = self.write_gap_limit_s {
+            fault(
+                self.write_gap_s > limit,
+                format!("no write was acknowledged for {:.2} s, more than {limit} s", self.write_gap_s),
+            );
+        }
+        if let Some(took) = self.cold_start_s {
+            fault(
+                took > COLD_START_LIMIT_S,
+                format!("a cold start took {took:.2} s, more than {COLD_START_LIMIT_S} s"),
+            );
+        }
+        let error = load_error.unwrap_or_default();
+        fault(self.failed > 0, format!("{} wraps and unwraps failed, the first one: {error}", self.failed));
+        fault(self.wraps == 0 || self.unwraps == 0, "nothing was wrapped and unwrapped".into());
+        fault(self.writes == 0, "nothing was written".into());
+        for violation in self.violations.iter().take(10) {
+            fault(true, violation.to_string());
+        }
+        let more = self.violations.len().saturating_sub(10);
+        fault(more > 0, format!("{more} more faults of this kind"));
+    }
+
+    /// Whether every limit was kept.
+    pub fn passed(&self) -> bool {
+        self.faults.is_empty()
+    }
+
+    /// As a line of the table.
+    pub fn line(&self) -> String {
+        let limit = self.write_gap_limit_s.map_or_else(|| "-".into(), |limit| format!("{limit:.0}"));
+        let cold_start = self.cold_start_s.map_or_else(|| "-".into(), |seconds| format!("{seconds:.2}"));
+        let revisions: Vec<_> = self.revisions.iter().map(u64::to_string).collect();
+        let mut text = format!(
+            "{:<16}{:>8.1}{:>10.2}{:>7}{:>8}{:>9}{:>9}{:>8}{:>12}{:>6}{:>12}{:>12}  {}",
+            self.drill,
+            self.took_s,
+            self.write_gap_s,
+            limit,
+            self.writes,
+            self.wraps,
+            self.unwraps,
+            self.failed,
+            self.slowest_ms,
+            self.lost,
+            cold_start,
+            revisions.join(" "),
+            if self.passed() { "PASS" } else { "FAIL" }
+        );
+        for fault in &self.faults {
+            text += &format!("\n    {fault}");
+        }
+        text
+    }
+}
+
+/// The table's head.
+pub fn head() -> String {
+    format!(
+        "{:<16}{:>8}{:>10}{:>7}{:>8}{:>9}{:>9}{:>8}{:>12}{:>6}{:>12}{:>12}",
+        "drill",
+        "took s",
+        "gap s",
+        "limit",
+        "writes",
+        "wraps",
+        "unwraps",
+        "failed",
+        "slowest ms",
+        "lost",
+        "cold s",
+        "revisions"
+    )
+}
