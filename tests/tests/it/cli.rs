@@ -321,7 +321,7 @@ fn the_catalog_tells_its_state_and_its_log_is_one_chain() {
     let id = export["approval"]["id"].as_str().unwrap();
     let copy = ekm.directory.path().join("copy");
     let fetch = ["catalog", "export", "--approval", id, "--output-file", text(&copy)];
-    run(&ekm, &fetch).fails("admin_", "");
+    run(&ekm, &fetch).fails("admin_approval_refused", "no export that was approved");
     run_as_second(&ekm, &["approval", "approve", id, "--yes"]).ends(0);
     run(&ekm, &fetch).ends(0);
     assert!(fs::metadata(&copy).unwrap().len() > 0);
