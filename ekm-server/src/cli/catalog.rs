@@ -197,7 +197,7 @@ async fn log(session: &Session, limit: Option<u64>, verify: bool) -> Result<Exit
     };
     print_list(session.output, &entries, ["REVISION", "AT", "BY", "ACTION", "TARGET", "REASON"], row, "no changes yet");
     if verify {
-        eprintln!("{} entries are one chain; every frontend checks the hashes themselves when it loads", entries.len());
+        eprintln!("{} entries are one chain", entries.len());
     }
     Ok(Exit::Done)
 }

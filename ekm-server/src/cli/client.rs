@@ -26,7 +26,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(20);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
-const PAGE_SIZE: u64 = 500;
+const PAGE_SIZE: usize = 500;
 
 /// Where the server is, and who we are.
 #[derive(Args)]
@@ -113,7 +113,7 @@ impl Client {
         limit: Option<usize>,
     ) -> Result<Vec<T>, CliError> {
         let limit = limit.unwrap_or(usize::MAX);
-        let page_size = PAGE_SIZE.min(u64::try_from(limit).unwrap_or(PAGE_SIZE)).to_string();
+        let page_size = limit.clamp(1, PAGE_SIZE).to_string();
         let (mut items, mut token) = (Vec::new(), None::<String>);
         loop {
             let mut query = [query, &[("page_size", page_size.as_str())]].concat();
@@ -373,4 +373,4 @@ fn dev_socket() -> Result<PathBuf, CliError> {
 
 #[cfg(test)]
 #[path = "client_tests.rs"]
-mod tests;
+pub(super) mod tests;

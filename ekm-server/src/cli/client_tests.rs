@@ -10,13 +10,13 @@ use super::*;
 use crate::admin::api::{ChangeOutcome, Command};
 
 /// A server on a Unix socket that gives these answers, one after the other, and remembers what it was asked.
-struct Server {
+pub(in crate::cli) struct Server {
     directory: tempfile::TempDir,
     asked: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 impl Server {
-    fn start(answers: Vec<(u16, Value)>) -> Self {
+    pub(in crate::cli) fn start(answers: Vec<(u16, Value)>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = tokio::net::UnixListener::bind(directory.path().join("admin.sock")).unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -44,13 +44,13 @@ impl Server {
         Self { directory, asked }
     }
 
-    fn client(&self) -> Client {
+    pub(in crate::cli) fn client(&self) -> Client {
         let mut client = client(&format!("unix:{}", self.directory.path().join("admin.sock").display())).unwrap();
         client.patience = Duration::from_secs(2);
         client
     }
 
-    fn asked(&self) -> Vec<(String, String)> {
+    pub(in crate::cli) fn asked(&self) -> Vec<(String, String)> {
         self.asked.lock().unwrap().clone()
     }
 }
@@ -218,4 +218,25 @@ fn a_wrong_connection_is_told_before_anything_is_sent() {
     assert!(with(Some(&file), None).contains("there is no certificate in it"));
     assert!(with(None, Some(&file)).contains("there is no ID token in it"));
     assert!(with(None, Some(Path::new("/does/not/exist"))).contains("cannot read /does/not/exist"));
+}
+
+#[tokio::test]
+async fn a_lost_update_says_who_was_first_and_that_nothing_was_done() {
+    let entry = json!({
+        "revision": 9, "at": "2026-11-22T10:00:00Z", "actor": "ann", "reason": "", "action": "key-update", "target": "v0/keys/a",
+        "class": "staged", "detail": {}, "hash": "", "previous": "",
+    });
+    let server = Server::start(vec![
+        (412, json!({"code": "admin_revision_differs", "message": "it has changed"})),
+        (200, json!({"items": [entry]})),
+    ]);
+    let session = crate::cli::change::Session { client: server.client(), output: Output::Text };
+    let error = session.request("", false, request().command, Some(8)).await.unwrap_err();
+    assert_eq!(error.heading(), "admin_revision_differs");
+    assert_eq!(
+        error.to_string(),
+        "v0/keys/a has changed since revision 8, and nothing was done; meanwhile ann has made the change key-update at \
+         2026-11-22T10:00:00Z (revision 9); look at it again, then repeat the command"
+    );
+    assert!(server.asked()[0].1.contains(r#""if_revision":8"#));
 }

@@ -14,6 +14,9 @@ use time::format_description::well_known::Rfc3339;
 use crate::admin::api::FieldChange;
 use crate::process::Output;
 
+/// In columns of the terminal.
+const NARROW: u16 = 80;
+
 /// Rows under headings.
 pub(super) struct Rows<const COLUMNS: usize> {
     headings: [&'static str; COLUMNS],
@@ -37,6 +40,10 @@ impl<const COLUMNS: usize> Rows<COLUMNS> {
             table.load_style(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
             table.set_header(self.headings.map(|heading| Cell::new(heading).add_attribute(Attribute::Bold)));
             table.add_rows(self.rows.clone());
+            // Too narrow to wrap cells legibly: the terminal wraps the lines.
+            if table.width().is_none_or(|width| width < NARROW) {
+                table.set_content_arrangement(ContentArrangement::Disabled);
+            }
             return table.to_string();
         }
         let width = |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -79,10 +86,28 @@ pub(super) fn fields(fields: &[(&str, String)]) -> String {
 /// What changes, a line for each field: `  state: enabled → disabled`.
 pub(super) fn diff(changes: &[FieldChange]) -> String {
     changes.iter().fold(String::new(), |mut text, change| {
-        let (before, after) = (value(&change.before), value(&change.after));
-        let _ = write!(text, "\n  {}: {before} → {after}", escape(&change.field));
+        match &change.after {
+            Value::Object(new) if change.field.is_empty() && change.before.is_null() => text += &made(new),
+            _ => {
+                let (before, after) = (value(&change.before), value(&change.after));
+                let _ = write!(text, "\n  {}: {before} → {after}", escape(&change.field));
+            }
+        }
         text
     })
+}
+
+/// Something new: its fields, without the empty ones and those that nobody chose.
+fn made(fields: &serde_json::Map<String, Value>) -> String {
+    const NOT_CHOSEN: [&str; 6] = ["created_at", "id", "primary_version", "revision", "versions", "warnings"];
+    let empty = |value: &Value| match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    };
+    let shown = fields.iter().filter(|(name, value)| !NOT_CHOSEN.contains(&name.as_str()) && !empty(value));
+    shown.map(|(name, new)| format!("\n  {}: {}", escape(name), value(new))).collect()
 }
 
 fn value(value: &Value) -> String {
@@ -203,6 +228,13 @@ mod tests {
             change("description", json!(""), json!("x")),
         ]);
         assert_eq!(text, "\n  state: enabled → disabled\n  rotation_days: none → 90\n  description: \"\" → x");
+    }
+
+    #[test]
+    fn something_new_is_told_by_the_fields_that_were_chosen() {
+        let after = json!({"id": "7", "paths": ["v0/keys/a"], "description": "", "labels": {}, "state": "enabled"});
+        let text = diff(&[FieldChange { field: String::new(), before: Value::Null, after }]);
+        assert_eq!(text, "\n  paths: [\"v0/keys/a\"]\n  state: enabled");
     }
 
     #[test]

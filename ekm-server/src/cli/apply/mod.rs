@@ -53,6 +53,10 @@ pub(super) struct ApplyArgs {
     export: bool,
 }
 
+/// What the service makes for itself is no operator's business.
+const HEALTH_SPACE: &str = "v0/cryptospaces/ekm-health";
+const HEALTH_POLICY: &str = "ekm-health";
+
 /// What the catalog holds.
 #[derive(Clone, Debug, Default)]
 struct There {
@@ -63,11 +67,14 @@ struct There {
 
 impl There {
     async fn read(client: &Client) -> Result<Self, CliError> {
-        Ok(Self {
+        let mut there = Self {
             spaces: client.list("v1/spaces", &[], None).await?,
             policies: client.list("v1/policies", &[], None).await?,
             keys: client.list("v1/keys", &[], None).await?,
-        })
+        };
+        there.spaces.retain(|space| space.path.as_str() != HEALTH_SPACE);
+        there.policies.retain(|policy| policy.name != HEALTH_POLICY);
+        Ok(there)
     }
 
     fn policy(&self, name: &str) -> Option<&PolicyView> {

@@ -286,7 +286,8 @@ fn change(field: &str, before: Value, after: Value) -> FieldChange {
 fn metadata(before: (&BTreeMap<String, String>, &str), after: (&BTreeMap<String, String>, &str)) -> Vec<FieldChange> {
     let mut changes = Vec::new();
     compare("labels", &json!(before.0), &json!(after.0), &mut changes);
-    compare("description", &json!(before.1), &json!(after.1), &mut changes);
+    let text = |text: &str| if text.is_empty() { Value::Null } else { json!(text) };
+    compare("description", &text(before.1), &text(after.1), &mut changes);
     changes
 }
 

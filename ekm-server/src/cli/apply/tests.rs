@@ -12,6 +12,8 @@ use uuid::Uuid;
 use super::file::{KeysFile, WantedChoice, WantedKey, WantedPolicy, WantedSpace, WantedState};
 use super::*;
 use crate::admin::api::{Command, PolicyChoice};
+use crate::cli::client::tests::Server;
+use clap::Parser;
 
 fn path(text: &str) -> KeyPath {
     KeyPath::parse(text).unwrap()
@@ -264,6 +266,52 @@ fn a_plan_as_json_has_the_commands_of_the_api() {
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["not_done"][0]["command"]["type"], "space-create");
     assert_eq!(json["outcome"], "would-change");
+}
+
+/// Carries a plan out against a server that gives these answers; what was sent, and how it ended.
+async fn sent(plan: &Plan, answers: Vec<(u16, Value)>) -> (Vec<Value>, Result<Exit, String>) {
+    let server = Server::start(answers);
+    let args = Probe::parse_from(["apply", "-f", "keys.yaml", "--yes", "--no-wait"]).args;
+    let session = Session { client: server.client(), output: Output::Json };
+    let ended = carry_out(&session, plan, &args).await.map_err(|error| error.heading());
+    (server.asked().iter().map(|(_, body)| serde_json::from_str(body).unwrap()).collect(), ended)
+}
+
+#[derive(clap::Parser)]
+struct Probe {
+    #[command(flatten)]
+    args: ApplyArgs,
+}
+
+fn done(outcome: &str, revision: u64) -> (u16, Value) {
+    (200, json!({"outcome": outcome, "revision": revision, "target": "", "changes": [], "warnings": []}))
+}
+
+#[tokio::test]
+async fn every_change_names_the_revision_that_the_one_before_it_has_left() {
+    let there = applied(&sample(), &There::default()).unwrap();
+    let mut file = sample();
+    file.keys[0].rotation_days = Some(0);
+    file.keys[0].state = Some(WantedState::Disabled);
+    file.keys[0].labels = Some(BTreeMap::new());
+    file.keys[1].description = Some("other".into());
+    let plan = plan(&file, &there).unwrap();
+    let seen = |name: &str| there.keys.iter().find(|key| key.paths[0] == path(name)).unwrap().revision;
+    let answers = vec![done("done", 201), done("unchanged", 207), done("done", 208), done("done", 209)];
+    let (sent, ended) = sent(&plan, answers).await;
+    assert_eq!(ended, Ok(Exit::Done));
+    let revisions: Vec<_> = sent.iter().map(|request| request["if_revision"].as_u64().unwrap()).collect();
+    assert_eq!(revisions, [seen("v0/keys/orders"), 201, 201, seen("v0/keys/archive")]);
+}
+
+#[tokio::test]
+async fn nothing_is_sent_after_a_failure_or_after_what_waits_for_a_second_person() {
+    let plan = plan(&sample(), &There::default()).unwrap();
+    let refused = (409, json!({"code": "admin_taken", "message": "taken"}));
+    let (requests, ended) = sent(&plan, vec![done("done", 1), refused]).await;
+    assert_eq!((requests.len(), ended), (2, Err("admin_taken".into())));
+    let (requests, ended) = sent(&plan, vec![done("done", 1), done("needs-approval", 2)]).await;
+    assert_eq!((requests.len(), ended), (2, Ok(Exit::NeedsApproval)));
 }
 
 fn labels() -> impl Strategy<Value = Option<BTreeMap<String, String>>> {
