@@ -12,6 +12,7 @@ mod bad_tls;
 mod bad_token;
 mod config;
 mod docs;
+mod drill;
 mod golden;
 mod hsm;
 mod keys;
