@@ -3,10 +3,10 @@
 # A rustup that setup.sh has just installed is not on the PATH of this shell yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help run test lint audit bench release
+.PHONY: help run test lint audit bench drill-catalog release
 
 help: ## List what there is
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
 run: ## Build and run everything embedded: prints commands to paste
 	@sh scripts/setup.sh run
@@ -30,6 +30,11 @@ bench: ## CPU time per request, in a release build
 	@sh scripts/setup.sh test
 	cargo build --locked --release --bin ekm --bin ekm-bench
 	target/release/ekm-bench
+
+drill-catalog: ## Break the catalog's databases under load, and see what it costs (as root, 35 minutes)
+	@sh scripts/setup.sh test
+	cargo build --locked --bin ekm --bin drill-catalog
+	target/debug/drill-catalog
 
 release: ## The optimised binary: target/release/ekm
 	@sh scripts/setup.sh run

@@ -24,8 +24,8 @@ if [ "$1" = test ]; then
     command -v ip >/dev/null 2>&1 || need_file /usr/sbin/ip iproute2
 fi
 
-# The tests start daemons of their own: the packages' are neither started nor enabled, and no database cluster is made.
-# What is changed for that while apt runs is changed back, and what was there before is left alone.
+# The tests start daemons of their own: those of the packages are not started, nor, where systemd is, at the next boot; and no
+# database cluster is made. What is changed for that while apt runs is changed back; what was installed before is left alone.
 policy=/usr/sbin/policy-rc.d
 cluster_settings=/etc/postgresql-common/createcluster.d/zz-ekm-setup.conf
 without_daemons() {

@@ -120,8 +120,7 @@ impl Patroni {
         let begun = Instant::now();
         loop {
             if let Some(leader) = self.leader()
-                && let Some((200, text)) = get(&self.nodes[leader].address, 8008, "/cluster")
-                && let Ok(cluster) = serde_json::from_str(&text)
+                && let Some(cluster) = self.cluster(leader)
                 && follow(&cluster) >= count
             {
                 return leader;
@@ -151,18 +150,28 @@ impl Patroni {
         ip(&format!("link set {} up", self.nodes[node].name));
     }
 
-    /// Asks for an orderly change of the leader, and returns when Patroni says that it was made.
+    /// Asks for an orderly change of the leader to the synchronous follower, and returns when Patroni says that it was made.
+    /// Writes wait until a node follows the new leader; in Patroni 3.0 both others first sleep for two seconds.
     ///
     /// # Errors
     /// Patroni's answer, if it made none.
     pub fn switchover(&self) -> Result<(), String> {
         let leader = self.wait_for_leader();
-        let body = json!({"leader": self.nodes[leader].name}).to_string();
+        let cluster = self.cluster(leader).ok_or("the leader does not say who follows")?;
+        let member = members(&cluster).iter().find(|member| member["role"] == "sync_standby");
+        let candidate = member.ok_or("no node follows synchronously")?;
+        let body = json!({"leader": self.nodes[leader].name, "candidate": candidate["name"]}).to_string();
         let request = format!("POST /switchover HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         match ask(&self.nodes[leader].address, 8008, &request, Duration::from_secs(60)) {
             Some((200, _)) => Ok(()),
             answer => Err(format!("no switchover: {answer:?}")),
         }
+    }
+
+    /// What a node knows of the cluster.
+    fn cluster(&self, node: usize) -> Option<Value> {
+        let (status, text) = get(&self.nodes[node].address, 8008, "/cluster")?;
+        if status == 200 { serde_json::from_str(&text).ok() } else { None }
     }
 
     /// Freezes all members of etcd: what they are asked gets no answer.
@@ -328,9 +337,13 @@ fn patroni_settings(name: &str, address: &str, directory: &Path, ca_file: &Path)
     })
 }
 
+fn members(cluster: &Value) -> &[Value] {
+    cluster["members"].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
 /// How many nodes follow the leader, if one of them does so synchronously; else 0.
 fn follow(cluster: &Value) -> usize {
-    let members = cluster["members"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let members = members(cluster);
     let leader = members.iter().find(|member| member["role"] == "leader");
     let followers = members.iter().filter(|member| {
         let running = member["state"] == "running" || member["state"] == "streaming";

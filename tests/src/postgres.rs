@@ -112,6 +112,12 @@ fn run(command: &mut Command) -> Result<String, String> {
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
+/// Has `psql` run these statements, each in a transaction of its own, and print columns separated by `|`.
+fn statements<'a>(psql: &'a mut Command, sql: &str) -> &'a mut Command {
+    psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]);
+    psql.args(sql.split_inclusive(';').flat_map(|statement| ["-c", statement]))
+}
+
 impl Cluster {
     /// A cluster for a test that stops, kills or floods it.
     pub fn start_own() -> Self {
@@ -234,12 +240,12 @@ impl Cluster {
         Database { hosts: vec![format!("127.0.0.1:{}", self.port)], ..database.clone() }
     }
 
-    /// Runs SQL as the superuser, and returns what it printed, columns separated by `|`.
+    /// Runs SQL as the superuser, each statement in a transaction of its own, and returns what it printed, columns separated by `|`.
     pub fn psql(&self, database: &str, sql: &str) -> String {
         let mut psql = command(programs().join("psql"), self.guardian.directory());
-        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", database, "-c", sql]);
-        psql.arg("-h").arg(self.guardian.directory().join("sockets")).arg("-p").arg(self.port.to_string());
-        run(&mut psql).unwrap_or_else(|error| panic!("{sql}: {error}"))
+        psql.args(["-U", "postgres", "-d", database, "-h"]);
+        psql.arg(self.guardian.directory().join("sockets")).arg("-p").arg(self.port.to_string());
+        run(statements(&mut psql, sql)).unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
     /// Stops it in an orderly way, closing its connections.
@@ -347,11 +353,8 @@ impl Database {
     /// Runs SQL, each statement in a transaction of its own, and returns what it printed, columns separated by `|`; or the error.
     pub fn try_psql(&self, sql: &str) -> Result<String, String> {
         let mut psql = Command::new(programs().join("psql"));
-        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]).env("PGCONNECT_TIMEOUT", "10");
-        for statement in sql.split_inclusive(';') {
-            psql.arg("-c").arg(statement);
-        }
-        run(psql.arg(self.url()).stdin(Stdio::null()))
+        psql.arg("-d").arg(self.url()).env("PGCONNECT_TIMEOUT", "10").stdin(Stdio::null());
+        run(statements(&mut psql, sql))
     }
 
     /// The same for SQL that must work.

@@ -15,6 +15,7 @@ mod bad_token;
 mod cli;
 mod config;
 mod docs;
+mod drill;
 mod golden;
 mod hsm;
 mod keys;

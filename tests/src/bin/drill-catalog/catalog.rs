@@ -1,4 +1,5 @@
-//! The catalog as the drill uses it: how it is written, and how its log is read afterwards.
+//! The catalog as the drill uses it: how it is written, and how its log is read afterwards. As yet it has tables of the drill's own,
+//! with a head row for the revision, as the catalog has.
 
 use std::process::{Command, Stdio};
 use std::thread::sleep;

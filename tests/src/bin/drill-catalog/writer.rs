@@ -103,7 +103,7 @@ impl Shared {
                 Outcome::Acknowledged { .. } => thread::sleep(PAUSE),
                 Outcome::Refused | Outcome::Unknown => {
                     host = (host + 1) % database.hosts.len();
-                    thread::sleep(PAUSE / 4);
+                    thread::sleep(PAUSE / 2);
                 }
             }
         }
