@@ -1,10 +1,10 @@
 //! Every command in the documentation is run: each `sh` block of the README and of docs/, in order, in a shell of its own.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ekm_tests::{Ekm, ekm_binary};
+use ekm_tests::{Ekm, ekm_binary, run_ekm};
 
 /// The blocks of one language, with the line that each begins on.
 fn blocks<'a>(text: &'a str, language: &str) -> Vec<(usize, String)> {
@@ -37,7 +37,7 @@ fn every_command_in_the_documentation_works() {
     let path = format!("{}:{}", binary.parent().unwrap().display(), std::env::var("PATH").unwrap());
     let (port, ops_port) = (ekm.address().port().to_string(), ekm.ready.ops_url.rsplit(':').next().unwrap().to_owned());
     let mut count = 0;
-    for file in ["README.md", "docs/operations.md", "docs/policies.md", "docs/keys-as-code.md"] {
+    for file in ["README.md", "docs/operations.md", "docs/policies.md", "docs/catalog.md", "docs/keys-as-code.md"] {
         for (line, block) in blocks(&fs::read_to_string(repository.join(file)).unwrap(), "sh") {
             let script = block.replace("8443", &port).replace("9443", &ops_port);
             let script = script.replace("target/debug/ekm", &binary.display().to_string());
@@ -47,7 +47,7 @@ fn every_command_in_the_documentation_works() {
                 .current_dir(data)
                 .env("HOME", home.path())
                 .env("PATH", &path);
-            let output = shell.env_remove("XDG_DATA_HOME").output().unwrap();
+            let output = shell.env_remove("XDG_DATA_HOME").env_remove("EKM_ADMIN").output().unwrap();
             let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
             assert!(output.status.success(), "{file}:{line}\n{script}\n{stdout}\n{stderr}");
             if script.contains(":wrap") {
@@ -57,6 +57,23 @@ fn every_command_in_the_documentation_works() {
         }
     }
     assert!(count >= 8, "only {count} blocks were found");
+}
+
+#[test]
+fn the_documented_postgresql_configuration_fits_into_the_sample() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let sample = fs::read_to_string(repository.join("deploy/config/small.toml")).unwrap();
+    let (before, rest) = sample.split_once("[catalog]\n").unwrap();
+    let (_, after) = rest.split_once("\n\n").unwrap();
+    let document = fs::read_to_string(repository.join("docs/catalog.md")).unwrap();
+    let catalog = blocks(&document, "toml").remove(0).1;
+    assert!(catalog.starts_with("[catalog]\n"), "{catalog}");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("ekm.toml");
+    fs::write(&file, format!("{before}{catalog}\n\n{after}")).unwrap();
+    let output = run_ekm(&["check-config", "--print-effective", file.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("db3.example.com:5432"));
 }
 
 #[test]
@@ -95,6 +112,7 @@ fn links_between_the_documents_lead_somewhere() {
         "docs/errors.md",
         "docs/bad-input.md",
         "docs/policies.md",
+        "docs/catalog.md",
         "docs/keys-as-code.md",
     ] {
         let path = repository.join(file);
@@ -113,6 +131,13 @@ fn links_between_the_documents_lead_somewhere() {
     }
 }
 
+/// Every Rust file below a directory.
+fn sources(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let files = entries.flat_map(|entry| if entry.is_dir() { sources(&entry) } else { vec![entry] });
+    files.filter(|file| file.extension().is_some_and(|extension| extension == "rs")).collect()
+}
+
 #[test]
 fn the_error_reference_explains_every_code_and_no_others() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -122,14 +147,28 @@ fn the_error_reference_explains_every_code_and_no_others() {
         "ekm-core/src/hsm/token.rs",
         "storage/src/lib.rs",
         "ekm-server/src/start_error.rs",
+        "ekm-server/src/catalog/open.rs",
         "ekm-server/src/admin/error.rs",
         "ekm-server/src/cli/error.rs",
     ] {
         let source = fs::read_to_string(repository.join(file)).unwrap();
-        let (_, body) = source.split_once("pub fn code(&self) -> &'static str {").expect("errors have codes");
-        let (body, _) = body.split_once("\n    }").unwrap();
-        codes.extend(body.split('"').skip(1).step_by(2).map(str::to_owned));
+        let functions = source.split("fn code(").skip(1);
+        let functions: Vec<_> = functions.filter(|text| text.contains("self) -> &'static str {\n        match")).collect();
+        assert!(!functions.is_empty(), "{file} has no errors with codes");
+        for function in functions {
+            let (body, _) = function.split_once("\n    }").unwrap();
+            codes.extend(body.split('"').skip(1).step_by(2).map(str::to_owned));
+        }
     }
+    // What is only ever logged: `tracing::error!(code = "clock", …)`.
+    for directory in ["ekm-core/src", "ekm-server/src", "storage/src"] {
+        for source in sources(&repository.join(directory)) {
+            let source = fs::read_to_string(source).unwrap();
+            let logged = source.split("code = \"").skip(1).filter_map(|rest| rest.split('"').next());
+            codes.extend(logged.map(str::to_owned));
+        }
+    }
+    assert!(codes.contains("clock"), "{codes:?}");
     let reference = fs::read_to_string(repository.join("docs/errors.md")).unwrap();
     let headings = reference.lines().filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`'));
     assert!(codes.len() > 40, "{codes:?}");
