@@ -197,6 +197,9 @@ impl Follower {
 
     /// Takes over what is new.
     pub async fn catch_up(&mut self) -> Result<(), CatalogError> {
+        if self.head.is_none() {
+            self.store.schema().await?.check()?;
+        }
         let head = self.store.head().await?.ok_or(StorageError::Empty)?;
         let Some(mirror) = &self.mirror else {
             let key = self.unlock(&head).await?;
