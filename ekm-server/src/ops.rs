@@ -52,7 +52,8 @@ async fn readyz(State(ops): State<Ops>, uri: Uri) -> Response {
     let draining = ops.health.is_draining();
     let _ = writeln!(text, "{} draining: {}", mark(!draining), if draining { "yes" } else { "no" });
     let (revision, age) = (snapshot.revision(), ops.plane.metrics.catalog_age.get());
-    let _ = writeln!(text, "{} catalog: revision {revision}, read {age:.0} s ago", note(age < 60.0));
+    let read = if snapshot.revision() == 0 { "not read yet".to_owned() } else { format!("read {age:.0} s ago") };
+    let _ = writeln!(text, "{} catalog: revision {revision}, {read}", note(age < 60.0));
     if let Some(problem) = ops.gate.problem() {
         let _ = writeln!(text, "[!] catalog not followed: {problem}");
     }

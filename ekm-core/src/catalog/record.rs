@@ -125,7 +125,7 @@ pub struct Rotation {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// From the request to destroy until material is gone.
+    /// From the approval of a destruction until material is gone.
     pub destroy_grace_days: u32,
 }
 

@@ -213,8 +213,9 @@ pub(super) async fn apply(
                 version.map_or_else(|| format!("{path}, all versions"), |number| format!("{path} version {number}"));
             let days = settings.destroy_grace_days.max(Settings::MIN_GRACE_DAYS);
             effect.danger = Some(format!("destroy {what}, {days} days after the approval"));
+            let lost = version.map_or("what only this key can unwrap", |_| "what this version has wrapped");
             effect.warnings.push(format!(
-                "what only this key can unwrap is lost {days} days after the approval; until then it still unwraps, and 'ekm key undelete' takes it back"
+                "{lost} is lost {days} days after the approval; until then it still unwraps, and 'ekm key undelete' takes it back"
             ));
             Ok(effect)
         }

@@ -59,7 +59,7 @@ enum CatalogCommand {
     Frontends,
     /// Show what holds for the whole catalog, or change it; a change needs a second person
     Settings {
-        /// From the request to destroy until material is gone, in days
+        /// From the approval of a destruction until material is gone, in days
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(7..))]
         destroy_grace_days: Option<u32>,
         #[command(flatten)]

@@ -152,8 +152,7 @@ fn the_error_reference_explains_every_code_and_no_others() {
         "ekm-server/src/cli/error.rs",
     ] {
         let source = fs::read_to_string(repository.join(file)).unwrap();
-        let functions = source.split("fn code(").skip(1);
-        let functions: Vec<_> = functions.filter(|text| text.contains("self) -> &'static str {\n        match")).collect();
+        let functions: Vec<_> = source.split("fn code(").skip(1).collect();
         assert!(!functions.is_empty(), "{file} has no errors with codes");
         for function in functions {
             let (body, _) = function.split_once("\n    }").unwrap();
@@ -165,7 +164,8 @@ fn the_error_reference_explains_every_code_and_no_others() {
         for source in sources(&repository.join(directory)) {
             let source = fs::read_to_string(source).unwrap();
             let logged = source.split("code = \"").skip(1).filter_map(|rest| rest.split('"').next());
-            codes.extend(logged.map(str::to_owned));
+            let word = |code: &&str| code.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+            codes.extend(logged.filter(word).map(str::to_owned));
         }
     }
     assert!(codes.contains("clock"), "{codes:?}");
