@@ -155,7 +155,8 @@ impl Ekm {
 
     /// A new TLS connection, HTTP/1.1.
     pub fn connect(&self) -> Connection {
-        Connection::open(self.address(), &self.ready.ca_file).expect("TLS")
+        let opened = Connection::open(self.address(), &self.ready.ca_file);
+        opened.unwrap_or_else(|error| panic!("no connection: {error}\n{}", self.log()))
     }
 
     /// One request on a connection of its own, with a good token and JSON.

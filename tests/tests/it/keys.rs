@@ -18,9 +18,11 @@ fn rule() -> Value {
     json!({"callers": [CALLER], "verbs": ["wrap", "unwrap"]})
 }
 
+/// Behind the back of the service, waiting while it writes.
 fn sqlite(directory: &Directory, statement: &str) {
     let file = directory.path().join("catalog.db");
-    let status = std::process::Command::new("sqlite3").arg(file).arg(statement).status();
+    let status =
+        std::process::Command::new("sqlite3").args(["-cmd", ".timeout 60000"]).arg(file).arg(statement).status();
     assert!(status.expect("sqlite3: apt-get install sqlite3").success());
 }
 
