@@ -197,7 +197,8 @@ impl Ekm {
     /// Makes a key in the demo key's crypto space, with one rule as its policy, and waits until it is served.
     pub fn create_key(&self, path: &str, rule: &serde_json::Value) {
         self.change(&serde_json::json!({
-            "type": "key-create", "path": path, "space": self.ready.crypto_space_path, "policy": {"own": {"rules": [rule]}},
+            "type": "key-create", "path": path, "space": self.ready.crypto_space_path,
+            "policy": {"own": {"rules": [rule]}},
         }));
     }
 

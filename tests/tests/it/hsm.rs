@@ -221,8 +221,8 @@ fn with_a_key_file_the_catalog_opens_without_the_hsm_and_exactly_the_keys_in_it_
     let ekm = Ekm::serve(&directory, |config| config);
     for custody in ["software", "hsm-wrapped"] {
         ekm.change(&json!({
-            "type": "key-create", "path": format!("v0/keys/{custody}"), "space": "v0/cryptospaces/demo", "custody": custody,
-            "policy": {"own": {"rules": [rule()]}},
+            "type": "key-create", "path": format!("v0/keys/{custody}"), "space": "v0/cryptospaces/demo",
+            "custody": custody, "policy": {"own": {"rules": [rule()]}},
         }));
     }
     drop(ekm);

@@ -1,4 +1,4 @@
-//! Keys as a running service has them: by their paths, by their policies, from a catalog that was spoilt or cannot be read.
+//! Keys as a running service has them: by path, by policy, and from a catalog that was spoilt or cannot be read.
 
 use std::fs;
 
