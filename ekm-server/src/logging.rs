@@ -9,6 +9,8 @@ use crate::config::{Log, LogFormat};
 /// Starts the log. Once per process.
 pub fn start(log: &Log) -> Result<(), String> {
     let filter = EnvFilter::try_new(&log.filter).map_err(|error| format!("log.filter '{}': {error}", log.filter))?;
+    // PostgreSQL's notices, such as that a table is there already.
+    let filter = filter.add_directive("sqlx::postgres::notice=warn".parse().expect("a directive"));
     let json = match log.format {
         LogFormat::Auto => !std::io::stderr().is_terminal(),
         LogFormat::Text => false,

@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::response::IntoResponse;
+use ekm_core::custody::GenerateError;
 use ekm_storage::StorageError;
 use http::{HeaderValue, Response, StatusCode, header};
 
@@ -122,6 +123,15 @@ impl AdminError {
             Self::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Impossible(_) | Self::Taken(_) | Self::ApprovalRefused(_) => StatusCode::CONFLICT,
             Self::Catalog(CatalogError::Storage(StorageError::Taken(_))) => StatusCode::CONFLICT,
+            // What does not pass by itself must not look as if it did: clients try a 503 again.
+            Self::Catalog(CatalogError::Generate(GenerateError::NotConfigured(_) | GenerateError::NoRootKey)) => {
+                StatusCode::CONFLICT
+            }
+            Self::Catalog(
+                CatalogError::WrongKey(_)
+                | CatalogError::Tampered(_)
+                | CatalogError::Storage(StorageError::Row { .. } | StorageError::Schema(_) | StorageError::Empty),
+            ) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::RevisionDiffers { .. } => StatusCode::PRECONDITION_FAILED,
             Self::RevisionRequired => StatusCode::PRECONDITION_REQUIRED,
             Self::IssuerUnavailable | Self::Catalog(_) | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,

@@ -45,7 +45,7 @@ impl Modify for EveryPath {
                     ("400", "The request is wrong; the message says where"),
                     ("401", "Nobody has logged in"),
                     ("403", "Not one of the people, or without the role"),
-                    ("500", "A bug"),
+                    ("500", "The catalog is not to be believed, or a bug"),
                     ("503", "The catalog, or the token's issuer, cannot be reached, or too much is going on"),
                 ];
                 if reads_a_body {

@@ -60,7 +60,7 @@ enum CatalogCommand {
     /// Show what holds for the whole catalog, or change it; a change needs a second person
     Settings {
         /// From the approval of a destruction until material is gone, in days
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(7..))]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(7..=3650))]
         destroy_grace_days: Option<u32>,
         #[command(flatten)]
         change: ChangeArgs,
@@ -248,9 +248,11 @@ fn sha256(bytes: &[u8]) -> String {
 
 async fn export(session: &Session, args: ExportArgs) -> Result<Exit, CliError> {
     let (Some(approval), Some(file)) = (args.approval, args.output_file) else {
-        let exit = session.change(&args.change, Command::CatalogExport {}, None).await?;
-        if session.output == Output::Text && exit == Exit::NeedsApproval {
-            print("then: ekm catalog export --approval ID --output-file FILE");
+        let change = &args.change;
+        let result = session.request(&change.reason, change.dry_run, Command::CatalogExport {}, None).await?;
+        let exit = session.report(&result, !change.no_wait).await?;
+        if let (Output::Text, Some(approval)) = (session.output, &result.approval) {
+            print(&format!("then: ekm catalog export --approval {} --output-file FILE", approval.id));
         }
         return Ok(exit);
     };

@@ -30,7 +30,7 @@ pub(super) struct ChangeArgs {
     pub(super) dry_run: bool,
     /// Do not wait until the frontends have the change
     #[arg(long)]
-    no_wait: bool,
+    pub(super) no_wait: bool,
 }
 
 /// A command's connection, and how it answers.

@@ -66,7 +66,7 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(args: &ServerArgs) -> Result<Self, CliError> {
-        let place = match &args.server {
+        let place = match args.server.as_ref().filter(|place| !place.is_empty()) {
             Some(server) => server.clone(),
             None => format!("unix:{}", dev_socket()?.display()),
         };
