@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgSslMode};
-use sqlx::{ConnectOptions, Connection as _};
+use sqlx::{ConnectOptions as _, Connection as _};
 
 use crate::connection::{Connection, Value, bounded};
 use crate::{CatalogStore, Engine, StorageError, statements};
@@ -120,11 +120,15 @@ async fn connect(options: PgConnectOptions) -> Result<(Connection, bool), Storag
 pub struct Listener(PgListener);
 
 impl CatalogStore {
-    /// Listens on the leader; followers refuse it. `None` for SQLite, which has nothing like it.
+    /// Listens on the leader; followers refuse it. `None` for SQLite, which has nothing like it, and through a pooler: there it is the
+    /// server's connection that would listen, and whoever gets it next would be told in the middle of something else.
     pub async fn listen(&self) -> Result<Option<Listener>, StorageError> {
         let Engine::Postgres(options) = &self.engine else { return Ok(None) };
         // Which of the hosts leads is found out by asking; the listener then needs a connection of its own.
-        let leader = bounded(2 * CONNECT_TIMEOUT, options.leader()).await?;
+        let (leader, asked) = bounded(2 * CONNECT_TIMEOUT, options.leader()).await?;
+        if bounded(CONNECT_TIMEOUT, is_pooled(&leader, asked)).await? {
+            return Ok(None);
+        }
         let listening = async {
             let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(leader);
             let mut listener = PgListener::connect_with(&pool).await?;
@@ -139,21 +143,35 @@ impl CatalogStore {
 }
 
 impl PostgresOptions {
-    async fn leader(&self) -> Result<PgConnectOptions, StorageError> {
+    async fn leader(&self) -> Result<(PgConnectOptions, Connection), StorageError> {
         let mut refusals = Vec::new();
         for (host, port) in &self.hosts {
             let options = self.options(host, *port);
             match bounded(CONNECT_TIMEOUT, connect(options.clone())).await {
-                Ok((Connection::Postgres(connection), false)) => {
-                    let _ = connection.close().await;
-                    return Ok(options);
-                }
+                Ok((connection, false)) => return Ok((options, connection)),
                 Ok(_) => refusals.push(format!("{host}:{port}: only follows")),
                 Err(error) => refusals.push(format!("{host}:{port}: {error}")),
             }
         }
         Err(StorageError::NoLeader(refusals.join("; ")))
     }
+}
+
+/// Whether two connections are ever served by one process of the server. A pooler gives the one that was used last, so a few attempts
+/// are enough unless it is busy.
+async fn is_pooled(options: &PgConnectOptions, mut one: Connection) -> Result<bool, StorageError> {
+    let mut other = Connection::Postgres(options.connect().await?);
+    let mut pooled = false;
+    for _ in 0..5 {
+        let [first, second] = [one.row(&statements::BACKEND, &[]).await?, other.row(&statements::BACKEND, &[]).await?];
+        pooled |= first == second;
+    }
+    for connection in [one, other] {
+        if let Connection::Postgres(connection) = connection {
+            let _ = connection.close().await;
+        }
+    }
+    Ok(pooled)
 }
 
 impl Listener {
