@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgSslMode};
+use sqlx::{ConnectOptions as _, Connection as _};
 
 use crate::connection::{Connection, Value, bounded};
 use crate::{CatalogStore, Engine, StorageError, statements};
@@ -129,12 +129,15 @@ async fn connect(options: PgConnectOptions) -> Result<(Connection, bool), Storag
 pub struct Listener(PgListener);
 
 impl CatalogStore {
-    /// Listens on the leader; followers refuse it. `None` for SQLite, which has nothing like it.
+    /// Listens on the leader; followers refuse it. `None` for SQLite, which has nothing like it, and through a pooler: there it is the
+    /// server's connection that would listen, and whoever gets it next would be told in the middle of something else.
     pub async fn listen(&self) -> Result<Option<Listener>, StorageError> {
         let Engine::Postgres(options) = &self.engine else { return Ok(None) };
         // Which of the hosts leads is found out by asking; the listener then needs a connection of its own.
-        let (found, leader) = options.find(false, false).await?;
-        drop(found);
+        let (asked, leader) = options.find(false, false).await?;
+        if bounded(CONNECT_TIMEOUT, is_pooled(&leader, asked)).await? {
+            return Ok(None);
+        }
         let listening = async {
             let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(leader);
             let mut listener = PgListener::connect_with(&pool).await?;
@@ -146,6 +149,23 @@ impl CatalogStore {
         };
         bounded(CONNECT_TIMEOUT, listening).await
     }
+}
+
+/// Whether two connections are ever served by one process of the server. A pooler gives the one that was used last, so a few attempts
+/// are enough unless it is busy.
+async fn is_pooled(options: &PgConnectOptions, mut one: Connection) -> Result<bool, StorageError> {
+    let mut other = Connection::Postgres(options.connect().await?);
+    let mut pooled = false;
+    for _ in 0..5 {
+        let [first, second] = [one.row(&statements::BACKEND, &[]).await?, other.row(&statements::BACKEND, &[]).await?];
+        pooled |= first == second;
+    }
+    for connection in [one, other] {
+        if let Connection::Postgres(connection) = connection {
+            let _ = connection.close().await;
+        }
+    }
+    Ok(pooled)
 }
 
 impl Listener {

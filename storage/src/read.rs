@@ -9,7 +9,7 @@ use crate::connection::{Begin, Connection, Row, Value};
 use crate::{CatalogStore, StorageError, statements};
 
 /// How many changes one page of the log has at most.
-const LOG_PAGE: u64 = 1000;
+pub(crate) const LOG_PAGE: u64 = 1000;
 /// More rows than that are no delta: the whole catalog is read instead.
 const DELTA_ROWS: usize = 2000;
 
@@ -81,9 +81,7 @@ impl CatalogStore {
 
     /// A page of the log after a revision.
     pub async fn changes(&self, after: u64, limit: u64) -> Result<Vec<SealedChange>, StorageError> {
-        let parameters = [after.into(), limit.min(LOG_PAGE).into()];
-        let rows = self.read(async |connection| connection.rows(&statements::CHANGES, &parameters).await).await?;
-        rows.into_iter().map(sealed_change).collect()
+        self.read(async |connection| changes(connection, after, limit).await).await
     }
 
     /// The newest page of the log before a revision, newest first.
@@ -240,6 +238,15 @@ pub(crate) async fn id_of(connection: &mut Connection, kind: &str, name: &str) -
     row.map(|row| uuid("names", &row, 0)).transpose()
 }
 
+pub(crate) async fn changes(
+    connection: &mut Connection,
+    after: u64,
+    limit: u64,
+) -> Result<Vec<SealedChange>, StorageError> {
+    let rows = connection.rows(&statements::CHANGES, &[after.into(), limit.min(LOG_PAGE).into()]).await?;
+    rows.into_iter().map(sealed_change).collect()
+}
+
 pub(crate) async fn request(connection: &mut Connection, id: &str) -> Result<Option<(u64, Vec<u8>)>, StorageError> {
     let row = connection.row(&statements::REQUEST, &[id.into()]).await?;
     row.map(|row| Ok((number(&row, 0)?, bytes(&row, 1)?.to_owned()))).transpose()
@@ -249,8 +256,14 @@ pub(crate) fn sealed_head(row: Row) -> Result<SealedHead, StorageError> {
     Ok(SealedHead { catalog: uuid("head", &row, 0)?, revision: number(&row, 1)?, body: bytes(&row, 2)?.to_owned() })
 }
 
+/// What makes no sense gets an id or a revision that no row of ours has, and is refused with its row where rows are verified: here it
+/// would keep all others from being read.
 fn sealed_row(row: Row) -> Result<SealedRow, StorageError> {
-    let (id, revision) = (uuid("records", &row, 1)?, number(&row, 2)?);
+    let written = text(&row, 1)?;
+    // Written in another way, it would be a second row under the same id.
+    let id = written.parse().ok().filter(|id: &Uuid| id.to_string() == written).unwrap_or(Uuid::max());
+    let Some(Value::Integer(revision)) = row.get(2) else { return Err(shape()) };
+    let revision = revision.cast_unsigned();
     match <[Value; 4]>::try_from(row) {
         Ok([Value::Text(kind), _, _, Value::Bytes(body)]) => Ok(SealedRow { kind, id, revision, body }),
         _ => Err(shape()),

@@ -67,6 +67,8 @@ pub(crate) const NOTIFY: Statement =
 /// PostgreSQL only: a follower does not take changes.
 pub(crate) const IS_FOLLOWER: Statement =
     Statement { sql: "SELECT CASE WHEN pg_is_in_recovery() THEN 1::BIGINT ELSE 0::BIGINT END", columns: &[Integer] };
+/// PostgreSQL only: the process that serves this connection.
+pub(crate) const BACKEND: Statement = Statement { sql: "SELECT CAST(pg_backend_pid() AS BIGINT)", columns: &[Integer] };
 /// PostgreSQL only: what its clock says.
 pub(crate) const CLOCK: Statement =
     Statement { sql: "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS BIGINT)", columns: &[Integer] };

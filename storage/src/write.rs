@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::connection::Begin;
-use crate::read::{id_of, request, row, sealed_head, time_text};
+use crate::read::{LOG_PAGE, changes, id_of, request, row, sealed_head, time_text};
 use crate::{CatalogStore, Lease, StorageError, statements};
 
 /// A change under way: it holds the head's lock until it is committed or dropped, so everything that it reads stays so.
@@ -60,6 +60,11 @@ impl Write<'_> {
     /// One row.
     pub async fn row(&mut self, kind: &str, id: Uuid) -> Result<Option<SealedRow>, StorageError> {
         row(self.lease.connection(), kind, id).await
+    }
+
+    /// A page of the log after a revision.
+    pub async fn changes(&mut self, after: u64) -> Result<Vec<SealedChange>, StorageError> {
+        changes(self.lease.connection(), after, LOG_PAGE).await
     }
 
     /// What a path or name belongs to.

@@ -2,6 +2,7 @@
 
 mod authority;
 mod client;
+mod deployment;
 mod guardian;
 mod issuer;
 pub mod namespaces;
@@ -13,6 +14,7 @@ mod web;
 
 pub use authority::Authority;
 pub use client::{Answer, Connection, tls_config};
+pub use deployment::{Deployment, key_create};
 pub use guardian::Guardian;
 pub use issuer::Issuer;
 pub use process::{Directory, Ekm, Ready, ekm_binary, run_ekm, set_up};

@@ -225,6 +225,7 @@ impl Cluster {
         self.psql("postgres", &format!("CREATE DATABASE {name} OWNER {name} TEMPLATE template0"));
         let password_file = self.guardian.directory().join(format!("{name}.password"));
         fs::write(&password_file, &password).expect("writable");
+        fs::set_permissions(&password_file, fs::Permissions::from_mode(0o600)).expect("it is ours");
         Database {
             hosts: vec![format!("127.0.0.1:{}", self.port)],
             user: name.clone(),

@@ -185,18 +185,15 @@ impl Ekm {
         Connection::open_unix(self.ready.admin_socket.as_ref().expect("an admin socket")).expect("a connection")
     }
 
-    /// Has the developer carry out a command of the admin API, and waits until this frontend serves what it made.
-    pub fn change(&self, command: &serde_json::Value) {
-        let body = serde_json::json!({"command": command}).to_string();
-        let answer = self.admin().admin("POST", "/v1/changes", None, Some(&body));
-        assert_eq!(answer.status, 200, "{command}: {}", answer.text());
-        let revision = answer.json()["revision"].as_f64().expect("a revision");
+    /// As [`Self::change`], and waits until this frontend serves what was changed.
+    pub fn change_here(&self, command: &serde_json::Value) {
+        let revision = self.change(command.clone())["revision"].as_f64().expect("a revision");
         self.eventually("served", || self.metric("ekm_catalog_revision") >= revision);
     }
 
     /// Makes a key in the demo key's crypto space, with one rule as its policy, and waits until it is served.
     pub fn create_key(&self, path: &str, rule: &serde_json::Value) {
-        self.change(&serde_json::json!({
+        self.change_here(&serde_json::json!({
             "type": "key-create", "path": path, "space": self.ready.crypto_space_path,
             "policy": {"own": {"rules": [rule]}},
         }));

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use rpds::HashTrieMapSync;
 use uuid::Uuid;
 
 use super::ledger::{CatalogKey, Change, Hash, Head, SealedChange, SealedHead, SealedRow, Sum};
@@ -26,6 +27,15 @@ pub enum Tampered {
         /// What the database says.
         found: u64,
     },
+    /// Another history than the one that this frontend knows, though perhaps a longer one.
+    #[error(
+        "the catalog's log does not go on from revision {known} as this frontend knows it: the database was taken back, and changed since; \
+         if a backup was restored on purpose, run 'ekm catalog accept-restore'"
+    )]
+    Fork {
+        /// What this frontend holds.
+        known: u64,
+    },
     /// Rows are missing, changed, exchanged, or brought back from an earlier state.
     #[error("the catalog's rows do not add up to what its head says")]
     Rows,
@@ -39,11 +49,12 @@ pub enum Tampered {
     },
 }
 
-/// The rows that a frontend has verified, and the snapshot made of them.
+/// The rows that a frontend has verified, and the snapshot made of them. Cheap to clone.
+#[derive(Clone)]
 pub struct Mirror {
     key: Arc<CatalogKey>,
     head: Head,
-    rows: HashMap<(Kind, Uuid), Held>,
+    rows: HashTrieMapSync<(Kind, Uuid), Held>,
     snapshot: Snapshot,
 }
 
@@ -54,10 +65,13 @@ struct Held {
     term: Sum,
 }
 
+/// Which rows others have written since a mirror was made, according to the log.
+pub struct Since(HashMap<(Kind, Uuid), Held>);
+
 impl Mirror {
     /// Of an empty catalog, at revision 0.
     pub fn new(key: Arc<CatalogKey>) -> Self {
-        Self { key, head: Head::empty(), rows: HashMap::new(), snapshot: Snapshot::default() }
+        Self { key, head: Head::empty(), rows: HashTrieMapSync::default(), snapshot: Snapshot::default() }
     }
 
     /// Begins to read the same catalog anew, beside the one in use: key versions that are ready for use stay so.
@@ -102,29 +116,57 @@ impl Mirror {
         custodian: &Custodian,
     ) -> Result<Self, Tampered> {
         let head = self.newer(head)?;
-        let mut expected = vouched_rows(&self.key, &head, log)?;
+        let mut expected = vouched_rows(&self.key, &Head::empty(), &head, log)?;
         let mut mirror = self.empty_successor();
         for row in rows {
             let found = Held { revision: row.revision, term: self.key.term(&row) };
             let place = Kind::from_name(&row.kind).and_then(|kind| expected.remove_entry(&(kind, row.id)));
             match place {
                 Some((_, held)) if held == found => mirror.take(&row, custodian),
-                Some((place, held)) => {
-                    let problem = match found.revision.cmp(&held.revision) {
-                        std::cmp::Ordering::Less => "it was taken back to an earlier state",
-                        std::cmp::Ordering::Equal => "it was changed by somebody else than ekm",
-                        std::cmp::Ordering::Greater => "it claims a revision that never was",
-                    };
-                    mirror.refuse(place, held, problem, self);
-                }
-                None => mirror.snapshot.refuse(&row.kind, row.id, "it was put in by somebody else than ekm".into()),
+                Some((place, held)) => mirror.refuse(place, held, difference(held, found), self),
+                None => mirror.snapshot.refuse(&row.kind, row.id, PUT_IN.into()),
             }
         }
         for (place, held) in expected {
-            mirror.refuse(place, held, "it was taken away by somebody else than ekm", self);
+            mirror.refuse(place, held, TAKEN_AWAY, self);
         }
         mirror.finish(head);
         Ok(mirror)
+    }
+
+    /// Checks that a head, of the same epoch, has grown out of the state that is held. `log` is what comes after it. A head with a later
+    /// revision alone says nothing: the database may have been taken back and then changed.
+    pub fn since(&self, head: &SealedHead, log: impl IntoIterator<Item = SealedChange>) -> Result<Since, Tampered> {
+        let head = self.newer(head)?;
+        let fork = || Tampered::Fork { known: self.head.revision };
+        if head.epoch != self.head.epoch {
+            return Err(fork());
+        }
+        // An entry that does not follow the one that is known here was made in another history.
+        vouched_rows(&self.key, &self.head, &head, log).map(Since).map_err(|_| fork())
+    }
+
+    /// Whether a row is the newest under its kind and id, given what was written since. The error says what is wrong.
+    pub fn check_row(&self, since: &Since, kind: Kind, id: Uuid, row: Option<&SealedRow>) -> Result<(), &'static str> {
+        let expected = since.0.get(&(kind, id)).or_else(|| self.rows.get(&(kind, id)));
+        let found = row.map(|row| Held { revision: row.revision, term: self.key.term(row) });
+        match (expected, found) {
+            (None, None) => Ok(()),
+            (Some(held), Some(found)) => {
+                if *held == found {
+                    Ok(())
+                } else {
+                    Err(difference(*held, found))
+                }
+            }
+            (Some(_), None) => Err(TAKEN_AWAY),
+            (None, Some(_)) => Err(PUT_IN),
+        }
+    }
+
+    /// Whether a row is older than the one that is held: for looking at, where one that is newer is welcome.
+    pub fn is_outdated(&self, kind: Kind, row: &SealedRow) -> bool {
+        self.rows.get(&(kind, row.id)).is_some_and(|held| row.revision < held.revision)
     }
 
     /// The revision that is held.
@@ -172,7 +214,7 @@ impl Mirror {
         let Some(kind) = Kind::from_name(&row.kind) else {
             return self.snapshot.refuse(&row.kind, row.id, "this version of ekm does not know the kind".into());
         };
-        self.rows.insert((kind, row.id), Held { revision: row.revision, term: self.key.term(row) });
+        self.rows.insert_mut((kind, row.id), Held { revision: row.revision, term: self.key.term(row) });
         let taken = match kind {
             Kind::Space => {
                 self.key.open_row::<SpaceRecord>(row).and_then(|record| self.snapshot.put_space(row.id, record))
@@ -193,7 +235,7 @@ impl Mirror {
     }
 
     fn refuse(&mut self, (kind, id): (Kind, Uuid), held: Held, problem: &str, before: &Self) {
-        self.rows.insert((kind, id), held);
+        self.rows.insert_mut((kind, id), held);
         if before.rows.get(&(kind, id)) == Some(&held) {
             self.snapshot.keep(kind, id, &before.snapshot);
         }
@@ -225,21 +267,33 @@ impl Loading {
     }
 }
 
-/// What every row has to look like, according to the log.
+const TAKEN_AWAY: &str = "it was taken away by somebody else than ekm";
+const PUT_IN: &str = "it was put in by somebody else than ekm";
+
+fn difference(held: Held, found: Held) -> &'static str {
+    match found.revision.cmp(&held.revision) {
+        std::cmp::Ordering::Less => "it was taken back to an earlier state",
+        std::cmp::Ordering::Equal => "it was changed by somebody else than ekm",
+        std::cmp::Ordering::Greater => "it claims a revision that never was",
+    }
+}
+
+/// What every row that was written between two heads has to look like, according to the log in between.
 fn vouched_rows(
     key: &CatalogKey,
+    from: &Head,
     head: &Head,
     log: impl IntoIterator<Item = SealedChange>,
 ) -> Result<HashMap<(Kind, Uuid), Held>, Tampered> {
-    let (mut chain, mut last, mut rows) = (Hash::default(), 0, HashMap::new());
+    let (mut chain, mut last, mut rows) = (from.chain, from.revision, HashMap::new());
     for sealed in log {
+        if last == head.revision {
+            break; // later entries belong to later heads
+        }
         let change = follow(key, &sealed, last, chain)?;
         (chain, last) = (change.hash(), change.revision);
         for touched in change.rows {
             rows.insert((touched.kind, touched.id), Held { revision: change.revision, term: touched.term });
-        }
-        if last == head.revision {
-            break; // later entries belong to later heads
         }
     }
     if chain != head.chain || last != head.revision {

@@ -91,6 +91,12 @@ pub enum TokenError {
     /// The token's answers are wrong.
     #[error("the token failed its self-test: {0}")]
     SelfTest(String),
+    /// A new key would have the CKA_ID of one that is there.
+    #[error(
+        "the token holds a key {0} already: another frontend is making this version now, or an attempt was interrupted; try again, and if \
+         that does not help, make sure that no catalog has this version, and remove the object by hand"
+    )]
+    KeyExists(VersionId),
     /// Any other failed call.
     #[error("{0}")]
     Fault(Fault),
@@ -119,6 +125,7 @@ impl TokenError {
             Self::Pin { .. } => "hsm_pin",
             Self::Mechanism(_) => "hsm_mechanism",
             Self::SelfTest(_) => "hsm_self_test",
+            Self::KeyExists(_) => "hsm_key_exists",
             Self::Fault(_) => "hsm_start_fault",
         }
     }
@@ -133,7 +140,8 @@ impl TokenError {
             | Self::NotUnique { .. }
             | Self::Pin { .. }
             | Self::Mechanism(_)
-            | Self::SelfTest(_) => false,
+            | Self::SelfTest(_)
+            | Self::KeyExists(_) => false,
         }
     }
 }
@@ -255,12 +263,23 @@ impl Token {
     }
 
     /// Makes an AES-256 key on the token: sensitive, not extractable, found again by CKA_ID. Blocking.
+    ///
+    /// Two rotations at the same time choose the same id. Neither may touch the other's key, which may be in the catalog already: with
+    /// two under one id, nobody could tell which one has wrapped, and whoever cleaned up would take both.
     pub fn generate_key(&self, id: VersionId, label: &str) -> Result<(), TokenError> {
         let session = self.module.open_rw_session(self.slot)?;
+        if !session.find_objects(&key_template(id))?.is_empty() {
+            return Err(TokenError::KeyExists(id));
+        }
         let mut template = aes_template(true);
         template.push(Attribute::Id(id.to_bytes().to_vec()));
         template.push(Attribute::Label(label.as_bytes().to_vec()));
         let key = session.generate_key(&Mechanism::AesKeyGen, &template)?;
+        // Of two that have looked at the same time and found nothing, the later one sees both.
+        if session.find_objects(&key_template(id))?.len() != 1 {
+            session.destroy_object(key)?;
+            return Err(TokenError::KeyExists(id));
+        }
         require_guarded(&session, key)
     }
 

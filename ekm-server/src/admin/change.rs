@@ -14,7 +14,7 @@ use super::actor::Actor;
 use super::api::{ChangeOutcome, ChangeRequest, ChangeResult, Command, Decision};
 use super::commands::{self, Effect};
 use super::error::AdminError;
-use super::service::{Admin, not_found};
+use super::service::Admin;
 use super::views;
 use crate::catalog::{CatalogError, Draft, Entry, default_custody};
 
@@ -46,17 +46,15 @@ impl Admin {
                 ));
             }
             if let Some((_, answer)) = self.store.request(&scoped(actor, id)).await? {
-                return self.repeated(&request.command, &answer);
+                return self.repeated(&scoped(actor, id), &request.command, &answer);
             }
         }
         let request_id = request.request_id.as_deref().map(|id| scoped(actor, id));
         let mandate =
             Mandate { actor: &actor.name, reason: &request.reason, request_id: request_id.as_deref(), approval: None };
-        let made = if request.dry_run { None } else { self.make_material(&request.command).await? };
-        let outcome =
-            self.carry_out(&mandate, &request.command, request.if_revision, request.dry_run, made.as_ref()).await;
-        let used = outcome.as_ref().is_ok_and(|result| result.outcome == ChangeOutcome::Done);
-        self.put_away(made, used || is_unknown(&outcome)).await;
+        let mut made = if request.dry_run { None } else { self.make_material(&request.command).await? };
+        let outcome = self.carry_out(&mandate, &request.command, request.if_revision, request.dry_run, &mut made).await;
+        self.put_away(made).await;
         outcome
     }
 
@@ -106,22 +104,21 @@ impl Admin {
         if !approve {
             return self.reject(actor, approval, &decision.reason).await;
         }
-        let made = self.make_material(&view.command).await?;
+        let mut made = self.make_material(&view.command).await?;
         let mandate = Mandate {
             actor: &approval.requested_by,
             reason: &approval.reason,
             request_id: None,
             approval: Some((&approval, &actor.name)),
         };
-        let outcome = self.carry_out(&mandate, &view.command, view.if_revision, false, made.as_ref()).await;
-        let used = outcome.as_ref().is_ok_and(|result| result.outcome == ChangeOutcome::Done);
-        self.put_away(made, used || is_unknown(&outcome)).await;
+        let outcome = self.carry_out(&mandate, &view.command, view.if_revision, false, &mut made).await;
+        self.put_away(made).await;
         outcome
     }
 
     async fn reject(&self, actor: &Actor, approval: ApprovalRecord, reason: &str) -> Result<ChangeResult, AdminError> {
-        let key = self.catalog_key()?;
-        let mut draft = Draft::begin(self.store.write().await?, key, None, OffsetDateTime::now_utc())?;
+        let mirror = self.mirror()?;
+        let mut draft = Draft::follow(self.store.write().await?, &mirror, OffsetDateTime::now_utc()).await?;
         let target = approval.summary.clone();
         settle(&mut draft, &approval, ApprovalState::Rejected, &actor.name).await?;
         let entry =
@@ -130,26 +127,25 @@ impl Admin {
         Ok(result(ChangeOutcome::Done, revision, target))
     }
 
-    /// Under the head's lock, from here to the commit.
+    /// Under the head's lock, from here to the commit. Takes the material if it is used, or if nobody knows whether it was.
     async fn carry_out(
         &self,
         mandate: &Mandate<'_>,
         command: &Command,
         if_revision: Option<u64>,
         dry_run: bool,
-        made: Option<&VersionRecord>,
+        made: &mut Option<VersionRecord>,
     ) -> Result<ChangeResult, AdminError> {
-        let key = self.catalog_key()?;
-        let now = OffsetDateTime::now_utc();
-        let mut draft = Draft::begin(self.store.write().await?, key, None, now)?;
+        let mirror = self.mirror()?;
+        let mut draft = Draft::follow(self.store.write().await?, &mirror, OffsetDateTime::now_utc()).await?;
         if let Some(id) = mandate.request_id
             && let Some(answer) = draft.answered(id).await?
         {
             draft.abandon().await?;
-            return self.repeated(command, &answer);
+            return self.repeated(id, command, &answer);
         }
         let default = default_custody(self.plane.ekm.custodian());
-        let effect = commands::apply(&mut draft, command, if_revision, made, default).await?;
+        let effect = commands::apply(&mut draft, command, if_revision, made.as_ref(), default).await?;
         let mut answer = result(ChangeOutcome::Done, draft.revision(), effect.target.clone());
         answer.changes = views::difference(&effect.before, &effect.after);
         answer.warnings.clone_from(&effect.warnings);
@@ -171,7 +167,11 @@ impl Admin {
         if let Some((approval, by)) = mandate.approval {
             settle(&mut draft, approval, ApprovalState::Approved, by).await?;
         }
-        self.commit(draft, mandate, command, &effect, answer).await
+        let outcome = self.commit(draft, mandate, command, &effect, answer).await;
+        if outcome.is_ok() || is_unknown(&outcome) {
+            *made = None;
+        }
+        outcome
     }
 
     async fn commit(
@@ -192,8 +192,8 @@ impl Admin {
             detail: commands::to_value(command),
         };
         answer.revision = draft.next_revision();
-        let remembered = stored_answer(command, &answer);
-        draft.commit(entry, mandate.request_id.map(|id| (id, remembered.as_slice()))).await?;
+        let stored = mandate.request_id.map(|id| self.stored_answer(id, command, &answer)).transpose()?;
+        draft.commit(entry, mandate.request_id.zip(stored.as_deref())).await?;
         self.gate.nudge();
         Ok(answer)
     }
@@ -213,8 +213,15 @@ impl Admin {
                 "this needs a second person, who has to know why; say it in reason",
             ));
         }
-        let key = self.catalog_key()?;
-        let mut draft = Draft::begin(self.store.write().await?, key, None, OffsetDateTime::now_utc())?;
+        let mirror = self.mirror()?;
+        let mut draft = Draft::follow(self.store.write().await?, &mirror, OffsetDateTime::now_utc()).await?;
+        // The lock was given up in between.
+        if let Some(id) = mandate.request_id
+            && let Some(stored) = draft.answered(id).await?
+        {
+            draft.abandon().await?;
+            return self.repeated(id, command, &stored);
+        }
         let now = draft.now();
         let record = ApprovalRecord {
             id: Uuid::new_v4(),
@@ -241,15 +248,21 @@ impl Admin {
         answer.outcome = ChangeOutcome::NeedsApproval;
         answer.approval = Some(views::approval(record)?);
         answer.revision = draft.next_revision();
-        let remembered = stored_answer(command, &answer);
-        draft.commit(entry, mandate.request_id.map(|id| (id, remembered.as_slice()))).await?;
+        let stored = mandate.request_id.map(|id| self.stored_answer(id, command, &answer)).transpose()?;
+        draft.commit(entry, mandate.request_id.zip(stored.as_deref())).await?;
         Ok(answer)
     }
 
+    /// Sealed: it repeats what the rows hold, and whoever repeats a request relies on it.
+    fn stored_answer(&self, id: &str, command: &Command, result: &ChangeResult) -> Result<Vec<u8>, AdminError> {
+        let stored = serde_json::json!({"payload_sha256": payload_sha256(command), "result": result});
+        Ok(self.catalog_key()?.seal_note(&note_name(id), &stored).map_err(CatalogError::from)?)
+    }
+
     /// A request under an id that was carried out already: the same one gets the same answer.
-    fn repeated(&self, command: &Command, answer: &[u8]) -> Result<ChangeResult, AdminError> {
-        let stored: Value =
-            serde_json::from_slice(answer).map_err(|_| AdminError::Internal("a stored answer is not understood"))?;
+    fn repeated(&self, id: &str, command: &Command, answer: &[u8]) -> Result<ChangeResult, AdminError> {
+        let refused = |problem| StorageError::Row { table: "requests", row: id.to_owned(), problem };
+        let stored: Value = self.catalog_key()?.open_note(&note_name(id), answer).map_err(refused)?;
         if stored["payload_sha256"] != payload_sha256(command) {
             return Err(AdminError::Impossible("this request id belongs to another request; choose a new one".into()));
         }
@@ -270,22 +283,17 @@ impl Admin {
                 (custody, VersionId { key: Uuid::new_v4(), number: 1 })
             }
             Command::KeyRotate { path } => {
-                let id = self.store.id_of(Kind::Key.name(), path.as_str()).await?;
-                let id = id.ok_or_else(|| not_found(Kind::Key, path.as_str()))?;
-                let row =
-                    self.store.row(Kind::Key.name(), id).await?.ok_or_else(|| not_found(Kind::Key, path.as_str()))?;
-                let refused = |problem| StorageError::Row { table: "records", row: id.to_string(), problem };
-                let record: KeyRecord = self.catalog_key()?.open_row(&row).map_err(refused)?;
-                (record.custody, VersionId { key: id, number: record.next_version() })
+                let (record, _) = self.named::<KeyRecord>(Kind::Key, path.as_str()).await?;
+                (record.custody, VersionId { key: record.id, number: record.next_version() })
             }
             _ => return Ok(None),
         };
         Ok(Some(custodian.generate(custody, id).await.map_err(CatalogError::from)?))
     }
 
-    /// Material that came to nothing leaves no object on the token. If nobody knows what became of it, it stays.
-    async fn put_away(&self, made: Option<VersionRecord>, used: bool) {
-        if let Some(made) = made.filter(|made| made.custody == Custody::Hsm && !used)
+    /// Material that came to nothing leaves no object on the token.
+    async fn put_away(&self, made: Option<VersionRecord>) {
+        if let Some(made) = made.filter(|made| made.custody == Custody::Hsm)
             && let Err(error) = self.plane.ekm.custodian().destroy(made.id).await
         {
             tracing::error!(%error, key = %made.id, "a key that is in no catalog stays on the token");
@@ -303,9 +311,8 @@ fn scoped(actor: &Actor, id: &str) -> String {
     format!("{} {id}", actor.name)
 }
 
-fn stored_answer(command: &Command, result: &ChangeResult) -> Vec<u8> {
-    let stored = serde_json::json!({"payload_sha256": payload_sha256(command), "result": result});
-    stored.to_string().into_bytes()
+fn note_name(request: &str) -> String {
+    format!("request {request}")
 }
 
 fn result(outcome: ChangeOutcome, revision: u64, target: String) -> ChangeResult {

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::api::{Command, PolicyChoice};
 use super::change::class_of_policy;
 use super::error::AdminError;
-use super::service::not_found;
+use super::service::{Named, not_found};
 use super::views;
 use crate::catalog::Draft;
 
@@ -386,13 +386,11 @@ async fn free(draft: &mut Draft<'_>, kind: Kind, name: &str) -> Result<(), Admin
     }
 }
 
-async fn named<T: serde::de::DeserializeOwned>(
-    draft: &mut Draft<'_>,
-    kind: Kind,
-    name: &str,
-) -> Result<(T, u64), AdminError> {
+async fn named<T: Named>(draft: &mut Draft<'_>, kind: Kind, name: &str) -> Result<(T, u64), AdminError> {
     let id = draft.id_of(kind, name).await?.ok_or_else(|| not_found(kind, name))?;
-    draft.read(kind, id).await?.ok_or_else(|| not_found(kind, name))
+    let (record, revision): (T, u64) = draft.read(kind, id).await?.ok_or_else(|| not_found(kind, name))?;
+    record.must_have(name)?;
+    Ok((record, revision))
 }
 
 async fn key_id(draft: &mut Draft<'_>, path: &KeyPath) -> Result<Uuid, AdminError> {

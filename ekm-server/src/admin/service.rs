@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ekm_core::KeyPath;
 use ekm_core::caller::Caller;
 use ekm_core::catalog::{
-    ApprovalRecord, ApprovalState, CatalogKey, KeyRecord, Kind, PolicyRecord, SealedRow, Settings, SpaceRecord,
+    ApprovalRecord, ApprovalState, CatalogKey, KeyRecord, Kind, Mirror, PolicyRecord, SealedRow, Settings, SpaceRecord,
 };
 use ekm_core::justification::Justification;
 use ekm_core::policy::{self, Policy, Verb};
@@ -61,13 +61,25 @@ impl Admin {
 
     async fn record<T: DeserializeOwned>(&self, kind: Kind, id: Uuid) -> Result<Option<(T, u64)>, AdminError> {
         let Some(row) = self.store.row(kind.name(), id).await? else { return Ok(None) };
+        if self.gate.mirror().is_some_and(|mirror| mirror.is_outdated(kind, &row)) {
+            let (row, problem) = (format!("{} {id}", kind.name()), "it was taken back to an earlier state".into());
+            return Err(StorageError::Row { table: "records", row, problem }.into());
+        }
         Ok(Some((self.open(&row)?, row.revision)))
     }
 
-    async fn named<T: DeserializeOwned>(&self, kind: Kind, name: &str) -> Result<(T, u64), AdminError> {
+    pub(super) async fn named<T: Named>(&self, kind: Kind, name: &str) -> Result<(T, u64), AdminError> {
         let missing = || not_found(kind, name);
         let id = self.store.id_of(kind.name(), name).await?.ok_or_else(missing)?;
-        self.record(kind, id).await?.ok_or_else(missing)
+        let (record, revision): (T, u64) = self.record(kind, id).await?.ok_or_else(missing)?;
+        record.must_have(name)?;
+        Ok((record, revision))
+    }
+
+    /// What this frontend knows for certain: what changes are built on.
+    pub(super) fn mirror(&self) -> Result<Arc<Mirror>, AdminError> {
+        self.catalog_key()?;
+        self.gate.mirror().ok_or(AdminError::Internal("the catalog is open and was not read"))
     }
 
     /// A key by one of its paths.
@@ -361,6 +373,40 @@ impl Admin {
             tracing::error!(%error, "cannot read the export back");
             AdminError::Internal("the export could not be written")
         })
+    }
+}
+
+/// What is found by a name. The table of names is in clear, so that the database can keep them unique; it is believed only where it
+/// agrees with the row.
+pub(super) trait Named: DeserializeOwned {
+    /// Whether this is its name, or one of them.
+    fn has_name(&self, name: &str) -> bool;
+
+    /// Refuses a row that a name was made to lead to.
+    fn must_have(&self, name: &str) -> Result<(), StorageError> {
+        if self.has_name(name) {
+            return Ok(());
+        }
+        let problem = "it leads to a row that does not have this name: it was changed by somebody else than ekm";
+        Err(StorageError::Row { table: "names", row: name.into(), problem: problem.into() })
+    }
+}
+
+impl Named for KeyRecord {
+    fn has_name(&self, name: &str) -> bool {
+        self.paths.iter().any(|path| path.as_str() == name)
+    }
+}
+
+impl Named for SpaceRecord {
+    fn has_name(&self, name: &str) -> bool {
+        self.path.as_str() == name
+    }
+}
+
+impl Named for PolicyRecord {
+    fn has_name(&self, name: &str) -> bool {
+        self.name == name
     }
 }
 

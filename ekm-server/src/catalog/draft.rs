@@ -3,8 +3,10 @@
 
 use std::collections::HashMap;
 
+use ekm_core::KeyPath;
 use ekm_core::catalog::ledger::{Change, Class, Touched};
-use ekm_core::catalog::{CatalogKey, Head, KeyRecord, Kind, SealedRow};
+use ekm_core::catalog::mirror::Since;
+use ekm_core::catalog::{CatalogKey, Head, KeyRecord, Kind, Mirror, SealedRow};
 use ekm_storage::{Commit, Name, StorageError, Write};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,6 +21,8 @@ pub struct Draft<'a> {
     key: &'a CatalogKey,
     head: Head,
     now: OffsetDateTime,
+    /// What this frontend knows for certain, and what others have written since.
+    known: Option<(&'a Mirror, Since)>,
     /// The rows as they were read.
     before: HashMap<(Kind, Uuid), SealedRow>,
     rows: Vec<SealedRow>,
@@ -76,7 +80,25 @@ impl<'a> Draft<'a> {
         // The log's times never go back, however clocks jump.
         let now = now.max(head.at);
         let (before, rows, touched) = (HashMap::new(), Vec::new(), Vec::new());
-        Ok(Self { write, key, head, now, before, rows, touched, names: Vec::new(), due: Vec::new() })
+        Ok(Self { write, key, head, now, known: None, before, rows, touched, names: Vec::new(), due: Vec::new() })
+    }
+
+    /// On a transaction that has just begun, by a frontend that follows the catalog. It changes nothing but what it can vouch for: a row
+    /// that was taken back to an earlier state would else be the newest one from then on, with everybody's blessing.
+    pub async fn follow(write: Write<'a>, mirror: &'a Mirror, now: OffsetDateTime) -> Result<Self, CatalogError> {
+        let mut draft = Self::begin(write, mirror.key(), None, now)?;
+        let (mut log, mut after) = (Vec::new(), mirror.revision());
+        while after < draft.revision()
+            && let page = draft.write.changes(after).await?
+            && let Some(last) = page.last()
+        {
+            after = last.revision;
+            log.extend(page);
+        }
+        let head = draft.write.head().ok_or(StorageError::Empty)?;
+        let since = mirror.since(head, log)?;
+        draft.known = Some((mirror, since));
+        Ok(draft)
     }
 
     /// The revision that the catalog has before this change.
@@ -96,7 +118,13 @@ impl<'a> Draft<'a> {
 
     /// A record, with the revision that wrote it.
     pub async fn read<T: DeserializeOwned>(&mut self, kind: Kind, id: Uuid) -> Result<Option<(T, u64)>, CatalogError> {
-        let Some(row) = self.write.row(kind.name(), id).await? else { return Ok(None) };
+        let row = self.write.row(kind.name(), id).await?;
+        if let Some((mirror, since)) = &self.known {
+            let (table, wrong) = ("records", format!("{} {id}", kind.name()));
+            let checked = mirror.check_row(since, kind, id, row.as_ref());
+            checked.map_err(|problem| StorageError::Row { table, row: wrong, problem: problem.into() })?;
+        }
+        let Some(row) = row else { return Ok(None) };
         let record = self.key.open_row(&row).map_err(|problem| refused(&row, problem))?;
         let revision = row.revision;
         self.before.insert((kind, id), row);
@@ -116,7 +144,10 @@ impl<'a> Draft<'a> {
         if let Some((.., id)) = self.names.iter().find(|(known, given, _)| (*known, given.as_str()) == (kind, name)) {
             return Ok(Some(*id));
         }
-        Ok(self.write.id_of(kind.name(), name).await?)
+        let id = self.write.id_of(kind.name(), name).await?;
+        // Somebody may have taken the name away from a key that still has it.
+        let known = || self.known.as_ref()?.0.snapshot().key(&KeyPath::parse(name).ok()?).ok().map(|key| key.id);
+        Ok(if kind == Kind::Key { id.or_else(known) } else { id })
     }
 
     /// What the same request has been answered, if it was carried out already.

@@ -26,6 +26,7 @@ const CONFIRM_INTERVAL: Duration = Duration::from_secs(600);
 #[derive(Default)]
 pub struct Gate {
     key: OnceLock<Arc<CatalogKey>>,
+    mirror: Mutex<Option<Arc<Mirror>>>,
     changed: Notify,
     problem: Mutex<Option<String>>,
 }
@@ -36,6 +37,11 @@ impl Gate {
         self.key.get()
     }
 
+    /// What this frontend knows for certain, once it has read the catalog.
+    pub fn mirror(&self) -> Option<Arc<Mirror>> {
+        self.mirror.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Something was changed here: look at once.
     pub fn nudge(&self) {
         self.changed.notify_one();
@@ -44,6 +50,10 @@ impl Gate {
     /// Why the catalog could not be followed the last time.
     pub fn problem(&self) -> Option<String> {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_mirror(&self, mirror: Mirror) {
+        *self.mirror.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(mirror));
     }
 
     fn set_problem(&self, problem: Option<String>) {
@@ -59,6 +69,8 @@ pub struct Follower {
     key_file: Option<KeyFile>,
     copy: Option<OwnCopy>,
     mirror: Option<Mirror>,
+    /// The catalog key's wrapped forms as they last opened.
+    keys: Vec<(String, Vec<u8>)>,
     /// As it was read last.
     head: Option<SealedHead>,
     read_at: Instant,
@@ -88,6 +100,7 @@ impl Follower {
             gate,
             key_file,
             mirror: None,
+            keys: Vec::new(),
             head: None,
             read_at: now,
             age_then: Duration::MAX,
@@ -112,7 +125,7 @@ impl Follower {
                         "started from the snapshot on disk"
                     );
                     self.age_then = loaded.age.unwrap_or(Duration::MAX);
-                    self.head = Some(loaded.head);
+                    (self.head, self.keys) = (Some(loaded.head), loaded.keys);
                     self.publish(loaded.mirror);
                 }
                 Ok(None) => {}
@@ -252,9 +265,32 @@ impl Follower {
         }
     }
 
-    async fn unlock(&self, head: &SealedHead) -> Result<Arc<CatalogKey>, CatalogError> {
+    async fn unlock(&mut self, head: &SealedHead) -> Result<Arc<CatalogKey>, CatalogError> {
         let keys = self.store.catalog_keys().await?;
-        unlock(head.catalog, &keys, self.plane.ekm.custodian(), self.key_file.as_ref()).await
+        let key = unlock(head.catalog, &keys, self.plane.ekm.custodian(), self.key_file.as_ref()).await?;
+        self.keys = keys;
+        Ok(key)
+    }
+
+    /// Takes over what wraps the catalog key now, for the copy on disk, if it opens: else it would spread from a damaged database to all
+    /// copies, and nobody could start any more.
+    async fn renew_keys(&mut self, key: &CatalogKey) -> Result<(), CatalogError> {
+        let found = self.store.catalog_keys().await?;
+        if found == self.keys {
+            return Ok(());
+        }
+        let opened = unlock(key.catalog(), &found, self.plane.ekm.custodian(), self.key_file.as_ref()).await;
+        match opened {
+            Ok(opened) if opened.material() == key.material() => self.keys = found,
+            Ok(_) => tracing::error!(
+                code = "catalog_key",
+                "the database holds another key for this catalog; it is not taken over"
+            ),
+            Err(error) => {
+                tracing::error!(code = error.code(), %error, "the catalog's key in the database is not taken over")
+            }
+        }
+        Ok(())
     }
 
     /// Reads the whole catalog. If it does not add up, takes over what the log vouches for.
@@ -274,7 +310,7 @@ impl Follower {
                         Ok(())
                     })
                     .await?;
-                let log = self.whole_log().await?;
+                let log = self.log_since(0).await?;
                 let mirror = before.salvage(&head, rows, log, custodian)?;
                 (head, mirror)
             }
@@ -283,6 +319,10 @@ impl Follower {
             }
             loaded => loaded?,
         };
+        let (known, found) = (before.head(), mirror.head());
+        if known.revision > 0 && known.epoch == found.epoch && known.chain != found.chain {
+            before.since(&head, self.log_since(known.revision).await?)?;
+        }
         let is_new = self.head.as_ref() != Some(&head);
         self.head = Some(head.clone());
         self.publish(mirror);
@@ -294,15 +334,15 @@ impl Follower {
         Ok(())
     }
 
-    async fn whole_log(&self) -> Result<Vec<ekm_core::catalog::SealedChange>, StorageError> {
+    async fn log_since(&self, mut revision: u64) -> Result<Vec<ekm_core::catalog::SealedChange>, StorageError> {
         let mut log = Vec::new();
-        loop {
-            let page = self.store.changes(log.len() as u64, 1000).await?;
-            if page.is_empty() {
-                return Ok(log);
-            }
+        while let page = self.store.changes(revision, 1000).await?
+            && let Some(last) = page.last()
+        {
+            revision = last.revision;
             log.extend(page);
         }
+        Ok(log)
     }
 
     /// An earlier state: a follower of the database that lags, which is nothing; or the database was taken back.
@@ -317,6 +357,7 @@ impl Follower {
 
     fn publish(&mut self, mirror: Mirror) {
         let _ = self.gate.key.set(Arc::clone(mirror.key()));
+        self.gate.set_mirror(mirror.clone());
         self.plane.ekm.publish(mirror.snapshot().clone());
         let snapshot = mirror.snapshot();
         for problem in snapshot.refused() {
@@ -331,8 +372,15 @@ impl Follower {
     }
 
     async fn save(&mut self, before: u64, head: &SealedHead, rows: &[SealedRow]) {
-        if let (Some(copy), Some(mirror)) = (&mut self.copy, &self.mirror) {
-            copy.save(&self.store, mirror.key(), before, head, rows).await;
+        let Some(key) = self.mirror.as_ref().map(|mirror| Arc::clone(mirror.key())) else { return };
+        if self.copy.is_none() {
+            return;
+        }
+        if let Err(error) = self.renew_keys(&key).await {
+            tracing::error!(code = error.code(), %error, "the catalog's key in the database cannot be read");
+        }
+        if let Some(copy) = &mut self.copy {
+            copy.save(&self.store, &key, before, head, rows, &self.keys).await;
             self.saved_at = Instant::now();
             let revision = copy.revision().unwrap_or_default();
             self.plane.metrics.snapshot_file_revision.set(revision.cast_signed());

@@ -37,6 +37,8 @@ pub(super) struct OwnCopy {
 pub(super) struct Loaded {
     pub(super) mirror: Mirror,
     pub(super) head: SealedHead,
+    /// The catalog key's wrapped forms, one of which opened.
+    pub(super) keys: Vec<(String, Vec<u8>)>,
     /// Since when the database has not confirmed it; `None` if the clock says that this is in the future.
     pub(super) age: Option<Duration>,
 }
@@ -84,7 +86,8 @@ impl OwnCopy {
         let file = self.file.insert(file);
         let store = file.store();
         let head = store.head().await?.ok_or(StorageError::Empty)?;
-        let key = unlock(head.catalog, &store.catalog_keys().await?, custodian, key_file).await?;
+        let keys = store.catalog_keys().await?;
+        let key = unlock(head.catalog, &keys, custodian, key_file).await?;
         let note = file.note().await?.ok_or(StorageError::Empty)?;
         let note: Note = key.open_note("snapshot", &note).map_err(Tampered::Head)?;
         if note.location != self.location {
@@ -93,7 +96,7 @@ impl OwnCopy {
         }
         let (head, mirror) = load(store, &Mirror::new(key), custodian).await?;
         let age = (OffsetDateTime::now_utc() - note.confirmed_at).try_into().ok();
-        Ok(Loaded { mirror, head, age })
+        Ok(Loaded { mirror, head, keys, age })
     }
 
     /// Brings the copy to the state that has just been read: the newer rows if it holds what came before, else everything.
@@ -104,8 +107,9 @@ impl OwnCopy {
         before: u64,
         head: &SealedHead,
         rows: &[SealedRow],
+        keys: &[(String, Vec<u8>)],
     ) {
-        match self.try_save(store, key, before, head, rows).await {
+        match self.try_save(store, key, before, head, rows, keys).await {
             Ok(()) => self.revision = Some(head.revision),
             Err(error) => {
                 (self.file, self.revision) = (None, None);
@@ -125,22 +129,22 @@ impl OwnCopy {
         before: u64,
         head: &SealedHead,
         rows: &[SealedRow],
+        keys: &[(String, Vec<u8>)],
     ) -> Result<(), CatalogError> {
         let file = match &mut self.file {
             Some(file) => file,
             place => place.insert(SnapshotFile::open(&self.path).await?),
         };
-        let keys = store.catalog_keys().await?;
         let note = Note { location: self.location.clone(), confirmed_at: OffsetDateTime::now_utc() };
         let note = key.seal_note("snapshot", &note)?;
         if self.revision == Some(before) {
             let mut saving = file.update().await?;
             saving.rows(rows).await?;
-            return Ok(saving.finish(head, &keys, &note).await?);
+            return Ok(saving.finish(head, keys, &note).await?);
         }
         let mut saving = file.replace().await?;
         let head = store.read_all(async |rows| saving.rows(&rows).await).await?;
-        Ok(saving.finish(&head, &keys, &note).await?)
+        Ok(saving.finish(&head, keys, &note).await?)
     }
 
     /// The revision that a start from it would begin with.

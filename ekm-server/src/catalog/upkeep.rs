@@ -10,9 +10,9 @@ use ekm_core::UNKNOWN_VERSIONS_AFTER;
 use ekm_core::blob::VersionId;
 use ekm_core::catalog::ledger::Class;
 use ekm_core::catalog::{
-    ApprovalRecord, ApprovalState, CatalogKey, Custody, KeyRecord, KeyState, Kind, Outcome, VersionRecord, VersionState,
+    ApprovalRecord, ApprovalState, Custody, KeyRecord, KeyState, Kind, Mirror, Outcome, VersionRecord, VersionState,
 };
-use ekm_storage::{CatalogStore, Frontend};
+use ekm_storage::{CatalogStore, Frontend, StorageError};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -54,15 +54,15 @@ impl Upkeep {
     }
 
     async fn turn(&mut self) -> Result<(), CatalogError> {
-        let Some(key) = self.gate.key().map(Arc::clone) else { return Ok(()) };
+        let Some(mirror) = self.gate.mirror() else { return Ok(()) };
         self.report().await?;
         let now = OffsetDateTime::now_utc();
         let due = self.store.due(now).await?;
         let clock_is_sound = due.is_empty() || self.clock_is_sound().await?;
         for (kind, id) in due {
             let done = match Kind::from_name(&kind) {
-                Some(Kind::Key) => self.look_at_key(&key, id, now, clock_is_sound).await,
-                Some(Kind::Approval) => self.expire(&key, id, now).await,
+                Some(Kind::Key) => self.look_at_key(&mirror, id, now, clock_is_sound).await,
+                Some(Kind::Approval) => self.expire(&mirror, id, now).await,
                 _ => Ok(()),
             };
             if let Err(error) = done {
@@ -86,12 +86,12 @@ impl Upkeep {
 
     async fn look_at_key(
         &self,
-        key: &CatalogKey,
+        mirror: &Mirror,
         id: Uuid,
         now: OffsetDateTime,
         clock_is_sound: bool,
     ) -> Result<(), CatalogError> {
-        let mut draft = Draft::begin(self.store.write().await?, key, None, now)?;
+        let mut draft = Draft::follow(self.store.write().await?, mirror, now).await?;
         let Some((mut record, revision)) = draft.read::<KeyRecord>(Kind::Key, id).await? else {
             return Ok(draft.abandon().await?);
         };
@@ -101,7 +101,7 @@ impl Upkeep {
             if !everybody_has(&self.store.frontends().await?, revision, now) {
                 return Ok(());
             }
-            let mut draft = Draft::begin(self.store.write().await?, key, None, now)?;
+            let mut draft = Draft::follow(self.store.write().await?, mirror, now).await?;
             if let Some((mut record, _)) = draft.read::<KeyRecord>(Kind::Key, id).await?
                 && record.promote(number) == Ok(Outcome::Changed)
             {
@@ -120,28 +120,46 @@ impl Upkeep {
         let rotates = record.state == KeyState::Enabled
             && record.rotation.as_ref().is_some_and(|rotation| rotation.next_at <= draft.now());
         draft.abandon().await?;
-        if rotates { self.rotate(key, record, now).await } else { Ok(()) }
+        if rotates { self.rotate(mirror, record, now).await } else { Ok(()) }
     }
 
     /// Material first, outside of any transaction, since an HSM may take its time; then the row, if nobody else was faster.
-    async fn rotate(&self, key: &CatalogKey, record: KeyRecord, now: OffsetDateTime) -> Result<(), CatalogError> {
+    async fn rotate(&self, mirror: &Mirror, record: KeyRecord, now: OffsetDateTime) -> Result<(), CatalogError> {
         let id = VersionId { key: record.id, number: record.next_version() };
         let made = self.plane.ekm.custodian().generate(record.custody, id).await?;
-        let mut draft = Draft::begin(self.store.write().await?, key, None, now)?;
+        let added = self.add_version(mirror, &record, &made, now).await;
+        // Else its object would be in the way of the next rotation; but if nobody knows whether it is in the catalog, it stays.
+        let is_unknown = matches!(added, Err(CatalogError::Storage(StorageError::CommitUnknown(_))));
+        if !is_unknown && !matches!(added, Ok(true)) {
+            self.take_from_token(vec![made]).await;
+        }
+        added.map(|_| ())
+    }
+
+    /// Whether it was added.
+    async fn add_version(
+        &self,
+        mirror: &Mirror,
+        record: &KeyRecord,
+        made: &VersionRecord,
+        now: OffsetDateTime,
+    ) -> Result<bool, CatalogError> {
+        let mut draft = Draft::follow(self.store.write().await?, mirror, now).await?;
         let now = draft.now();
         if let Some((mut record, _)) = draft.read::<KeyRecord>(Kind::Key, record.id).await?
             && record.rotation.as_ref().is_some_and(|rotation| rotation.next_at <= now)
             && record.add_version(made.clone(), now) == Ok(Outcome::Changed)
         {
             draft.put_key(&record)?;
-            return self.commit(draft, "key-rotate", &record, Class::Staged).await;
+            self.commit(draft, "key-rotate", &record, Class::Staged).await?;
+            return Ok(true);
         }
         draft.abandon().await?;
-        Ok(())
+        Ok(false)
     }
 
-    async fn expire(&self, key: &CatalogKey, id: Uuid, now: OffsetDateTime) -> Result<(), CatalogError> {
-        let mut draft = Draft::begin(self.store.write().await?, key, None, now)?;
+    async fn expire(&self, mirror: &Mirror, id: Uuid, now: OffsetDateTime) -> Result<(), CatalogError> {
+        let mut draft = Draft::follow(self.store.write().await?, mirror, now).await?;
         if let Some((mut record, _)) = draft.read::<ApprovalRecord>(Kind::Approval, id).await?
             && record.state == ApprovalState::Requested
             && record.expires_at <= draft.now()

@@ -182,7 +182,7 @@ fn serve_more_keys() -> Ekm {
     ] {
         ekm.create_key(path, &rule);
     }
-    ekm.change(&json!({"type": "key-disable", "path": "v0/keys/paused"}));
+    ekm.change_here(&json!({"type": "key-disable", "path": "v0/keys/paused"}));
     ekm
 }
 

@@ -220,7 +220,7 @@ fn with_a_key_file_the_catalog_opens_without_the_hsm_and_exactly_the_keys_in_it_
     assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
     let ekm = Ekm::serve(&directory, |config| config);
     for custody in ["software", "hsm-wrapped"] {
-        ekm.change(&json!({
+        ekm.change_here(&json!({
             "type": "key-create", "path": format!("v0/keys/{custody}"), "space": "v0/cryptospaces/demo",
             "custody": custody, "policy": {"own": {"rules": [rule()]}},
         }));
@@ -294,7 +294,7 @@ fn an_hsm_that_hangs_is_503_in_time_and_429_when_the_queue_is_full_until_it_come
     rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
 
     // A change of its own makes the service find the new key; it tries it, and the one HSM thread hangs in that call.
-    ekm.change(&json!({"type": "space-create", "path": "v0/cryptospaces/other"}));
+    ekm.change_here(&json!({"type": "space-create", "path": "v0/cryptospaces/other"}));
     ekm.eventually("hanging", || wrap().message().ends_with("[hsm_timeout]"));
     let codes = std::thread::scope(|scope| {
         let requests: Vec<_> = (0..10).map(|_| scope.spawn(wrap)).collect();

@@ -30,7 +30,7 @@ fn sqlite(directory: &Directory, statement: &str) {
 fn a_key_with_two_paths_opens_its_blobs_under_either() {
     let ekm = Ekm::dev(&[]);
     let blob = ekm.wrap(b"moved", b"");
-    ekm.change(&json!({"type": "key-add-path", "path": "v0/keys/demo", "new": "v0/vpc/demo"}));
+    ekm.change_here(&json!({"type": "key-add-path", "path": "v0/keys/demo", "new": "v0/vpc/demo"}));
     let body = json!({"wrappedBlob": blob}).to_string();
     for path in ["v0/vpc/demo", "v0/keys/demo"] {
         assert_eq!(ekm.post(&format!("/{path}:unwrap"), &body).status, 200, "{path}");
