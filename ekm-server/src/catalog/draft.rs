@@ -95,6 +95,9 @@ impl<'a> Draft<'a> {
             after = last.revision;
             log.extend(page);
         }
+        if draft.epoch() > mirror.head().epoch {
+            return Err(CatalogError::Behind); // restored on purpose, and not yet taken over here
+        }
         let head = draft.write.head().ok_or(StorageError::Empty)?;
         let since = mirror.since(head, log)?;
         draft.known = Some((mirror, since));

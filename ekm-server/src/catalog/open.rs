@@ -37,6 +37,9 @@ pub enum CatalogError {
     /// Its key does not open here.
     #[error("the catalog's key does not open: {0}; it needs the token or the key file that the catalog was made with")]
     WrongKey(String),
+    /// The catalog was restored, and this frontend still has the one before. Passes by itself.
+    #[error("the catalog was restored, and this frontend is taking it over; try again")]
+    Behind,
     /// New material.
     #[error("{0}")]
     Generate(#[from] GenerateError),
@@ -53,6 +56,7 @@ impl CatalogError {
             Self::Tampered(_) => "catalog_tampered",
             Self::Locked(_) => "catalog_locked",
             Self::WrongKey(_) => "catalog_key",
+            Self::Behind => "catalog_behind",
             Self::Generate(_) => "key_generation",
             Self::Software(_) => "software_custody",
         }

@@ -275,7 +275,12 @@ fn a_frontend_that_is_killed_in_the_middle_of_changes_loses_none_that_it_has_ack
                     }
                 });
             }
-            sleep(Duration::from_millis(150 + 60 * round));
+            // In the middle of something, however slow the machine is.
+            let (begun, before) = (Instant::now(), acknowledged.lock().unwrap().len());
+            while acknowledged.lock().unwrap().len() < before + 3 && begun.elapsed() < Duration::from_secs(30) {
+                sleep(Duration::from_millis(10));
+            }
+            sleep(Duration::from_millis(7 * round));
             ekm.signal(Signal::KILL);
         });
     }

@@ -160,7 +160,7 @@ fn a_head_or_a_wrapped_key_that_sql_has_changed_stops_nobody_who_runs_and_opens_
         assert!(running.state().contains("[!] catalog not followed: "), "{}", running.state());
         assert_eq!([DEMO, KEY, OTHER].map(|path| running.try_wrap(path).0), [200, 400, 200], "{sql}");
         let refused = running.ask(&json!({"command": {"type": "key-enable", "path": KEY}}));
-        assert_eq!(refused.status, 503, "{sql}: {}", refused.text());
+        assert_eq!(refused.status, 500, "{sql}: {}", refused.text());
         scene.repair();
     }
     scene.tamper("UPDATE catalog_keys SET wrapped = set_byte(wrapped, 20, get_byte(wrapped, 20) # 1)");
@@ -179,13 +179,13 @@ fn a_row_that_sql_has_taken_back_is_not_made_the_newest_by_the_next_change() {
     let seen = if shown.status == 200 { shown.json()["revision"].as_u64().unwrap() } else { 1 };
     let update = json!({"type": "key-update", "path": KEY, "labels": {"team": "a"}, "description": ""});
     let answer = running.ask(&json!({"command": update, "if_revision": seen}));
-    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert_eq!(answer.status, 500, "{}", answer.text());
     let rotated = running.ask(&json!({"command": {"type": "key-rotate", "path": KEY}}));
-    assert_eq!(rotated.status, 503, "{}", rotated.text());
+    assert_eq!(rotated.status, 500, "{}", rotated.text());
     assert_eq!(revision(running), before);
     let cold = scene.deployment.start_with(&scene.deployment.directory(), EAGER);
     let cold_answer = cold.ask(&json!({"command": {"type": "key-rotate", "path": KEY}}));
-    assert_eq!(cold_answer.status, 503, "{}", cold_answer.text());
+    assert_eq!(cold_answer.status, 500, "{}", cold_answer.text());
     assert_eq!((running.try_wrap(KEY).0, cold.try_wrap(KEY).0), (400, 503));
     scene.repair();
     running.change(json!({"type": "key-rotate", "path": KEY}));
@@ -204,7 +204,7 @@ fn a_database_that_was_taken_back_is_refused_even_after_others_have_gone_on_with
     assert!(running.state().contains("ekm catalog accept-restore"), "{}", running.state());
     // Who knows better does not build on it …
     let refused = running.ask(&json!({"command": {"type": "key-disable", "path": OTHER}}));
-    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert_eq!(refused.status, 500, "{}", refused.text());
     // … and who knows nothing cannot help it: later revisions on another history.
     let cold = scene.deployment.start_with(&scene.deployment.directory(), EAGER);
     assert_eq!(cold.try_wrap(KEY).0, 200, "a frontend without memory cannot know");
@@ -240,12 +240,12 @@ fn names_that_sql_has_exchanged_do_not_lead_a_change_to_another_key() {
         let answer = running.ask(&json!({"command": command, "reason": "a test"}));
         assert_eq!(
             (answer.status, answer.json()["code"].as_str()),
-            (503, Some("catalog_row")),
+            (500, Some("catalog_row")),
             "{command}: {}",
             answer.text()
         );
     }
-    assert_eq!(running.show(&format!("/v1/keys/{OTHER}")).status, 503);
+    assert_eq!(running.show(&format!("/v1/keys/{OTHER}")).status, 500);
     assert_eq!(
         [DEMO, KEY, OTHER].map(|path| running.try_wrap(path).0),
         [200, 400, 200],
