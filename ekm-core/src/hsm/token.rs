@@ -244,7 +244,7 @@ impl Token {
         if logged_in(&session)? {
             return Ok(session);
         }
-        let mut login = self.login.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut login = self.login.lock().unwrap_or_else(PoisonError::into_inner);
         if login.refused {
             let code = "the PIN was refused before; restart with the right one".into();
             return Err(Fault { class: Class::Credential, function: "C_Login".into(), code });

@@ -81,6 +81,7 @@ fn measure(deployment: &Deployment, rounds: usize) -> [Vec<Duration>; 2] {
     took
 }
 
+#[expect(clippy::print_stdout, reason = "figures, for people")]
 fn tell(how: &str, took: [Vec<Duration>; 2]) {
     for (what, mut took) in ["revocation", "its undoing"].into_iter().zip(took) {
         took.sort();
