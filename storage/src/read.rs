@@ -127,7 +127,8 @@ impl CatalogStore {
     pub async fn due(&self, now: OffsetDateTime) -> Result<Vec<(String, Uuid)>, StorageError> {
         let parameters = [time_text(now).into()];
         let rows = self.newest(async |connection| connection.rows(&statements::DUE, &parameters).await).await?;
-        rows.into_iter().map(|row| Ok((text(&row, 0)?.to_owned(), uuid("due", &row, 1)?))).collect()
+        // A row that makes no sense was not written by us, and must not keep the others waiting.
+        Ok(rows.iter().filter_map(|row| Some((text(row, 0).ok()?.to_owned(), uuid("due", row, 1).ok()?))).collect())
     }
 
     /// What the database's clock says; `None` for SQLite, whose clock is this process's.
@@ -144,18 +145,17 @@ impl CatalogStore {
     /// Every frontend that has been there lately.
     pub async fn frontends(&self) -> Result<Vec<Frontend>, StorageError> {
         let rows = self.newest(async |connection| connection.rows(&statements::FRONTENDS, &[]).await).await?;
-        rows.into_iter()
-            .map(|row| {
-                let seen_at = OffsetDateTime::parse(text(&row, 4)?, &Rfc3339);
-                Ok(Frontend {
-                    instance: text(&row, 0)?.to_owned(),
-                    name: text(&row, 1)?.to_owned(),
-                    version: text(&row, 2)?.to_owned(),
-                    revision: number(&row, 3)?,
-                    seen_at: seen_at.map_err(|error| refused("frontends", &row, &error.to_string()))?,
-                })
+        let frontend = |row: &Row| {
+            Some(Frontend {
+                instance: text(row, 0).ok()?.to_owned(),
+                name: text(row, 1).ok()?.to_owned(),
+                version: text(row, 2).ok()?.to_owned(),
+                revision: number(row, 3).ok()?,
+                seen_at: OffsetDateTime::parse(text(row, 4).ok()?, &Rfc3339).ok()?,
             })
-            .collect()
+        };
+        // As for what is due: one that makes no sense is nobody.
+        Ok(rows.iter().filter_map(frontend).collect())
     }
 
     /// Says that a frontend is there, and forgets those that have not been for a day.

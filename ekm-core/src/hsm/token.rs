@@ -1,7 +1,7 @@
 //! One token: found by label or serial, logged in once, proven before first use.
 
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error as Pkcs11Error, RvError};
@@ -93,7 +93,7 @@ pub enum TokenError {
     SelfTest(String),
     /// A new key would have the CKA_ID of one that is there.
     #[error(
-        "the token holds a key {0} already: another frontend is making this version now, or an attempt was interrupted; try again, and if \
+        "the token holds {0} already: another frontend is making this version now, or an attempt was interrupted; try again, and if \
          that does not help, make sure that no catalog has this version, and remove the object by hand"
     )]
     KeyExists(VersionId),
@@ -182,6 +182,8 @@ pub struct Token {
     is_softhsm: bool,
     pin: AuthPin,
     login: Mutex<Login>,
+    /// One object is made or removed at a time: SoftHSM fails half-way when others look meanwhile.
+    making: Mutex<()>,
 }
 
 struct Login {
@@ -200,7 +202,15 @@ impl Token {
         log_in(&anchor, &options.pin)?;
         let login = Mutex::new(Login { anchor, refused: false });
         let is_softhsm = manufacturer.starts_with("SoftHSM");
-        let token = Self { module: module.clone(), slot, label, is_softhsm, pin: options.pin.clone(), login };
+        let token = Self {
+            module: module.clone(),
+            slot,
+            label,
+            is_softhsm,
+            pin: options.pin.clone(),
+            login,
+            making: Mutex::default(),
+        };
         self_test::run(&token.module.open_rw_session(slot)?)?;
         Ok(token)
     }
@@ -234,7 +244,7 @@ impl Token {
         if logged_in(&session)? {
             return Ok(session);
         }
-        let mut login = self.login.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut login = self.login.lock().unwrap_or_else(PoisonError::into_inner);
         if login.refused {
             let code = "the PIN was refused before; restart with the right one".into();
             return Err(Fault { class: Class::Credential, function: "C_Login".into(), code });
@@ -267,6 +277,7 @@ impl Token {
     /// Two rotations at the same time choose the same id. Neither may touch the other's key, which may be in the catalog already: with
     /// two under one id, nobody could tell which one has wrapped, and whoever cleaned up would take both.
     pub fn generate_key(&self, id: VersionId, label: &str) -> Result<(), TokenError> {
+        let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let session = self.module.open_rw_session(self.slot)?;
         if !session.find_objects(&key_template(id))?.is_empty() {
             return Err(TokenError::KeyExists(id));
@@ -276,15 +287,20 @@ impl Token {
         template.push(Attribute::Label(label.as_bytes().to_vec()));
         let key = session.generate_key(&Mechanism::AesKeyGen, &template)?;
         // Of two that have looked at the same time and found nothing, the later one sees both.
-        if session.find_objects(&key_template(id))?.len() != 1 {
-            session.destroy_object(key)?;
-            return Err(TokenError::KeyExists(id));
+        let found = session.find_objects(&key_template(id))?.len();
+        if found != 1 {
+            let _ = session.destroy_object(key); // perhaps the other one's cleaning up was faster
+            return Err(match found {
+                0 => Fault::integrity("C_FindObjects", "the token does not show the key that it has just made").into(),
+                _ => TokenError::KeyExists(id),
+            });
         }
         require_guarded(&session, key)
     }
 
     /// Removes a key that was generated but never entered the catalog. Blocking.
     pub fn discard_key(&self, id: VersionId) -> Result<(), TokenError> {
+        let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let session = self.module.open_rw_session(self.slot)?;
         for key in session.find_objects(&key_template(id))? {
             session.destroy_object(key)?;

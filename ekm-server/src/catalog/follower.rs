@@ -222,6 +222,7 @@ impl Follower {
             return Err(Tampered::Head("it is another catalog than the one that this frontend knows".into()).into());
         }
         if self.verified_at.elapsed() > self.verify_interval {
+            self.verified_at = Instant::now(); // also when it fails: it is a lot of work
             let before = self.mirror.take().expect("just seen");
             let outcome = self.load_all(&before).await;
             self.mirror.get_or_insert(before);

@@ -163,6 +163,15 @@ pub(super) fn check_key_set(profile: Profile, span: Range<usize>, issuer: &Issue
 
 fn check_catalog(config: &Config) -> Result<(), Finding> {
     let catalog = &config.catalog;
+    if let Some(file) = &catalog.snapshot_file
+        && [&catalog.sqlite_file, &catalog.key_file, &Some(config.audit.file.clone())].contains(&&Some(file.clone()))
+    {
+        return finding(
+            0..0,
+            "catalog.snapshot_file names a file that is something else already; it would be replaced",
+            "give the snapshot a file of its own",
+        );
+    }
     let postgres = match (&catalog.sqlite_file, &catalog.postgres) {
         (Some(_), None) => return Ok(()),
         (None, Some(postgres)) => postgres,

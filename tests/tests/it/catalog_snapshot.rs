@@ -160,8 +160,8 @@ fn damages(length: usize) -> Vec<(String, Damage)> {
             }),
         ),
     ];
-    for part in 0..9 {
-        let at = length * part / 9 + 37;
+    for part in 0..5 {
+        let at = length * part / 5 + 37;
         all.push((
             format!("flipped around {at}"),
             bytes(move |content| {
