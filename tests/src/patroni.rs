@@ -179,8 +179,19 @@ impl Patroni {
         }
     }
 
-    /// Asks for an orderly change of the leader to the synchronous follower, and returns when Patroni says that it was made.
-    /// Writes wait until a node follows the new leader; in Patroni 3.0 both others first sleep for two seconds.
+    /// Stops a node's Patroni and PostgreSQL in an orderly way, as for maintenance. If it leads, the synchronous follower takes over, and the
+    /// third node follows that one at once.
+    pub fn stop(&mut self, node: usize) {
+        let node = &mut self.nodes[node];
+        if let Some(mut patroni) = node.patroni.take() {
+            kill_process(Pid::from_child(&patroni), Signal::TERM).expect("it is there");
+            let _ = patroni.wait();
+        }
+    }
+
+    /// Asks Patroni for an orderly change of the leader to the synchronous follower, and returns when it says that it was made. Under
+    /// this order the old leader and the third node sleep for two seconds before they follow the new one (`demote` and
+    /// `process_unhealthy_cluster` in Patroni's `ha.py`), and writes wait for the first that does.
     ///
     /// # Errors
     /// Patroni's answer, if it made none.
@@ -341,6 +352,9 @@ fn patroni_settings(name: &str, address: &str, directory: &Path, ca_file: &Path)
                 "failsafe_mode": true,
                 "postgresql": {
                     "use_pg_rewind": true,
+                    // A new leader makes its followers' slots in its next round only, and writes would wait for that. Without slots, a
+                    // follower that was away for longer than `wal_keep_size` is copied anew.
+                    "use_slots": false,
                     "parameters": {
                         "max_connections": 100, "shared_buffers": "32MB", "jit": "off",
                         // A follower that found nobody leading asks again; writes wait for it. The default is five seconds.
