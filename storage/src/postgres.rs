@@ -80,27 +80,39 @@ impl PostgresOptions {
     /// Asks every server at once, and takes the first that is what is wanted: the leader, or whoever answers if there is none and a
     /// follower will do.
     pub(crate) async fn connect(&self, follower_will_do: bool, leader_only: bool) -> Result<Connection, StorageError> {
+        Ok(self.find(follower_will_do, leader_only).await?.0)
+    }
+
+    /// The same, with how to reach that server again.
+    async fn find(
+        &self,
+        follower_will_do: bool,
+        leader_only: bool,
+    ) -> Result<(Connection, PgConnectOptions), StorageError> {
         let mut asked = tokio::task::JoinSet::new();
         for (host, port) in &self.hosts {
             let (options, name) = (self.options(host, *port), format!("{host}:{port}"));
             asked.spawn(async move {
-                let connected = bounded(CONNECT_TIMEOUT, connect(options)).await;
-                connected.map_err(|error| format!("{name}: {error}"))
+                let connected = bounded(CONNECT_TIMEOUT, connect(options.clone())).await;
+                let (connection, is_follower) = connected.map_err(|error| format!("{name}: {error}"))?;
+                Ok((connection, options, is_follower))
             });
         }
         let wants_follower = follower_will_do && self.prefer_follower && !leader_only;
         let (mut second_best, mut refusals) = (None, Vec::new());
         while let Some(answer) = asked.join_next().await {
             match answer {
-                Ok(Ok((connection, is_follower))) if is_follower == wants_follower => return Ok(connection),
-                Ok(Ok((connection, _))) => second_best = Some(connection),
+                Ok(Ok((connection, options, is_follower))) if is_follower == wants_follower => {
+                    return Ok((connection, options));
+                }
+                Ok(Ok((connection, options, _))) => second_best = Some((connection, options)),
                 Ok(Err(refusal)) => refusals.push(refusal),
                 Err(panicked) => refusals.push(panicked.to_string()),
             }
         }
         refusals.sort();
         match second_best {
-            Some(connection) if follower_will_do => Ok(connection),
+            Some(found) if follower_will_do => Ok(found),
             Some(_) => {
                 refusals.push("the others only follow".into());
                 Err(StorageError::NoLeader(refusals.join("; ")))
@@ -124,8 +136,11 @@ impl CatalogStore {
     pub async fn listen(&self) -> Result<Option<Listener>, StorageError> {
         let Engine::Postgres(options) = &self.engine else { return Ok(None) };
         // Which of the hosts leads is found out by asking; the listener then needs a connection of its own.
-        let leader = bounded(2 * CONNECT_TIMEOUT, options.leader()).await?;
+        let (connection, leader) = options.find(false, true).await?;
         let listening = async {
+            if let Connection::Postgres(connection) = connection {
+                let _ = connection.close().await;
+            }
             let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(leader);
             let mut listener = PgListener::connect_with(&pool).await?;
             // One that connects again by itself would find whoever is at that address, the leader or not.
@@ -135,24 +150,6 @@ impl CatalogStore {
             Ok(Some(Listener(listener)))
         };
         bounded(CONNECT_TIMEOUT, listening).await
-    }
-}
-
-impl PostgresOptions {
-    async fn leader(&self) -> Result<PgConnectOptions, StorageError> {
-        let mut refusals = Vec::new();
-        for (host, port) in &self.hosts {
-            let options = self.options(host, *port);
-            match bounded(CONNECT_TIMEOUT, connect(options.clone())).await {
-                Ok((Connection::Postgres(connection), false)) => {
-                    let _ = connection.close().await;
-                    return Ok(options);
-                }
-                Ok(_) => refusals.push(format!("{host}:{port}: only follows")),
-                Err(error) => refusals.push(format!("{host}:{port}: {error}")),
-            }
-        }
-        Err(StorageError::NoLeader(refusals.join("; ")))
     }
 }
 
