@@ -60,12 +60,16 @@ pub async fn watch_versions(plane: Arc<DataPlane>) {
 }
 
 async fn prove_all(plane: &DataPlane, snapshot: &Snapshot) -> Vec<String> {
-    let (mut unserved, mut hsm_away) = (Vec::new(), None);
+    let (mut unserved, mut hsm_away, mut proofs) = (Vec::new(), None, 0usize);
     for (index, key) in snapshot.keys().enumerate() {
         if index % 1000 == 0 {
             tokio::task::yield_now().await; // a million keys take a while
         }
         for version in key.living_versions().filter(|version| version.state() != VersionState::Proven) {
+            proofs += 1;
+            if proofs.is_multiple_of(16) {
+                tokio::task::yield_now().await; // a proof in this process is some microseconds of ciphers
+            }
             let reason = match (&hsm_away, version.custody) {
                 // Without the HSM the others need not be asked.
                 (Some(reason), Custody::Hsm | Custody::HsmWrapped) => Some(String::clone(reason)),

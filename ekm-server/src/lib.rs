@@ -8,7 +8,7 @@ pub mod app;
 pub mod audit;
 pub mod auth;
 mod background;
-mod catalog;
+pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod connection;

@@ -53,7 +53,7 @@ pub struct Metrics {
     pub catalog_follow_failed: IntGauge,
     /// The revision in the copy on disk.
     pub snapshot_file_revision: IntGauge,
-    /// Operations with keys that are to be destroyed.
+    /// Requests for keys or versions that are to be destroyed, refused ones included.
     pub destroy_scheduled_uses: IntCounter,
     /// Rows that were left out.
     pub catalog_rejected: IntGauge,
@@ -104,8 +104,10 @@ impl Metrics {
             catalog_follow_failed: make
                 .gauge("ekm_catalog_follow_failed", "1 while the catalog cannot be read or is not to be believed."),
             snapshot_file_revision: make.gauge("ekm_snapshot_file_revision", "The revision in the copy on disk."),
-            destroy_scheduled_uses: make
-                .counter("ekm_destroy_scheduled_uses_total", "Unwraps with keys that are to be destroyed."),
+            destroy_scheduled_uses: make.counter(
+                "ekm_destroy_scheduled_uses_total",
+                "Requests for keys or versions that are to be destroyed, refused ones included.",
+            ),
             catalog_rejected: make.gauge("ekm_catalog_rejected_rows", "Rows left out of the snapshot."),
             certificate_reloads: make.counters("ekm_certificate_reloads_total", "Certificate reloads.", &["result"]),
             ready: make.gauge("ekm_ready", "1 if ready for traffic."),

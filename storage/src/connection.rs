@@ -63,7 +63,6 @@ pub(crate) struct Statement {
     pub(crate) columns: &'static [Column],
 }
 
-#[expect(clippy::large_enum_variant, reason = "there are a handful")]
 pub(crate) enum Connection {
     Sqlite(SqliteConnection),
     Postgres(PgConnection),
@@ -147,11 +146,11 @@ impl Connection {
     /// Statements without parameters, one after the other.
     pub(crate) async fn script(&mut self, sql: &'static str) -> Result<(), StorageError> {
         bounded(CALL_TIMEOUT, async {
-            match self {
-                Self::Sqlite(connection) => drop(connection.execute(sqlx::raw_sql(sql)).await?),
-                Self::Postgres(connection) => drop(connection.execute(sqlx::raw_sql(sql)).await?),
-            }
-            Ok(())
+            let carried_out = match self {
+                Self::Sqlite(connection) => connection.execute(sqlx::raw_sql(sql)).await.map(|_| ()),
+                Self::Postgres(connection) => connection.execute(sqlx::raw_sql(sql)).await.map(|_| ()),
+            };
+            Ok(carried_out?)
         })
         .await
     }

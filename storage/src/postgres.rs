@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
+use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgSslMode};
-use sqlx::{ConnectOptions, Connection as _};
 
 use crate::connection::{Connection, Value, bounded};
 use crate::{CatalogStore, Engine, StorageError, statements};
@@ -77,42 +77,39 @@ impl PostgresOptions {
         }
     }
 
-    /// Asks every server at once, and takes the first that is what is wanted: the leader, or whoever answers if there is none and a
-    /// follower will do.
+    /// A connection to the leader, or, if there is none and a follower will do, to whoever answers.
     pub(crate) async fn connect(&self, follower_will_do: bool, leader_only: bool) -> Result<Connection, StorageError> {
-        Ok(self.find(follower_will_do, leader_only).await?.0)
+        let wants_follower = follower_will_do && self.prefer_follower && !leader_only;
+        Ok(self.find(wants_follower, follower_will_do).await?.0)
     }
 
-    /// The same, with how to reach that server again.
-    async fn find(
-        &self,
-        follower_will_do: bool,
-        leader_only: bool,
-    ) -> Result<(Connection, PgConnectOptions), StorageError> {
+    /// Asks every server at once, and takes the first that is what is wanted: one that is gone holds nobody up. With `any` the others
+    /// will do, if no such server answers in time.
+    async fn find(&self, wants_follower: bool, any: bool) -> Result<(Connection, PgConnectOptions), StorageError> {
         let mut asked = tokio::task::JoinSet::new();
         for (host, port) in &self.hosts {
             let (options, name) = (self.options(host, *port), format!("{host}:{port}"));
             asked.spawn(async move {
                 let connected = bounded(CONNECT_TIMEOUT, connect(options.clone())).await;
-                let (connection, is_follower) = connected.map_err(|error| format!("{name}: {error}"))?;
-                Ok((connection, options, is_follower))
+                connected
+                    .map(|(connection, is_follower)| (connection, is_follower, options))
+                    .map_err(|error| format!("{name}: {error}"))
             });
         }
-        let wants_follower = follower_will_do && self.prefer_follower && !leader_only;
         let (mut second_best, mut refusals) = (None, Vec::new());
         while let Some(answer) = asked.join_next().await {
             match answer {
-                Ok(Ok((connection, options, is_follower))) if is_follower == wants_follower => {
+                Ok(Ok((connection, is_follower, options))) if is_follower == wants_follower => {
                     return Ok((connection, options));
                 }
-                Ok(Ok((connection, options, _))) => second_best = Some((connection, options)),
+                Ok(Ok((connection, _, options))) => second_best = Some((connection, options)),
                 Ok(Err(refusal)) => refusals.push(refusal),
                 Err(panicked) => refusals.push(panicked.to_string()),
             }
         }
         refusals.sort();
         match second_best {
-            Some(found) if follower_will_do => Ok(found),
+            Some(found) if any => Ok(found),
             Some(_) => {
                 refusals.push("the others only follow".into());
                 Err(StorageError::NoLeader(refusals.join("; ")))
@@ -136,11 +133,9 @@ impl CatalogStore {
     pub async fn listen(&self) -> Result<Option<Listener>, StorageError> {
         let Engine::Postgres(options) = &self.engine else { return Ok(None) };
         // Which of the hosts leads is found out by asking; the listener then needs a connection of its own.
-        let (connection, leader) = options.find(false, true).await?;
+        let (found, leader) = options.find(false, false).await?;
+        drop(found);
         let listening = async {
-            if let Connection::Postgres(connection) = connection {
-                let _ = connection.close().await;
-            }
             let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(leader);
             let mut listener = PgListener::connect_with(&pool).await?;
             // One that connects again by itself would find whoever is at that address, the leader or not.

@@ -155,7 +155,8 @@ impl Ekm {
 
     /// A new TLS connection, HTTP/1.1.
     pub fn connect(&self) -> Connection {
-        Connection::open(self.address(), &self.ready.ca_file).expect("TLS")
+        let opened = Connection::open(self.address(), &self.ready.ca_file);
+        opened.unwrap_or_else(|error| panic!("no connection: {error}\n{}", self.log()))
     }
 
     /// One request on a connection of its own, with a good token and JSON.
@@ -182,6 +183,23 @@ impl Ekm {
     /// A new connection to the admin API's Unix socket: there, `ekm dev` calls its own user `developer`.
     pub fn admin(&self) -> Connection {
         Connection::open_unix(self.ready.admin_socket.as_ref().expect("an admin socket")).expect("a connection")
+    }
+
+    /// Has the developer carry out a command of the admin API, and waits until this frontend serves what it made.
+    pub fn change(&self, command: &serde_json::Value) {
+        let body = serde_json::json!({"command": command}).to_string();
+        let answer = self.admin().admin("POST", "/v1/changes", None, Some(&body));
+        assert_eq!(answer.status, 200, "{command}: {}", answer.text());
+        let revision = answer.json()["revision"].as_f64().expect("a revision");
+        self.eventually("served", || self.metric("ekm_catalog_revision") >= revision);
+    }
+
+    /// Makes a key in the demo key's crypto space, with one rule as its policy, and waits until it is served.
+    pub fn create_key(&self, path: &str, rule: &serde_json::Value) {
+        self.change(&serde_json::json!({
+            "type": "key-create", "path": path, "space": self.ready.crypto_space_path,
+            "policy": {"own": {"rules": [rule]}},
+        }));
     }
 
     /// A token of `ekm dev`'s second person.

@@ -263,10 +263,14 @@ fn binding(table: &str, revision: u64) -> Vec<u8> {
 }
 
 impl Change {
+    /// What is hashed.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a change has only text as map keys")
+    }
+
     /// This entry's link of the chain: SHA-256 of its JSON, which names the entry before.
     pub fn hash(&self) -> Hash {
-        let json = serde_json::to_vec(self).expect("a change has only text as map keys");
-        let hash = digest::digest(&digest::SHA256, &json);
+        let hash = digest::digest(&digest::SHA256, self.to_json().as_bytes());
         Hash(hash.as_ref().try_into().expect("SHA-256 has 32 bytes"))
     }
 }

@@ -90,7 +90,6 @@ impl KeyRecord {
             KeyState::Enabled | KeyState::Disabled => {
                 self.state = KeyState::DestroyScheduled;
                 self.destroy_at = Some(end_of_grace(now, settings));
-                self.rotation = None;
                 Ok(Outcome::Changed)
             }
         }
@@ -116,6 +115,7 @@ impl KeyRecord {
         if whole {
             self.state = KeyState::Destroyed;
             self.destroy_at = None;
+            self.rotation = None;
         }
         let mut gone = Vec::new();
         for index in 0..self.versions.len() {

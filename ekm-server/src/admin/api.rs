@@ -353,10 +353,12 @@ pub struct ChangeView {
     /// The command with its parameters.
     #[schema(value_type = Object)]
     pub detail: Value,
-    /// SHA-256 of this entry.
+    /// SHA-256 of `entry`.
     pub hash: String,
     /// SHA-256 of the entry before.
     pub previous: String,
+    /// The entry as it is chained, JSON as text: everything above, and the rows that the change wrote.
+    pub entry: String,
 }
 
 /// A page of a list.

@@ -191,10 +191,9 @@ impl Admin {
             class: effect.class,
             detail: commands::to_value(command),
         };
-        let remembered = answer.clone();
-        let remember = |revision| stored_answer(command, &ChangeResult { revision, ..remembered.clone() });
-        let request = mandate.request_id.map(|id| (id, &remember as &(dyn Fn(u64) -> Vec<u8> + Sync)));
-        answer.revision = draft.commit(entry, request).await?;
+        answer.revision = draft.next_revision();
+        let remembered = stored_answer(command, &answer);
+        draft.commit(entry, mandate.request_id.map(|id| (id, remembered.as_slice()))).await?;
         self.gate.nudge();
         Ok(answer)
     }
@@ -241,10 +240,9 @@ impl Admin {
         };
         answer.outcome = ChangeOutcome::NeedsApproval;
         answer.approval = Some(views::approval(record)?);
-        let remembered = answer.clone();
-        let remember = |revision| stored_answer(command, &ChangeResult { revision, ..remembered.clone() });
-        let request = mandate.request_id.map(|id| (id, &remember as &(dyn Fn(u64) -> Vec<u8> + Sync)));
-        answer.revision = draft.commit(entry, request).await?;
+        answer.revision = draft.next_revision();
+        let remembered = stored_answer(command, &answer);
+        draft.commit(entry, mandate.request_id.map(|id| (id, remembered.as_slice()))).await?;
         Ok(answer)
     }
 

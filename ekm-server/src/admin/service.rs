@@ -83,15 +83,22 @@ impl Admin {
         revision: u64,
         names: &mut HashMap<Uuid, String>,
     ) -> Result<KeyView, AdminError> {
-        if !names.contains_key(&record.space) {
-            let space = self.record::<SpaceRecord>(Kind::Space, record.space).await?;
-            names.insert(record.space, space.map_or_else(String::new, |(space, _)| space.path.to_string()));
-        }
-        if !names.contains_key(&record.policy) {
-            let policy = self.record::<PolicyRecord>(Kind::Policy, record.policy).await?;
-            names.insert(record.policy, policy.map_or_else(String::new, |(policy, _)| policy.name));
-        }
-        let (space, policy) = (names[&record.space].clone(), names[&record.policy].clone());
+        let space = match names.get(&record.space) {
+            Some(name) => name.clone(),
+            None => {
+                let space = self.record::<SpaceRecord>(Kind::Space, record.space).await?;
+                space.map_or_else(String::new, |(space, _)| space.path.to_string())
+            }
+        };
+        let policy = match names.get(&record.policy) {
+            Some(name) => name.clone(),
+            None => {
+                let policy = self.record::<PolicyRecord>(Kind::Policy, record.policy).await?;
+                policy.map_or_else(String::new, |(policy, _)| policy.name)
+            }
+        };
+        names.insert(record.space, space.clone());
+        names.insert(record.policy, policy.clone());
         Ok(views::key(record, space, policy, revision))
     }
 

@@ -80,6 +80,7 @@ pub(super) fn approval(record: ApprovalRecord) -> Result<ApprovalView, AdminErro
 
 pub(super) fn change(change: Change) -> ChangeView {
     ChangeView {
+        entry: change.to_json(),
         hash: format!("{:?}", change.hash()),
         previous: format!("{:?}", change.previous),
         revision: change.revision,

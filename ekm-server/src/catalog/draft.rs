@@ -84,6 +84,11 @@ impl<'a> Draft<'a> {
         self.head.revision
     }
 
+    /// The revision that this change makes: nobody else can take it.
+    pub fn next_revision(&self) -> u64 {
+        self.head.revision + 1
+    }
+
     /// What counts as now for this change.
     pub fn now(&self) -> OffsetDateTime {
         self.now
@@ -126,7 +131,7 @@ impl<'a> Draft<'a> {
 
     /// Writes a record. One that was there has been read before.
     pub fn put(&mut self, kind: Kind, id: Uuid, record: &impl Serialize) -> Result<(), CatalogError> {
-        let row = self.key.seal_row(kind, id, self.head.revision + 1, record)?;
+        let row = self.key.seal_row(kind, id, self.next_revision(), record)?;
         let term = self.key.term(&row);
         match self.before.get(&(kind, id)) {
             Some(before) => self.head.sum.subtract(&self.key.term(before)),
@@ -159,12 +164,8 @@ impl<'a> Draft<'a> {
     }
 
     /// Makes it last. `request` is the request's id with its answer, for a request that may be repeated. Returns the revision.
-    pub async fn commit(
-        mut self,
-        entry: Entry,
-        request: Option<(&str, &(dyn Fn(u64) -> Vec<u8> + Sync))>,
-    ) -> Result<u64, CatalogError> {
-        let revision = self.head.revision + 1;
+    pub async fn commit(mut self, entry: Entry, request: Option<(&str, &[u8])>) -> Result<u64, CatalogError> {
+        let revision = self.next_revision();
         let change = Change {
             revision,
             at: self.now,
@@ -182,15 +183,7 @@ impl<'a> Draft<'a> {
         let (head, sealed) = (self.key.seal_head(&self.head)?, self.key.seal_change(&change)?);
         let names: Vec<_> =
             self.names.iter().map(|(kind, name, id)| Name { kind: kind.name(), name, id: *id }).collect();
-        let answer = request.map(|(id, answer)| (id, answer(revision)));
-        let commit = Commit {
-            head: &head,
-            rows: &self.rows,
-            names: &names,
-            change: &sealed,
-            due: &self.due,
-            request: answer.as_ref().map(|(id, answer)| (*id, answer.as_slice())),
-        };
+        let commit = Commit { head: &head, rows: &self.rows, names: &names, change: &sealed, due: &self.due, request };
         self.write.commit(commit).await?;
         Ok(revision)
     }

@@ -139,14 +139,14 @@ impl Follower {
     async fn follow(&mut self, mut stop: watch::Receiver<bool>) {
         // Connections belong to the runtime that made them.
         self.store.look_again(false).await;
-        let (mut listener, mut listened_at, mut expected) = (None, None::<Instant>, None::<(u64, Instant)>);
+        let (mut listener, mut connecting) = (None, None::<Connecting>);
+        let (mut tried_at, mut expected) = (None::<Instant>, None::<(u64, Instant)>);
         loop {
-            if listener.is_none() && listened_at.is_none_or(|at| at.elapsed() > LISTEN_AGAIN) {
-                listened_at = Some(Instant::now());
-                listener = self.store.listen().await.unwrap_or_else(|error| {
-                    tracing::debug!(%error, "no notifications; polling goes on");
-                    None
-                });
+            if listener.is_none() && connecting.is_none() && tried_at.is_none_or(|at| at.elapsed() > LISTEN_AGAIN) {
+                tried_at = Some(Instant::now());
+                let store = Arc::clone(&self.store);
+                // Beside the polling: servers that are gone are waited for.
+                connecting = Some(tokio::spawn(async move { store.listen().await }));
             }
             let pause =
                 if expected.is_some() { self.poll_interval.min(Duration::from_millis(20)) } else { self.poll_interval };
@@ -155,6 +155,13 @@ impl Follower {
                 _ = stop.wait_for(|stop| *stop) => return,
                 () = tokio::time::sleep(pause) => {}
                 () = gate.changed.notified() => {}
+                connected = finished(&mut connecting) => {
+                    connecting = None;
+                    listener = connected.unwrap_or_else(|error| {
+                        tracing::debug!(%error, "no notifications; polling goes on");
+                        None
+                    });
+                }
                 hint = hint(&mut listener) => match hint {
                     Ok(revision) => expected = Some((revision, Instant::now())),
                     Err(error) => {
@@ -190,6 +197,9 @@ impl Follower {
 
     /// Takes over what is new.
     pub async fn catch_up(&mut self) -> Result<(), CatalogError> {
+        if self.head.is_none() {
+            self.store.schema().await?.check()?;
+        }
         let head = self.store.head().await?.ok_or(StorageError::Empty)?;
         let Some(mirror) = &self.mirror else {
             let key = self.unlock(&head).await?;
@@ -344,6 +354,17 @@ impl Follower {
         self.gate.set_problem(Some(text));
         self.plane.metrics.catalog_follow_failed.set(1);
         self.note_age();
+    }
+}
+
+/// An attempt to listen.
+type Connecting = tokio::task::JoinHandle<Result<Option<Listener>, StorageError>>;
+
+/// Never resolves without an attempt.
+async fn finished(connecting: &mut Option<Connecting>) -> Result<Option<Listener>, StorageError> {
+    match connecting {
+        Some(attempt) => attempt.await.unwrap_or_else(|panicked| Err(StorageError::Unreachable(panicked.to_string()))),
+        None => std::future::pending().await,
     }
 }
 

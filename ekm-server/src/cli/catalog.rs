@@ -204,6 +204,20 @@ async fn log(session: &Session, limit: Option<u64>, verify: bool) -> Result<Exit
 
 /// Entries newest first. `whole`: the last one must be the first change.
 fn check_chain(entries: &[ChangeView], whole: bool) -> Result<(), String> {
+    for shown in entries {
+        let problem = |text: &str| Err(format!("revision {}: {text}: the log was changed", shown.revision));
+        if sha256(shown.entry.as_bytes()) != shown.hash {
+            return problem("its hash is not that of the entry");
+        }
+        // What people read has to be what was hashed.
+        let chained: serde_json::Value = serde_json::from_str(&shown.entry).unwrap_or_default();
+        let read = serde_json::to_value(shown).expect("an entry has only text as map keys");
+        let fields =
+            ["revision", "at", "actor", "approved_by", "reason", "action", "target", "class", "detail", "previous"];
+        if fields.iter().any(|field| chained.get(field) != read.get(field)) {
+            return problem("what is shown is not what was hashed");
+        }
+    }
     for pair in entries.windows(2) {
         let [later, earlier] = pair else { continue };
         if earlier.revision + 1 != later.revision {
@@ -225,6 +239,11 @@ fn check_chain(entries: &[ChangeView], whole: bool) -> Result<(), String> {
         }
         _ => Ok(()),
     }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 async fn export(session: &Session, args: ExportArgs) -> Result<Exit, CliError> {
@@ -256,27 +275,45 @@ mod tests {
 
     use super::*;
 
-    fn entry(revision: u64, hash: &str, previous: &str) -> ChangeView {
-        serde_json::from_value(json!({
-            "revision": revision, "at": "2026-11-22T10:00:00Z", "actor": "ann", "reason": "", "action": "key-rotate",
-            "target": "v0/keys/a", "class": "staged", "detail": {}, "hash": hash, "previous": previous,
-        }))
-        .unwrap()
+    /// Newest first, as the API answers.
+    fn log(length: u64) -> Vec<ChangeView> {
+        let mut previous = "0".repeat(64);
+        let mut entries: Vec<ChangeView> = (1..=length)
+            .map(|revision| {
+                let mut fields = json!({
+                    "revision": revision, "at": "2026-11-22T10:00:00Z", "actor": "ann", "reason": "", "action": "key-rotate",
+                    "target": "v0/keys/a", "class": "staged", "detail": {}, "rows": [], "previous": previous,
+                });
+                let entry = fields.to_string();
+                previous = sha256(entry.as_bytes());
+                fields["hash"] = previous.clone().into();
+                fields["entry"] = entry.into();
+                serde_json::from_value(fields).unwrap()
+            })
+            .collect();
+        entries.reverse();
+        entries
     }
 
     #[test]
     fn a_log_is_one_chain_or_is_refused() {
-        let good = [entry(3, "cc", "bb"), entry(2, "bb", "aa"), entry(1, "aa", "00")];
-        assert_eq!(check_chain(&good, true), Ok(()));
-        assert_eq!(check_chain(&good[..2], false), Ok(()));
+        assert_eq!(check_chain(&log(3), true), Ok(()));
+        assert_eq!(check_chain(&log(3)[..2], false), Ok(()));
         assert_eq!(check_chain(&[], true), Ok(()));
-        for (broken, why) in [
-            (vec![entry(3, "cc", "bb"), entry(1, "aa", "00")], "entries are missing"),
-            (vec![entry(2, "bb", "xx"), entry(1, "aa", "00")], "the log was changed"),
-            (vec![entry(2, "bb", "aa")], "the log begins with revision 2"),
-            (vec![entry(1, "aa", "0f")], "names an entry before it"),
-        ] {
-            assert!(check_chain(&broken, true).unwrap_err().contains(why), "{why}");
-        }
+        let broken = |change: &dyn Fn(&mut Vec<ChangeView>)| {
+            let mut log = log(3);
+            change(&mut log);
+            check_chain(&log, true).unwrap_err()
+        };
+        assert!(broken(&|log| drop(log.remove(1))).contains("entries are missing"));
+        assert!(broken(&|log| drop(log.pop())).contains("the log begins with revision 2"));
+        assert!(broken(&|log| log[1].actor = "eve".into()).contains("not what was hashed"));
+        assert!(broken(&|log| log[1].entry = log[1].entry.replace("ann", "eve")).contains("not that of the entry"));
+        let forged = broken(&|log| {
+            log[1].actor = "eve".into();
+            log[1].entry = log[1].entry.replace("ann", "eve");
+            log[1].hash = sha256(log[1].entry.as_bytes());
+        });
+        assert!(forged.contains("revision 3 was made after another entry"), "{forged}");
     }
 }

@@ -258,7 +258,7 @@ mod tests {
     fn a_lost_update_names_who_was_first() {
         let log: Vec<ChangeView> = serde_json::from_value(json!([
             {"revision": 9, "at": "2026-11-22T10:00:00Z", "actor": "ann", "reason": "incident\n7", "action": "key-disable",
-             "target": "v0/keys/a", "class": "fast", "detail": {}, "hash": "", "previous": ""},
+             "target": "v0/keys/a", "class": "fast", "detail": {}, "hash": "", "previous": "", "entry": ""},
         ]))
         .unwrap();
         let text = culprit(&log, "v0/keys/a", 8);

@@ -224,7 +224,7 @@ fn a_wrong_connection_is_told_before_anything_is_sent() {
 async fn a_lost_update_says_who_was_first_and_that_nothing_was_done() {
     let entry = json!({
         "revision": 9, "at": "2026-11-22T10:00:00Z", "actor": "ann", "reason": "", "action": "key-update", "target": "v0/keys/a",
-        "class": "staged", "detail": {}, "hash": "", "previous": "",
+        "class": "staged", "detail": {}, "hash": "", "previous": "", "entry": "",
     });
     let server = Server::start(vec![
         (412, json!({"code": "admin_revision_differs", "message": "it has changed"})),

@@ -6,7 +6,7 @@ use clap::Args;
 use time::OffsetDateTime;
 
 use super::output::print;
-use crate::catalog::{self, CatalogError, Draft, Entry};
+use crate::catalog::{self, Draft, Entry};
 use crate::config::Config;
 use crate::custodian;
 use crate::process::start_process;
@@ -51,7 +51,7 @@ pub(super) async fn accept_restore(args: &ConfigArgs) -> Result<(), StartError> 
     let epoch = draft.epoch() + 1;
     draft.begin_epoch(epoch);
     let entry = Entry::by_ekm("catalog-accept-restore", "the catalog");
-    let revision = draft.commit(entry, None).await.map_err(CatalogError::from)?;
+    let revision = draft.commit(entry, None).await?;
     print(&format!("{}: epoch {epoch} begins at revision {revision}; frontends take it over", store.location()));
     Ok(())
 }

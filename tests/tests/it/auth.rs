@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ekm_tests::{Answer, Ekm, Issuer, WebServer, set_up};
+use ekm_tests::{Answer, CALLER, Ekm, Issuer, WebServer, set_up};
 use serde_json::json;
 
 const BODY: &str = r#"{"plaintext":"AA=="}"#;
@@ -204,6 +204,9 @@ fn each_of_several_issuers_vouches_with_its_own_keys_for_its_own_callers_only() 
                       callers = [\"*@second.example\"]\njwks_file = \"second.json\"\n\n[catalog]";
         config.replace("[catalog]", issuer)
     });
+    // The demo key's policy would let the first issuer's callers in only.
+    ekm.create_key("v0/keys/both", &json!({"callers": [CALLER, "agent@second.example"], "verbs": ["wrap"]}));
+    let wrap = |ekm: &Ekm, token: &str| ekm.connect().post("/v0/keys/both:wrap", token, BODY);
     let first = ekm.issuer();
     for iss in ["https://second.example", "second.example"] {
         let good = second.token_with(json!({"iss": iss, "email": "agent@second.example"}));

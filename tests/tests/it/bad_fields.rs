@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
-use ekm_tests::{CALLER, Ekm, base64, set_up, unbase64};
+use ekm_tests::{CALLER, Ekm, base64, unbase64};
 use serde_json::{Value, json};
 
 use crate::table::Expect::{Good, Refused};
@@ -172,25 +172,18 @@ fn a_verb_takes_its_own_field_and_not_the_others() {
 
 /// Beside the demo key: one whose policy wants a good reason, one for wrapping only, one of somebody else, one paused.
 fn serve_more_keys() -> Ekm {
-    let directory = set_up(&[]);
-    let config = directory.path().join("ekm.toml");
-    let key = |arguments: &[&str]| {
-        let output = ekm_tests::run_ekm(&[&["key", "--config", config.to_str().unwrap()], arguments].concat());
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
+    let ekm = Ekm::dev(&[]);
     let reasons = json!({"allowed": ["CUSTOMER_INITIATED_ACCESS"], "missing": false, "unknown": false});
     for (path, rule) in [
         ("v0/keys/strict", json!({"callers": [CALLER], "verbs": ["wrap", "unwrap"], "justifications": reasons})),
-        ("v0/keys/wrap-only", json!({"callers": ["*"], "verbs": ["wrap"]})),
+        ("v0/keys/wrap-only", json!({"callers": [CALLER], "verbs": ["wrap"]})),
         ("v0/keys/foreign", json!({"callers": ["somebody@else.example"], "verbs": ["wrap", "unwrap"]})),
-        ("v0/keys/paused", json!({"callers": ["*"], "verbs": ["wrap", "unwrap"]})),
+        ("v0/keys/paused", json!({"callers": [CALLER], "verbs": ["wrap", "unwrap"]})),
     ] {
-        let policy = directory.path().join("policy.json");
-        std::fs::write(&policy, json!({ "rules": [rule] }).to_string()).unwrap();
-        key(&["create", path, "--policy", policy.to_str().unwrap()]);
+        ekm.create_key(path, &rule);
     }
-    key(&["disable", "v0/keys/paused"]);
-    Ekm::serve(&directory, |config| config)
+    ekm.change(&json!({"type": "key-disable", "path": "v0/keys/paused"}));
+    ekm
 }
 
 #[test]
@@ -243,6 +236,9 @@ fn only_an_evaluated_policy_denies_and_no_flag_gets_around_it() {
     for target in [strict, "/v0/keys/foreign:wrap", "/v0/keys/wrap-only:unwrap", "/v0/keys/paused:wrap"] {
         table.row(61, target, post_json(target, &token, "{"), Refused(400, "body: ends too early"));
     }
+    table.ekm.eventually("audited with its reason", || {
+        table.ekm.audit().iter().any(|line| line["code"] == "denied" && line["justification"] == "UNKNOWN")
+    });
     table.finish(&[]);
 }
 

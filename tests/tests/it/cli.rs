@@ -135,6 +135,8 @@ fn a_key_is_made_shown_paused_rotated_and_every_change_is_told_field_by_field() 
 
     run(&ekm, &["key", "set-policy", "v0/keys/orders", "--caller", "other@example.com"]).ends(0);
     assert_eq!(wrap_status(&ekm, "v0/keys/orders"), 403);
+    run(&ekm, &["key", "set-policy", "v0/keys/orders", "--policy", "orders"]).ends(0);
+    assert_eq!(wrap_status(&ekm, "v0/keys/orders"), 200);
 }
 
 #[test]
@@ -339,21 +341,50 @@ fn the_settings_are_changed_by_two_people() {
 }
 
 #[test]
-fn an_error_says_what_to_do() {
+fn an_error_says_what_to_do_and_nothing_is_changed() {
     let ekm = Ekm::dev(&[]);
-    run(&ekm, &["key", "show", "v0/keys/none"]).fails("admin_not_found", "v0/keys/none");
-    run(&ekm, &["key", "create", "v0/keys/a", "--space", "v0/cryptospaces/demo", "--policy", "none"])
-        .fails("admin_not_found", "none");
-    run(&ekm, &["key", "create", "v0/keys/demo", "--space", "v0/cryptospaces/demo", "--caller", AGENT])
-        .fails("admin_taken", "v0/keys/demo");
-    run(&ekm, &["key", "list", "--server", "unix:/does/not/exist"]).fails("admin_unreachable", "is the server running");
-    run(&ekm, &["key", "list", "--server", "localhost"]).fails("admin_connection", "unix:/path/admin.sock");
-    run(&ekm, &["key", "show", "v0//keys"]).ends(2);
+    let revision = || run(&ekm, &["catalog", "status", "--output", "json"]).ends(0).json()["revision"].clone();
+    let before = revision();
+    let blank = file(&ekm, "blank.json", r#"{"rules":[{"callers":[],"verbs":["wrap"]}]}"#);
+    let create = ["key", "create", "v0/keys/a", "--space", "v0/cryptospaces/demo"];
+    for (policy, code, words) in [
+        (&["--policy", "none"][..], "admin_not_found", "none"),
+        (&["--caller", " "], "policy", "without spaces around"),
+        (&["--caller", "nonsense"], "policy", "neither '@' nor '*'"),
+        (&["--policy-file", text(&blank)], "policy", "the policy is refused: rule 1 has no callers"),
+        (&["--policy-file", "/does/not/exist"], "io", "cannot read /does/not/exist"),
+    ] {
+        run(&ekm, &[&create, policy].concat()).fails(code, words);
+    }
+    for (arguments, code, words) in [
+        (&["key", "show", "v0/keys/none"][..], "admin_not_found", "v0/keys/none"),
+        (&["key", "disable", "v0/keys/none"], "admin_not_found", "v0/keys/none"),
+        (&["key", "set-policy", "v0/keys/none", "--caller", AGENT], "admin_not_found", "v0/keys/none"),
+        (&["key", "add-path", "v0/keys/none", "v0/keys/x"], "admin_not_found", "v0/keys/none"),
+        (
+            &["key", "create", "v0/keys/demo", "--space", "v0/cryptospaces/demo", "--caller", AGENT],
+            "admin_taken",
+            "v0/keys/demo",
+        ),
+        (&["key", "list", "--server", "unix:/does/not/exist"], "admin_unreachable", "is the server running"),
+        (&["key", "list", "--server", "localhost"], "admin_connection", "unix:/path/admin.sock"),
+    ] {
+        run(&ekm, arguments).fails(code, words);
+    }
+    for (arguments, words) in [
+        (&["key", "show", "v0//keys"][..], "a key path has no empty segment"),
+        (&["key", "show", "v0/keys/a:b"], "a key path consists of"),
+        (&create, "--caller"),
+    ] {
+        let refused = run(&ekm, arguments).ends(2);
+        assert!(refused.stderr.contains(words), "{refused:?}");
+    }
     let mut stranger = command(&ekm, &["key", "list"]);
     stranger.env("EKM_ADMIN_TOKEN", "nonsense");
     finish(stranger).fails("admin_unauthenticated", "");
     let second = run_as_second(&ekm, &["key", "disable", "v0/keys/demo"]);
     second.fails("admin_role_missing", "operator");
+    assert_eq!(revision(), before);
 }
 
 #[test]

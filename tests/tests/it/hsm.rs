@@ -2,10 +2,17 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::Output;
 
-use ekm_tests::{Directory, Ekm, base64, run_ekm, set_up, unbase64};
-use serde_json::json;
+use ekm_tests::{CALLER, Directory, Ekm, base64, run_ekm, set_up, unbase64};
+use serde_json::{Value, json};
+
+const WRAP: &str = r#"{"plaintext":"AA=="}"#;
+
+fn rule() -> Value {
+    json!({"callers": [CALLER], "verbs": ["wrap", "unwrap"]})
+}
 
 fn softhsm() -> Directory {
     set_up(&["--softhsm"])
@@ -119,53 +126,134 @@ fn a_token_of_ones_own_is_used_by_label_and_pin_file() {
 #[test]
 fn a_key_that_the_token_lost_answers_503_and_the_others_go_on() {
     let directory = softhsm();
-    let config = directory.path().join("ekm.toml");
-    let config = config.to_str().unwrap();
-    let made = run_ekm(&["key", "create", "v0/keys/lost", "--caller", "*", "--config", config]);
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    Ekm::dev_in(&directory, &[]).create_key("v0/keys/lost", &rule());
     remove_newest_object(&directory);
 
     let ekm = Ekm::serve(&directory, |config| config);
-    let answer = ekm.post("/v0/keys/lost:wrap", r#"{"plaintext":"AA=="}"#);
+    let answer = ekm.post("/v0/keys/lost:wrap", WRAP);
     assert_eq!((answer.status, answer.json()["code"].as_i64()), (503, Some(14)), "{}", answer.text());
     assert!(answer.message().ends_with("[key_unavailable]"));
-    assert_eq!(ekm.post("/v0/keys/demo:wrap", r#"{"plaintext":"AA=="}"#).status, 200);
-    assert_eq!(ekm.metric("ekm_catalog_unavailable_versions"), 1.0);
+    assert_eq!(ekm.post("/v0/keys/demo:wrap", WRAP).status, 200);
+    ekm.eventually("noticed", || ekm.metric("ekm_catalog_unavailable_versions") == 1.0);
     let report = ekm.ops("/readyz?verbose").text();
-    assert!(report.contains("[!] keys: 2 paths, 1 versions without material"), "{report}");
-    assert!(report.contains(" version 1 cannot be served: C_FindObjects: the token does not hold the key"), "{report}");
+    assert!(report.contains("[!] keys: 2 paths, 1 versions that cannot be served, 0 rows refused"), "{report}");
+    assert_eq!(unserved(&ekm), ["v0/keys/lost version 1 (hsm)"], "{report}");
+    assert!(report.contains("C_FindObjects: the token does not hold the key"), "{report}");
+}
+
+/// Takes SoftHSM's token away and brings it back.
+struct Token {
+    here: PathBuf,
+    away: PathBuf,
+}
+
+impl Token {
+    fn of(directory: &Directory) -> Self {
+        let softhsm = directory.path().join("softhsm");
+        Self { here: softhsm.join("tokens"), away: softhsm.join("away") }
+    }
+
+    fn take(&self) {
+        fs::rename(&self.here, &self.away).unwrap();
+    }
+
+    fn bring_back(&self) {
+        let _ = fs::remove_dir(&self.here);
+        fs::rename(&self.away, &self.here).unwrap();
+    }
+}
+
+/// Which key versions readiness names, without their reasons.
+fn unserved(ekm: &Ekm) -> Vec<String> {
+    let report = ekm.ops("/readyz?verbose").text();
+    let lines = report.lines().filter_map(|line| line.strip_prefix("[!] cannot be served: "));
+    let mut names: Vec<_> = lines.map(|line| line.split_once(": ").unwrap().0.to_owned()).collect();
+    names.sort();
+    names
 }
 
 #[test]
-fn an_hsm_that_is_away_when_the_service_starts_is_a_503_with_its_reason_until_it_comes() {
+fn a_catalog_that_only_the_hsm_opens_is_a_503_with_its_reason_until_the_hsm_comes() {
     let directory = softhsm();
-    let (tokens, away) = (directory.path().join("softhsm/tokens"), directory.path().join("softhsm/away"));
+    let token = Token::of(&directory);
     for empty in [true, false] {
         // SoftHSM starts without its token, or does not start at all.
-        fs::rename(&tokens, &away).unwrap();
+        token.take();
         let (reason, code) = if empty {
-            fs::create_dir(&tokens).unwrap();
+            fs::create_dir(&token.here).unwrap();
             ("no token with label 'ekm-dev'; the module shows: no initialised token", "[hsm_token_not_found]")
         } else {
             ("does not start: C_Initialize failed with CKR_GENERAL_ERROR", "[hsm_initialize]")
         };
         let ekm = Ekm::serve_unready(&directory, |config| config);
-        let answer = ekm.post("/v0/keys/demo:wrap", r#"{"plaintext":"AA=="}"#);
-        assert_eq!((answer.status, answer.json()["code"].as_i64()), (503, Some(14)), "{}", answer.text());
-        assert!(answer.message().ends_with("[hsm_away]"), "{}", answer.text());
+        for path in ["demo", "none"] {
+            let answer = ekm.post(&format!("/v0/keys/{path}:wrap"), WRAP);
+            assert_eq!((answer.status, answer.json()["code"].as_i64()), (503, Some(14)), "{}", answer.text());
+            assert!(answer.message().ends_with("[key_unavailable]"), "{}", answer.text());
+        }
         let report = ekm.ops("/readyz?verbose");
         assert_eq!((report.status, ekm.ops("/readyz").status, ekm.ops("/livez").status), (503, 503, 200));
-        assert!(report.text().contains(reason) && report.text().contains(code), "{}", report.text());
-        assert_eq!(ekm.metric("ekm_catalog_unavailable_versions"), 0.0, "no key is at fault");
+        let report = report.text();
+        assert!(report.contains(reason) && report.contains(code), "{report}");
+        assert!(report.contains("[catalog_locked]"), "{report}");
 
-        if empty {
-            fs::remove_dir(&tokens).unwrap();
-        }
-        fs::rename(&away, &tokens).unwrap();
+        token.bring_back();
         ekm.eventually("ready", || ekm.ops("/readyz").status == 200);
         let blob = ekm.wrap(b"x", b"");
         assert_eq!(ekm.unwrap(&blob, b"").json(), json!({"plaintext": base64("x")}));
     }
+}
+
+#[test]
+fn with_a_key_file_the_catalog_opens_without_the_hsm_and_exactly_the_keys_in_it_are_a_503() {
+    let directory = softhsm();
+    let config = directory.path().join("ekm.toml");
+    for (name, digits) in [("catalog.key", "5a"), ("software.key", "a5")] {
+        let file = directory.path().join(name);
+        fs::write(&file, digits.repeat(32)).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let text = fs::read_to_string(&config).unwrap();
+    let text = text.replace("[catalog]", "[catalog]\nkey_file = \"catalog.key\"");
+    fs::write(&config, text + "\n[software]\nkey_file = \"software.key\"\n").unwrap();
+    let migrated = run_ekm(&["catalog", "migrate", "--config", config.to_str().unwrap()]);
+    assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+    let ekm = Ekm::serve(&directory, |config| config);
+    for custody in ["software", "hsm-wrapped"] {
+        ekm.change(&json!({
+            "type": "key-create", "path": format!("v0/keys/{custody}"), "space": "v0/cryptospaces/demo",
+            "custody": custody, "policy": {"own": {"rules": [rule()]}},
+        }));
+    }
+    drop(ekm);
+
+    let token = Token::of(&directory);
+    token.take();
+    let ekm = Ekm::serve_unready(&directory, |config| config);
+    for path in ["demo", "hsm-wrapped"] {
+        let answer = ekm.post(&format!("/v0/keys/{path}:wrap"), WRAP);
+        assert_eq!((answer.status, answer.json()["code"].as_i64()), (503, Some(14)), "{}", answer.text());
+        assert!(answer.message().ends_with("[hsm_away]"), "{}", answer.text());
+    }
+    assert_eq!(ekm.post("/v0/keys/software:wrap", WRAP).status, 200, "a key that needs no HSM goes on");
+    assert_eq!(ekm.post("/v0/keys/none:wrap", WRAP).status, 404, "and the catalog knows which keys there are");
+    let expected = [
+        "the health key version 1 (hsm)",
+        "v0/keys/demo version 1 (hsm)",
+        "v0/keys/hsm-wrapped version 1 (hsm-wrapped)",
+    ];
+    ekm.eventually("named", || unserved(&ekm) == expected);
+    let report = ekm.ops("/readyz?verbose");
+    assert_eq!(report.status, 503);
+    assert!(report.text().contains("C_Initialize failed with CKR_GENERAL_ERROR"), "{}", report.text());
+    assert_eq!(ekm.metric("ekm_catalog_unavailable_versions"), 3.0);
+
+    token.bring_back();
+    ekm.eventually("ready", || ekm.ops("/readyz").status == 200);
+    for path in ["demo", "hsm-wrapped"] {
+        assert_eq!(ekm.post(&format!("/v0/keys/{path}:wrap"), WRAP).status, 200);
+    }
+    ekm.eventually("no longer named", || unserved(&ekm).is_empty());
 }
 
 #[test]
@@ -176,34 +264,37 @@ fn a_pin_that_an_hsm_refuses_stops_the_start_and_is_not_tried_again_when_the_hsm
     let error = stderr(&run_ekm(&["serve", "--config", config.to_str().unwrap()]));
     assert!(error.starts_with("error[hsm_pin]: "), "{error}");
 
-    let (tokens, away) = (directory.path().join("softhsm/tokens"), directory.path().join("softhsm/away"));
-    fs::rename(&tokens, &away).unwrap();
+    let token = Token::of(&directory);
+    token.take();
     let ekm = Ekm::serve_unready(&directory, |config| config);
-    fs::rename(&away, &tokens).unwrap();
+    token.bring_back();
     ekm.eventually("refused", || ekm.ops("/readyz?verbose").text().contains("[hsm_pin]"));
     assert_eq!(ekm.log().matches("the HSM is not tried again; correct the PIN and restart").count(), 1);
-    assert!(ekm.post("/v0/keys/demo:wrap", r#"{"plaintext":"AA=="}"#).message().ends_with("[hsm_away]"));
+    let answer = ekm.post("/v0/keys/demo:wrap", WRAP);
+    assert_eq!((answer.status, answer.message().ends_with("[key_unavailable]")), (503, true), "{}", answer.text());
 }
 
 /// SoftHSM locks a key's file to read it. Whoever holds that lock makes its calls hang, as a lost network does with an HSM.
 #[test]
 fn an_hsm_that_hangs_is_503_in_time_and_429_when_the_queue_is_full_until_it_comes_back() {
     let directory = softhsm();
+    let dev = Ekm::dev_in(&directory, &[]);
     let ekm = Ekm::serve(&directory, |config| {
         config
-            .replace("[catalog]", "[catalog]\npoll_interval_ms = 3000")
+            .replace("admin.sock", "serve.sock")
+            .replace("[catalog]", "[catalog]\npoll_interval_ms = 3600000")
             .replace("request_deadline_ms = 20000", "request_deadline_ms = 2000")
             .replace("deadline_ms = 60", "queue_length = 2\ndeadline_ms = 1000")
     });
-    let wrap = || ekm.post("/v0/keys/demo:wrap", r#"{"plaintext":"AA=="}"#);
+    let wrap = || ekm.post("/v0/keys/demo:wrap", WRAP);
     assert_eq!(wrap().status, 200);
-    let config = directory.path().join("serve.toml");
-    let made = run_ekm(&["key", "create", "v0/keys/b", "--caller", "*", "--config", config.to_str().unwrap()]);
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    dev.create_key("v0/keys/b", &rule());
+    drop(dev);
     let file = fs::File::options().write(true).open(newest_object(&directory)).unwrap();
     rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
 
-    // The service finds the new key and tries it, and the one HSM thread hangs in that call.
+    // A change of its own makes the service find the new key; it tries it, and the one HSM thread hangs in that call.
+    ekm.change(&json!({"type": "space-create", "path": "v0/cryptospaces/other"}));
     ekm.eventually("hanging", || wrap().message().ends_with("[hsm_timeout]"));
     let codes = std::thread::scope(|scope| {
         let requests: Vec<_> = (0..10).map(|_| scope.spawn(wrap)).collect();
@@ -226,7 +317,7 @@ fn remove_newest_object(directory: &Directory) {
     fs::remove_file(newest_object(directory)).unwrap();
 }
 
-fn newest_object(directory: &Directory) -> std::path::PathBuf {
+fn newest_object(directory: &Directory) -> PathBuf {
     let tokens = directory.path().join("softhsm/tokens");
     let token = fs::read_dir(tokens).unwrap().next().unwrap().unwrap().path();
     let files = fs::read_dir(token).unwrap().map(|entry| entry.unwrap());
@@ -246,7 +337,7 @@ fn a_token_that_goes_away_is_a_503_and_never_a_denial() {
     let mut statuses = std::collections::BTreeSet::new();
     for _ in 0..20 {
         statuses.insert(ekm.unwrap(&blob, b"").status);
-        statuses.insert(ekm.post("/v0/keys/demo:wrap", r#"{"plaintext":"AA=="}"#).status);
+        statuses.insert(ekm.post("/v0/keys/demo:wrap", WRAP).status);
         // Rubbish, too, must not become the caller's fault while the device cannot confirm it.
         let mut changed = unbase64(&blob);
         *changed.last_mut().unwrap() ^= 1;

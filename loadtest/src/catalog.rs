@@ -1,0 +1,246 @@
+//! `ekm-bench-catalog`: what a catalog of a million keys costs, beside one of a hundred.
+//!
+//! Fills real catalogs, in SQLite and custody `software`, with the product's own code, and starts `ekm serve` on them. Figures that
+//! are compared are measured in turns, in the same run.
+
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use ekm_core::blob::VersionId;
+use ekm_core::catalog::{
+    CatalogKey, Custody, KeyRecord, KeyState, Kind, Mirror, PolicyRecord, Purpose, SpaceRecord, SpaceState,
+};
+use ekm_core::custody::{Custodian, Hsm};
+use ekm_core::software::KeyFile;
+use ekm_core::{KeyPath, Snapshot};
+use ekm_loadtest::{measure, request, rss_mib};
+use ekm_server::catalog::{Draft, Entry, initialise, open_store};
+use ekm_server::config::Config;
+use ekm_tests::{Directory, Ekm, base64, set_up};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// Measures a large catalog beside a small one: look-ups, whole requests, and how long a start takes.
+#[derive(Parser)]
+struct Args {
+    /// Keys in the large catalog
+    #[arg(long, default_value_t = 1_000_000, value_name = "N")]
+    keys: usize,
+    /// Keys in the small catalog
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    small: usize,
+    /// Time per measurement of requests
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
+    seconds: f64,
+    /// Measurements of each kind; the median counts
+    #[arg(long, default_value_t = 5)]
+    repeat: usize,
+}
+
+/// How many different keys the requests use.
+const WORKING_SET: usize = 10_000;
+/// Keys in one change while the catalog is filled.
+const BATCH: usize = 1000;
+
+struct Subject {
+    keys: usize,
+    directory: Directory,
+    snapshot: Snapshot,
+    paths: Vec<KeyPath>,
+    load: Duration,
+}
+
+#[expect(clippy::print_stdout, reason = "the report")]
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let subjects = [runtime.block_on(Subject::fill(args.small))?, runtime.block_on(Subject::fill(args.keys))?];
+
+    println!("{:<44} {:>14} {:>14} {:>8}", "", format!("{} keys", args.small), format!("{} keys", args.keys), "ratio");
+    let row = |what: &str, [small, large]: [f64; 2]| {
+        println!("{what:<44} {small:>14.2} {large:>14.2} {:>8.3}", large / small)
+    };
+    let working_set = |subject: &Subject| sample(&subject.paths, WORKING_SET);
+    row(
+        "look-up, a hundred hot keys, ns",
+        in_turns(&subjects, args.repeat, |it| Ok(look_up_ns(it, &sample(&it.paths, 100))))?,
+    );
+    row(
+        "look-up, uniformly over all keys, ns",
+        in_turns(&subjects, args.repeat, |it| Ok(look_up_ns(it, &sample(&it.paths, 1_000_000))))?,
+    );
+
+    let began = subjects.each_ref().map(|subject| (Instant::now(), start(subject)));
+    let starts = began.each_ref().map(|(_, (_, took))| took.as_secs_f64());
+    let servers = began.map(|(_, (ekm, _))| ekm);
+    let requests = [0, 1].map(|index| {
+        let token = &servers[index].ready.token;
+        let paths = working_set(&subjects[index]);
+        Arc::new(
+            paths
+                .iter()
+                .map(|path| request(path.as_str(), "wrap", token, "plaintext", &base64([7; 32])))
+                .collect::<Vec<_>>(),
+        )
+    });
+    let indexes = [0, 1];
+    let mut errors = 0;
+    let measured = in_turns(&indexes, args.repeat, |&index| {
+        let measured = runtime.block_on(measure(&servers[index], &requests[index], 16, args.seconds))?;
+        errors += measured.errors;
+        Ok(measured.cpu_us)
+    })?;
+    row("a whole wrap request, server CPU us", measured);
+    row("reading and verifying the catalog, s", subjects.each_ref().map(|subject| subject.load.as_secs_f64()));
+    row("start of ekm serve until ready, s", starts);
+    let memory = servers.each_ref().map(|ekm| rss_mib(ekm.pid()).unwrap_or(f64::NAN));
+    row("resident memory, MiB", memory);
+    println!(
+        "resident memory per key, bytes: {:.0}",
+        (memory[1] - memory[0]) * 1048576.0 / (args.keys - args.small) as f64
+    );
+    println!(
+        "requests that failed: {errors}; medians of {}, measured in turns; requests use {WORKING_SET} different keys",
+        args.repeat
+    );
+    Ok(())
+}
+
+/// The median for each, one after the other again and again, so that both see the same machine.
+fn in_turns<T>(subjects: &[T; 2], repeat: usize, mut measure: impl FnMut(&T) -> Result<f64>) -> Result<[f64; 2]> {
+    let mut figures = [Vec::new(), Vec::new()];
+    for _ in 0..repeat {
+        for (subject, figures) in subjects.iter().zip(&mut figures) {
+            figures.push(measure(subject)?);
+        }
+    }
+    Ok(figures.map(|mut figures| {
+        figures.sort_by(f64::total_cmp);
+        figures[figures.len() / 2]
+    }))
+}
+
+/// Paths in a fixed order that visits no neighbours.
+fn sample(paths: &[KeyPath], count: usize) -> Vec<KeyPath> {
+    let mut state = 1u64;
+    (0..count)
+        .map(|_| {
+            // Knuth's MMIX generator.
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            paths[(state >> 33) as usize % paths.len()].clone()
+        })
+        .collect()
+}
+
+fn look_up_ns(subject: &Subject, paths: &[KeyPath]) -> f64 {
+    let rounds = 2_000_000usize.div_ceil(paths.len());
+    let began = Instant::now();
+    for _ in 0..rounds {
+        for path in paths {
+            let key = subject.snapshot.key(black_box(path)).expect("it is there");
+            black_box((subject.snapshot.policy(key), subject.snapshot.space(key)));
+        }
+    }
+    began.elapsed().as_secs_f64() * 1e9 / (rounds * paths.len()) as f64
+}
+
+fn start(subject: &Subject) -> (Ekm, Duration) {
+    let began = Instant::now();
+    let ekm =
+        Ekm::serve(&subject.directory, |text| text.replace("request_deadline_ms = 20000", "request_deadline_ms = 100"));
+    (ekm, began.elapsed())
+}
+
+impl Subject {
+    #[expect(clippy::print_stderr, reason = "progress")]
+    async fn fill(keys: usize) -> Result<Self> {
+        let directory = set_up(&[]);
+        let config = Config::read(&directory.path().join("ekm.toml")).map_err(|error| anyhow::anyhow!("{error}"))?;
+        let store = open_store(&config.catalog, false).await?;
+        let key_file = read_key_file(directory.path())?;
+        let custodian = Custodian::new(Some(read_key_file(directory.path())?), Hsm::NotConfigured);
+        let key = initialise(&store, &custodian, Some(&key_file)).await?;
+        let (space, policy) = add_space_and_policy(&store, &key).await?;
+        let mut paths = Vec::with_capacity(keys);
+        let began = Instant::now();
+        while paths.len() < keys {
+            let mut draft = Draft::begin(store.write().await?, &key, None, OffsetDateTime::now_utc())?;
+            for _ in 0..BATCH.min(keys - paths.len()) {
+                let path = KeyPath::parse(&format!("v0/keys/bench-{:07}", paths.len())).context("a path")?;
+                let id = VersionId { key: Uuid::new_v4(), number: 1 };
+                let made = custodian.generate(Custody::Software, id).await?;
+                let mut record = new_key(id.key, space, policy, &path);
+                record.add_version(made, draft.now())?;
+                draft.name(Kind::Key, path.as_str(), id.key);
+                draft.put_key(&record)?;
+                paths.push(path);
+            }
+            draft.commit(Entry::by_ekm("key-create", "bench"), None).await?;
+            if paths.len() % 100_000 == 0 {
+                eprintln!("{} of {keys} keys after {:.0} s", paths.len(), began.elapsed().as_secs_f64());
+            }
+        }
+        let began = Instant::now();
+        let mirror = Mirror::new(Arc::clone(&key));
+        let mut loading = mirror.begin_load();
+        let head = store
+            .read_all(async |rows| {
+                loading.push(&rows, &custodian);
+                Ok(())
+            })
+            .await?;
+        let mirror = loading.finish(&head, &mirror)?;
+        let load = began.elapsed();
+        Ok(Self { keys, directory, snapshot: mirror.snapshot().clone(), paths, load }).inspect(|it| {
+            assert!(it.snapshot.path_count() > it.keys, "every key is there");
+        })
+    }
+}
+
+fn read_key_file(directory: &Path) -> Result<KeyFile> {
+    Ok(KeyFile::parse(std::fs::read_to_string(directory.join("software.key"))?.trim())?)
+}
+
+async fn add_space_and_policy(store: &ekm_storage::CatalogStore, key: &CatalogKey) -> Result<(Uuid, Uuid)> {
+    let mut draft = Draft::begin(store.write().await?, key, None, OffsetDateTime::now_utc())?;
+    let (space, policy) = (Uuid::new_v4(), Uuid::new_v4());
+    let document =
+        r#"{"rules":[{"callers":["service-*@gcp-sa-ekms.iam.gserviceaccount.com"],"verbs":["wrap","unwrap"]}]}"#;
+    let record = SpaceRecord {
+        id: space,
+        path: KeyPath::parse("v0/cryptospaces/bench").context("a path")?,
+        state: SpaceState::Enabled,
+        labels: Default::default(),
+        description: String::new(),
+        created_at: draft.now(),
+    };
+    draft.put(Kind::Space, space, &record)?;
+    let record =
+        PolicyRecord { id: policy, name: "bench".into(), document: document.into(), description: String::new() };
+    draft.put(Kind::Policy, policy, &record)?;
+    draft.commit(Entry::by_ekm("space-create", "bench"), None).await?;
+    Ok((space, policy))
+}
+
+fn new_key(id: Uuid, space: Uuid, policy: Uuid, path: &KeyPath) -> KeyRecord {
+    KeyRecord {
+        id,
+        space,
+        policy,
+        purpose: Purpose::Wrap,
+        state: KeyState::Enabled,
+        destroy_at: None,
+        paths: vec![path.clone()],
+        custody: Custody::Software,
+        primary: 0,
+        versions: Vec::new(),
+        rotation: None,
+        labels: [("team".to_owned(), "payments".to_owned())].into(),
+        description: String::new(),
+        created_at: OffsetDateTime::now_utc(),
+    }
+}

@@ -1,0 +1,137 @@
+//! Requests over keep-alive connections, and what they cost the server in CPU time: not wall time, since client and server share the
+//! machine.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ekm_tests::{Ekm, tls_config};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// What a run of requests has shown.
+pub struct Measured {
+    /// Server CPU time per request.
+    pub cpu_us: f64,
+    /// Requests answered.
+    pub per_second: f64,
+    /// Those that were not answered with 200.
+    pub errors: u64,
+}
+
+/// A wrap or an unwrap as Cloud KMS sends it: about 350 bytes of JSON.
+pub fn request(path: &str, verb: &str, token: &str, field: &str, input: &str) -> String {
+    let body = serde_json::json!({
+        field: input,
+        "additionalAuthenticatedData": ekm_tests::base64(AAD),
+        "additionalContext": {
+            "relativeResourceName": "projects/p/locations/l/keyRings/r/cryptoKeys/k/cryptoKeyVersions/1",
+            "accessReasonContext": {"reason": "CUSTOMER_INITIATED_ACCESS"},
+        },
+    })
+    .to_string();
+    format!(
+        "POST /{path}:{verb} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// The AAD of every request.
+pub const AAD: &str = "projects/p/locations/l/keyRings/r/cryptoKeys/k";
+
+/// Sends requests, one after the other on each connection, in turn through the list.
+pub async fn measure(ekm: &Ekm, requests: &Arc<Vec<String>>, connections: usize, seconds: f64) -> Result<Measured> {
+    let connector = TlsConnector::from(Arc::new(tls_config(&ekm.ready.ca_file, &["http/1.1"])));
+    let mut open = Vec::new();
+    for _ in 0..connections {
+        let stream = TcpStream::connect(ekm.address()).await?;
+        stream.set_nodelay(true)?;
+        open.push(connector.connect(ServerName::try_from("localhost")?, stream).await?);
+    }
+    let (done, errors) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let until = Instant::now() + Duration::from_secs_f64(seconds);
+    let (began, cpu_before) = (Instant::now(), cpu_us(ekm.pid())?);
+    let next = Arc::new(AtomicUsize::new(0));
+    let workers: Vec<_> = open
+        .into_iter()
+        .map(|connection| {
+            let work = work(
+                connection,
+                Arc::clone(requests),
+                Arc::clone(&next),
+                until,
+                Arc::clone(&done),
+                Arc::clone(&errors),
+            );
+            tokio::spawn(work)
+        })
+        .collect();
+    for worker in workers {
+        worker.await??;
+    }
+    let (cpu, answered) = (cpu_us(ekm.pid())? - cpu_before, done.load(Ordering::Relaxed) as f64);
+    ensure!(answered > 0.0, "no request was answered");
+    let per_second = answered / began.elapsed().as_secs_f64();
+    Ok(Measured { cpu_us: cpu / answered, per_second, errors: errors.load(Ordering::Relaxed) })
+}
+
+async fn work(
+    mut connection: TlsStream<TcpStream>,
+    requests: Arc<Vec<String>>,
+    next: Arc<AtomicUsize>,
+    until: Instant,
+    done: Arc<AtomicU64>,
+    errors: Arc<AtomicU64>,
+) -> Result<()> {
+    let mut buffer = vec![0; 16 * 1024];
+    while Instant::now() < until {
+        let request = &requests[next.fetch_add(1, Ordering::Relaxed) % requests.len()];
+        connection.write_all(request.as_bytes()).await?;
+        let mut filled = 0;
+        loop {
+            let read = connection.read(&mut buffer[filled..]).await?;
+            ensure!(read > 0, "the server closed the connection");
+            filled += read;
+            if is_complete(&buffer[..filled]) {
+                break;
+            }
+        }
+        if !buffer.starts_with(b"HTTP/1.1 200") {
+            errors.fetch_add(1, Ordering::Relaxed);
+        }
+        done.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Whether an answer with Content-Length is all there.
+fn is_complete(answer: &[u8]) -> bool {
+    let Some(head) = answer.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
+    let text = std::str::from_utf8(&answer[..head]).unwrap_or_default();
+    let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+    answer.len() >= head + 4 + length.unwrap_or(0)
+}
+
+/// CPU time of a process so far, all threads, those that have ended too: from schedstat, in nanosecond steps, where there is one.
+fn cpu_us(pid: u32) -> Result<f64> {
+    let mut total = 0.0;
+    for task in fs::read_dir(format!("/proc/{pid}/task")).context("the server is gone")? {
+        if let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) {
+            total += text.split(' ').next().unwrap_or_default().parse::<f64>().unwrap_or(0.0);
+        }
+    }
+    Ok(total / 1000.0)
+}
+
+/// Resident memory of a process.
+pub fn rss_mib(pid: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the server is gone")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib: f64 = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).context("no VmRSS")?;
+    Ok(kib / 1024.0)
+}
