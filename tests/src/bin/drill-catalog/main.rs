@@ -220,6 +220,9 @@ impl Drill {
     fn isolate(&mut self, row: &mut Row) {
         row.write_gap_limit_s = Some(30.0);
         let leader = self.cluster.wait_for_leader();
+        if !probe::once(&self.cluster.database, leader) {
+            row.faults.push("the leader acknowledged no write before it was cut off".into());
+        }
         self.cluster.isolate(leader);
         let probe = Probe::start(&self.cluster.database, leader);
         self.expect_writes(row);

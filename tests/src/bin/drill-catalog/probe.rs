@@ -24,14 +24,23 @@ pub fn create(database: &Database) {
     of(database).psql("CREATE TABLE probe (at timestamptz DEFAULT now())");
 }
 
+/// Whether this host acknowledges a write now.
+pub fn once(database: &Database, host: usize) -> bool {
+    is_acknowledged(&on(database, host))
+}
+
 fn of(database: &Database) -> Database {
     Database { name: "probe".into(), ..database.clone() }
+}
+
+fn on(database: &Database, host: usize) -> Database {
+    Database { hosts: vec![database.hosts[host].clone()], ..of(database) }
 }
 
 impl Probe {
     /// On the host with this number.
     pub fn start(database: &Database, host: usize) -> Self {
-        let one = Database { hosts: vec![database.hosts[host].clone()], ..of(database) };
+        let one = on(database, host);
         let ended = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&ended);
         let thread = thread::spawn(move || {
