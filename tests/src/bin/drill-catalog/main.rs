@@ -35,10 +35,10 @@ use writer::Writers;
 /// Breaks the key catalog's databases under load: leader crash, network partition, switchover, frozen etcd, no database at all. And
 /// disables a key, to see how soon the other frontend refuses it.
 ///
-/// Exit codes: 0 if every limit was kept, 1 if not, 2 if the drill cannot run here.
+/// Exit codes: 0 if every limit was kept, 1 if not, 2 if nothing could be drilled.
 #[derive(Parser)]
 struct Args {
-    /// Some revocations, a crash, a switchover, and some seconds without a database: within a minute
+    /// Some revocations, a crash, a switchover, and some seconds without a database: about a minute
     #[arg(long)]
     short: bool,
     /// How long there is no database
@@ -90,7 +90,11 @@ fn main() -> ExitCode {
     });
     let output = args.output;
     let rows = drill(args, outage);
-    let passed = !rows.is_empty() && rows.iter().all(Row::passed);
+    if rows.is_empty() {
+        eprintln!("drill-catalog: no drill has this name, or not in the short form; names are those in the table");
+        return ExitCode::from(2);
+    }
+    let passed = rows.iter().all(Row::passed);
     if output == Output::Json {
         print(&serde_json::json!({"passed": passed, "drills": rows}).to_string());
     }
