@@ -298,6 +298,7 @@ impl Node {
         etcd.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         etcd.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         etcd.args(["--initial-cluster", &members.join(","), "--logger", "zap", "--log-level", "warn"]);
+        etcd.arg("--enable-v2");
         if cfg!(target_arch = "aarch64") {
             etcd.env("ETCD_UNSUPPORTED_ARCH", "arm64"); // without it, Debian's refuses to run
         }
@@ -340,11 +341,14 @@ fn patroni_settings(name: &str, address: &str, directory: &Path, ca_file: &Path)
         "scope": "ekm",
         "name": name,
         "restapi": {"listen": format!("{address}:8008"), "connect_address": format!("{address}:8008")},
-        "etcd3": {"hosts": etcd},
+        // By etcd's older API: through the newer one Patroni before 3.0.3 writes its leader key unconditionally when its lease has expired
+        // (`_update_leader` in `dcs/etcd3.py`), and a leader that comes back from a partition takes the lock from the new one, with
+        // every write since.
+        "etcd": {"hosts": etcd},
         "bootstrap": {
             "dcs": {
                 "ttl": 20,
-                "loop_wait": 2,
+                "loop_wait": 1, // a node that found the leader gone, and does not take over, looks again after this time
                 "retry_timeout": 3,
                 "master_start_timeout": 0,
                 "synchronous_mode": true,
