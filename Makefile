@@ -31,7 +31,7 @@ bench: ## CPU time per request, in a release build
 	cargo build --locked --release --bin ekm --bin ekm-bench
 	target/release/ekm-bench
 
-drill-catalog: ## Break the catalog's databases under load, and see what it costs (as root, 35 minutes)
+drill-catalog: ## Break the catalog's databases under load, and see what it costs (as root, 40 minutes)
 	@sh scripts/setup.sh test
 	cargo build --locked --bin ekm --bin drill-catalog
 	target/debug/drill-catalog

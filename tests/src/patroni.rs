@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -25,7 +26,7 @@ const NODES: [&str; 3] = ["node1", "node2", "node3"];
 /// The cluster.
 pub struct Patroni {
     nodes: Vec<Node>,
-    /// The database made for the drill, on whichever node leads.
+    /// The database made for the drill, on whichever node leads. Its user owns another one, `probe`, for what is no catalog's business.
     pub database: Database,
     _guardian: Guardian,
 }
@@ -50,6 +51,7 @@ impl Patroni {
         let nodes = nodes.collect();
         let password_file = guardian.directory().join("password");
         fs::write(&password_file, PASSWORD).expect("writable");
+        fs::set_permissions(&password_file, fs::Permissions::from_mode(0o600)).expect("it is ours");
         let hosts = NODES.into_iter().zip(1..).map(|(_, number)| format!("{}:5432", address(number))).collect();
         let database = Database {
             hosts,
@@ -77,6 +79,7 @@ impl Patroni {
         cluster.wait_healthy();
         let superuser = Database { name: "postgres".into(), user: "postgres".into(), ..cluster.database.clone() };
         superuser.psql(&format!("CREATE ROLE ekm LOGIN PASSWORD '{PASSWORD}'; CREATE DATABASE ekm OWNER ekm"));
+        superuser.psql("CREATE DATABASE probe OWNER ekm");
         // A client gives up at a follower that does not know the database yet.
         for host in &cluster.database.hosts {
             let one = Database { hosts: vec![host.clone()], ..cluster.database.clone() };
@@ -150,8 +153,45 @@ impl Patroni {
         ip(&format!("link set {} up", self.nodes[node].name));
     }
 
-    /// Asks for an orderly change of the leader to the synchronous follower, and returns when Patroni says that it was made.
-    /// Writes wait until a node follows the new leader; in Patroni 3.0 both others first sleep for two seconds.
+    /// Cuts every node off: nothing on the network answers.
+    pub fn partition_all(&self) {
+        (0..self.nodes.len()).for_each(|node| self.partition(node));
+    }
+
+    /// Connects them again.
+    pub fn heal_all(&self) {
+        (0..self.nodes.len()).for_each(|node| self.heal(node));
+    }
+
+    /// Cuts a node off from the others and from their etcd, but not from the clients.
+    pub fn isolate(&self, node: usize) {
+        self.route_to_others("add", node);
+    }
+
+    /// Connects it again.
+    pub fn rejoin(&self, node: usize) {
+        self.route_to_others("del", node);
+    }
+
+    fn route_to_others(&self, verb: &str, node: usize) {
+        for other in self.nodes.iter().filter(|other| other.name != self.nodes[node].name) {
+            ip(&format!("-n {} route {verb} blackhole {}/32", self.nodes[node].name, other.address));
+        }
+    }
+
+    /// Stops a node's Patroni and PostgreSQL in an orderly way, as for maintenance. If it leads, the synchronous follower takes over, and the
+    /// third node follows that one at once.
+    pub fn stop(&mut self, node: usize) {
+        let node = &mut self.nodes[node];
+        if let Some(mut patroni) = node.patroni.take() {
+            kill_process(Pid::from_child(&patroni), Signal::TERM).expect("it is there");
+            let _ = patroni.wait();
+        }
+    }
+
+    /// Asks Patroni for an orderly change of the leader to the synchronous follower, and returns when it says that it was made. Under
+    /// this order the old leader and the third node sleep for two seconds before they follow the new one (`demote` and
+    /// `process_unhealthy_cluster` in Patroni's `ha.py`), and writes wait for the first that does.
     ///
     /// # Errors
     /// Patroni's answer, if it made none.
@@ -204,6 +244,15 @@ impl Patroni {
         }
     }
 
+    /// Copies all nodes' logs into a directory.
+    pub fn keep_logs(&self, directory: &Path) {
+        for node in &self.nodes {
+            for name in ["etcd.log", "patroni.log"] {
+                let _ = fs::copy(node.directory.join(name), directory.join(format!("{}-{name}", node.name)));
+            }
+        }
+    }
+
     /// The ends of all nodes' logs.
     pub fn logs(&self) -> String {
         let mut text = String::new();
@@ -249,6 +298,7 @@ impl Node {
         etcd.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         etcd.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         etcd.args(["--initial-cluster", &members.join(","), "--logger", "zap", "--log-level", "warn"]);
+        etcd.arg("--enable-v2");
         if cfg!(target_arch = "aarch64") {
             etcd.env("ETCD_UNSUPPORTED_ARCH", "arm64"); // without it, Debian's refuses to run
         }
@@ -291,11 +341,14 @@ fn patroni_settings(name: &str, address: &str, directory: &Path, ca_file: &Path)
         "scope": "ekm",
         "name": name,
         "restapi": {"listen": format!("{address}:8008"), "connect_address": format!("{address}:8008")},
-        "etcd3": {"hosts": etcd},
+        // By etcd's older API: through the newer one Patroni before 3.0.3 writes its leader key unconditionally when its lease has expired
+        // (`_update_leader` in `dcs/etcd3.py`), and a leader that comes back from a partition takes the lock from the new one, with
+        // every write since.
+        "etcd": {"hosts": etcd},
         "bootstrap": {
             "dcs": {
                 "ttl": 20,
-                "loop_wait": 2,
+                "loop_wait": 1, // a node that found the leader gone, and does not take over, looks again after this time
                 "retry_timeout": 3,
                 "master_start_timeout": 0,
                 "synchronous_mode": true,
@@ -303,10 +356,13 @@ fn patroni_settings(name: &str, address: &str, directory: &Path, ca_file: &Path)
                 "failsafe_mode": true,
                 "postgresql": {
                     "use_pg_rewind": true,
+                    // A new leader makes its followers' slots in its next round only, and writes would wait for that. Without slots, a
+                    // follower that was away for longer than `wal_keep_size` is copied anew.
+                    "use_slots": false,
                     "parameters": {
                         "max_connections": 100, "shared_buffers": "32MB", "jit": "off",
                         // A follower that found nobody leading asks again; writes wait for it. The default is five seconds.
-                        "wal_retrieve_retry_interval": "500ms",
+                        "wal_retrieve_retry_interval": "100ms",
                         // The data directories are in memory.
                         "min_wal_size": "32MB", "max_wal_size": "64MB", "wal_keep_size": "32MB",
                     },

@@ -1,63 +1,104 @@
-//! The catalog as the drill uses it: how it is written, and how its log is read afterwards. As yet it has tables of the drill's own,
-//! with a head row for the revision, as the catalog has.
+//! The catalog as its operators use it: changes over the admin API of a frontend, and the log that is read afterwards.
 
-use std::process::{Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::io;
+use std::path::PathBuf;
 
-use ekm_tests::postgres::{Database, programs};
+use ekm_tests::{Answer, Connection, Ekm};
+use serde_json::{Value, json};
 
 use crate::history::{Change, Outcome};
 
-/// How long a writer waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// How many entries of the log are asked for at once.
+const PAGE: usize = 500;
 
-/// Makes the tables, with revision 0.
-pub fn create(database: &Database) {
-    database.psql(
-        "CREATE TABLE head (revision bigint); INSERT INTO head VALUES (0);\
-         CREATE TABLE changes (revision bigint PRIMARY KEY, id text)",
-    );
+/// The admin API of one frontend, on a connection that is kept.
+pub struct Admin {
+    socket: PathBuf,
+    connection: Option<Connection>,
 }
 
-/// Changes the catalog once, on the host with this number, which may not take writes.
-pub fn write_change(database: &Database, host: usize, id: &str) -> Outcome {
-    let sql = format!(
-        "WITH head AS (UPDATE head SET revision = revision + 1 RETURNING revision) \
-         INSERT INTO changes SELECT revision, '{id}' FROM head RETURNING revision"
-    );
-    let one = Database { hosts: vec![database.hosts[host].clone()], ..database.clone() };
-    let url = one.url().replace("target_session_attrs=any", "target_session_attrs=read-write");
-    let mut psql = Command::new(programs().join("psql"));
-    psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", &sql, &url]).env("PGCONNECT_TIMEOUT", "2");
-    psql.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = psql.spawn().expect("psql starts");
-    let begun = Instant::now();
-    while child.try_wait().expect("a child").is_none() {
-        if begun.elapsed() > PATIENCE {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Outcome::Unknown;
+/// What one sending of a request came to.
+pub enum Sent {
+    /// This is certain.
+    Certain(Outcome, String),
+    /// To be sent again, under the same request id.
+    Again(String),
+}
+
+impl Admin {
+    /// Of this frontend.
+    pub fn of(ekm: &Ekm) -> Self {
+        Self { socket: ekm.ready.admin_socket.clone().expect("it has a socket"), connection: None }
+    }
+
+    fn ask(&mut self, method: &str, target: &str, body: Option<&Value>) -> io::Result<Answer> {
+        let body = body.map(|body| {
+            format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.to_string().len())
+        });
+        let end = body.unwrap_or_else(|| "\r\n".into());
+        let request = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{end}");
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => Connection::open_unix(&self.socket)?,
+        };
+        connection.send(request.as_bytes())?;
+        let answer = connection.read_answer()?;
+        if answer.header("connection") != Some("close") {
+            self.connection = Some(connection);
         }
-        sleep(Duration::from_millis(2));
+        Ok(answer)
     }
-    let output = child.wait_with_output().expect("a child");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    let revision = String::from_utf8_lossy(&output.stdout).trim().parse();
-    match revision {
-        // PostgreSQL acknowledges a commit that stopped waiting for its follower, with a warning.
-        Ok(revision) if output.status.success() && errors.is_empty() => Outcome::Acknowledged { revision },
-        _ if errors.starts_with("psql: error: connection to server at") => Outcome::Refused,
-        _ => Outcome::Unknown,
-    }
-}
 
-/// The whole log, from the node that takes writes.
-///
-/// # Errors
-/// What PostgreSQL says.
-pub fn read_changes(database: &Database) -> Result<Vec<Change>, String> {
-    let text = database.try_psql("SELECT revision, id FROM changes ORDER BY revision")?;
-    let lines = text.lines().filter_map(|line| line.split_once('|'));
-    Ok(lines.map(|(revision, id)| Change { revision: revision.parse().unwrap_or(0), id: id.into() }).collect())
+    fn get(&mut self, target: &str) -> Result<Value, String> {
+        // The server closes a connection that has been idle.
+        let answer = self.ask("GET", target, None).or_else(|_| self.ask("GET", target, None));
+        let answer = answer.map_err(|error| format!("GET {target}: {error}"))?;
+        if answer.status == 200 {
+            Ok(answer.json())
+        } else {
+            Err(format!("GET {target}: {} {}", answer.status, answer.text()))
+        }
+    }
+
+    /// Sends a change once. Its id stands in the log as the reason.
+    pub fn change(&mut self, id: &str, command: &Value, if_revision: Option<u64>) -> Sent {
+        let body = json!({"command": command, "reason": id, "request_id": id, "if_revision": if_revision});
+        match self.ask("POST", "/v1/changes", Some(&body)) {
+            Err(error) => Sent::Again(error.to_string()),
+            Ok(answer) => match (answer.status, answer.json()["revision"].as_u64()) {
+                (200, Some(revision)) if answer.json()["outcome"] == "done" => {
+                    Sent::Certain(Outcome::Acknowledged { revision }, String::new())
+                }
+                (502..=504, _) => Sent::Again(answer.text()),
+                _ => Sent::Certain(Outcome::Refused, format!("{} {}", answer.status, answer.text())),
+            },
+        }
+    }
+
+    /// The change that wrote this key last.
+    pub fn key_revision(&mut self, path: &str) -> Result<u64, String> {
+        self.get(&format!("/v1/keys/{path}"))?["revision"].as_u64().ok_or_else(|| format!("{path} has no revision"))
+    }
+
+    /// The log's entries after a revision, oldest first.
+    pub fn changes_after(&mut self, base: u64) -> Result<Vec<Change>, String> {
+        let (mut changes, mut before) = (Vec::new(), None::<u64>);
+        loop {
+            let from = before.map_or_else(String::new, |before| format!("&before={before}"));
+            let page = self.get(&format!("/v1/changes?limit={PAGE}{from}"))?;
+            let items = page["items"].as_array().cloned().unwrap_or_default();
+            let entries = items.iter().map(|entry| Change {
+                revision: entry["revision"].as_u64().unwrap_or(0),
+                id: entry["reason"].as_str().unwrap_or_default().to_owned(),
+            });
+            changes.extend(entries.take_while(|change| change.revision > base));
+            let last = items.last().and_then(|entry| entry["revision"].as_u64());
+            match last {
+                Some(last) if last > base + 1 && page["next_page_token"].is_string() => before = Some(last),
+                _ => break,
+            }
+        }
+        changes.reverse();
+        Ok(changes)
+    }
 }

@@ -63,6 +63,8 @@ pub enum Violation {
     OutOfOrder { earlier: String, later: String },
     /// A frontend showed a lower revision than it had shown before.
     WentBack { frontend: usize, from: u64, to: u64 },
+    /// A frontend is not at the log's end.
+    Behind { frontend: usize, revision: Option<u64>, head: u64 },
 }
 
 impl fmt::Display for Violation {
@@ -85,11 +87,18 @@ impl fmt::Display for Violation {
             Self::WentBack { frontend, from, to } => {
                 write!(f, "frontend {frontend} went from revision {from} back to {to}")
             }
+            Self::Behind { frontend, revision: Some(revision), head } => {
+                write!(f, "frontend {frontend} is at revision {revision}, and the log at {head}")
+            }
+            Self::Behind { frontend, revision: None, head } => {
+                write!(f, "frontend {frontend} has no revision, and the log is at {head}")
+            }
         }
     }
 }
 
-/// Everything that is wrong. The log begins with the revision after `base`.
+/// Everything that is wrong. The log begins with the revision after `base`. Each frontend's revisions are in the order of time; they
+/// were asked for a last time after the last write.
 pub fn check(attempts: &[Attempt], base: u64, log: &[Change], frontends: &[Vec<u64>]) -> Vec<Violation> {
     let mut found = Vec::new();
     check_log(base, log, &mut found);
@@ -99,6 +108,11 @@ pub fn check(attempts: &[Attempt], base: u64, log: &[Change], frontends: &[Vec<u
         let steps = revisions.iter().zip(revisions.iter().skip(1));
         let back = steps.filter(|(from, to)| to < from);
         found.extend(back.map(|(&from, &to)| Violation::WentBack { frontend, from, to }));
+        let (revision, head) =
+            (revisions.last().copied(), log.iter().map(|change| change.revision).max().unwrap_or(base));
+        if revision != Some(head) {
+            found.push(Violation::Behind { frontend, revision, head });
+        }
     }
     found
 }
@@ -201,7 +215,7 @@ mod tests {
         attempts.push(Attempt { outcome: Outcome::Unknown, ..acknowledged("d", 20, 30, 0) });
         attempts.push(Attempt { outcome: Outcome::Refused, ..acknowledged("e", 20, 30, 0) });
         let changes = log(&[(6, "a"), (7, "b"), (8, "d")]);
-        assert_eq!(check(&attempts, 5, &changes, &[vec![5, 5, 8], vec![]]), []);
+        assert_eq!(check(&attempts, 5, &changes, &[vec![5, 5, 8], vec![8]]), []);
     }
 
     #[test]
@@ -259,7 +273,15 @@ mod tests {
     #[test]
     fn a_frontend_never_goes_back() {
         let back = Violation::WentBack { frontend: 1, from: 7, to: 6 };
-        assert_eq!(check(&[], 0, &[], &[vec![5, 6], vec![7, 6, 6, 8]]), [back]);
+        assert_eq!(check(&[], 8, &[], &[vec![5, 8], vec![7, 6, 6, 8]]), [back]);
+    }
+
+    #[test]
+    fn a_frontend_ends_where_the_log_does() {
+        let behind = |frontend, revision| Violation::Behind { frontend, revision, head: 2 };
+        let attempts = [acknowledged("a", 0, 1, 2)];
+        let found = check(&attempts, 1, &log(&[(2, "a")]), &[vec![1], vec![2], vec![], vec![3]]);
+        assert_eq!(found, [behind(0, Some(1)), behind(2, None), behind(3, Some(3))]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ekm_tests::{Connection, Ekm, base64};
+use ekm_tests::{Answer, Connection, Ekm, base64};
 use serde_json::{Value, json};
 
 /// A token is good for an hour.
@@ -49,7 +49,7 @@ impl Load {
         let count = pairs_per_s.div_ceil(PAIRS_PER_THREAD).max(1);
         let pause = Duration::from_secs(1) * count / pairs_per_s.max(1);
         let threads = (0..count).map(|number| {
-            let mut clients = frontends.map(Client::of);
+            let mut clients = frontends.map(|ekm| Client::of(ekm, "v0/keys/demo"));
             if number % 2 == 1 {
                 clients.reverse();
             }
@@ -134,29 +134,32 @@ impl Shared {
     }
 }
 
-/// One keep-alive connection to a frontend, made anew when the server has closed it.
-struct Client {
+/// One keep-alive connection to a frontend for one key, made anew when the server has closed it.
+pub struct Client {
     address: std::net::SocketAddr,
     ca_file: PathBuf,
     issuer: ekm_tests::Issuer,
+    key: &'static str,
     token: (Instant, String),
     connection: Option<Connection>,
 }
 
 impl Client {
-    fn of(ekm: &Ekm) -> Self {
+    /// For this key of this frontend.
+    pub fn of(ekm: &Ekm, key: &'static str) -> Self {
         let issuer = ekm.issuer();
         let token = (Instant::now(), issuer.token());
-        Self { address: ekm.address(), ca_file: ekm.ready.ca_file.clone(), issuer, token, connection: None }
+        Self { address: ekm.address(), ca_file: ekm.ready.ca_file.clone(), issuer, key, token, connection: None }
     }
 
-    fn post(&mut self, verb: &str, body: &Value) -> Result<Value, String> {
+    /// Wraps or unwraps, with any answer.
+    pub fn ask(&mut self, verb: &str, body: &Value) -> std::io::Result<Answer> {
         if self.token.0.elapsed() > TOKEN_AGE {
             self.token = (Instant::now(), self.issuer.token());
         }
-        let (body, token) = (body.to_string(), &self.token.1);
+        let (body, token, key) = (body.to_string(), &self.token.1, self.key);
         let request = format!(
-            "POST /v0/keys/demo:{verb} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\
+            "POST /{key}:{verb} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
@@ -165,21 +168,23 @@ impl Client {
             && connection.send(request.as_bytes()).is_ok()
             && let Ok(answer) = connection.read_answer()
         {
-            return self.keep(verb, connection, &answer);
+            return Ok(self.keep(connection, answer));
         }
-        let attempt = Connection::open(self.address, &self.ca_file).and_then(|mut connection| {
-            connection.send(request.as_bytes())?;
-            let answer = connection.read_answer()?;
-            Ok((connection, answer))
-        });
-        let (connection, answer) = attempt.map_err(|error| format!("{verb}: {error}"))?;
-        self.keep(verb, connection, &answer)
+        let mut connection = Connection::open(self.address, &self.ca_file)?;
+        connection.send(request.as_bytes())?;
+        let answer = connection.read_answer()?;
+        Ok(self.keep(connection, answer))
     }
 
-    fn keep(&mut self, verb: &str, connection: Connection, answer: &ekm_tests::Answer) -> Result<Value, String> {
+    fn keep(&mut self, connection: Connection, answer: Answer) -> Answer {
         if answer.header("connection") != Some("close") {
             self.connection = Some(connection);
         }
+        answer
+    }
+
+    fn post(&mut self, verb: &str, body: &Value) -> Result<Value, String> {
+        let answer = self.ask(verb, body).map_err(|error| format!("{verb}: {error}"))?;
         if answer.status == 200 {
             Ok(answer.json())
         } else {

@@ -1,37 +1,44 @@
 //! `drill-catalog`: breaks the key catalog's databases under load, and says what it cost.
 //!
-//! Three PostgreSQL nodes under Patroni, three members of etcd, each pair on a network of its own; frontends that wrap and unwrap
-//! all the time; writers that remember what was acknowledged.
+//! Three PostgreSQL nodes under Patroni, three members of etcd, each pair on a network of its own; two frontends that wrap and unwrap
+//! all the time; writers at their admin APIs that remember what was acknowledged.
 
 mod catalog;
 mod frontends;
 mod history;
 mod load;
 mod observer;
+mod probe;
 mod report;
+mod revocation;
 mod writer;
 
+use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use catalog::Admin;
 use clap::{Parser, ValueEnum};
 use ekm_tests::patroni::Patroni;
-use ekm_tests::{Directory, namespaces};
+use ekm_tests::postgres::PgBouncer;
+use ekm_tests::{Directory, Ekm, namespaces};
 use history::{Attempt, Outcome, Violation};
 use load::Load;
 use observer::Observer;
+use probe::Probe;
 use report::Row;
 use writer::Writers;
 
-/// Breaks the key catalog's databases under load: leader crash, network partition, switchover, frozen etcd, no database at all.
+/// Breaks the key catalog's databases under load: leader crash, network partition, switchover, frozen etcd, no database at all. And
+/// disables a key, to see how soon the other frontend refuses it.
 ///
-/// As yet the frontends have their catalog in SQLite files, and the writers use tables of the drill's own in PostgreSQL.
-///
-/// Exit codes: 0 if every limit was kept, 1 if not, 2 if the drill cannot run here.
+/// Exit codes: 0 if every limit was kept, 1 if not, 2 if nothing could be drilled.
 #[derive(Parser)]
 struct Args {
-    /// A crash, a switchover, and some seconds without a database: within a minute
+    /// Some revocations, a crash, a switchover, and some seconds without a database: about a minute
     #[arg(long)]
     short: bool,
     /// How long there is no database
@@ -40,6 +47,12 @@ struct Args {
     /// Pairs of a wrap and an unwrap per second, over two frontends
     #[arg(long, default_value_t = 200)]
     rate: u32,
+    /// Only this drill, by its name in the table
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// A directory in which to leave the logs of the nodes and the frontends
+    #[arg(long, value_name = "DIR")]
+    logs: Option<PathBuf>,
     /// Output
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -55,6 +68,9 @@ enum Output {
 const RECOVERY: Duration = Duration::from_secs(60);
 
 const FREEZE: Duration = Duration::from_secs(25);
+
+/// How long frontends may take to come to the log's end after the last write.
+const FOLLOWING: Duration = Duration::from_secs(10);
 
 /// For everything but the time without a database.
 const TIME_LIMIT: Duration = Duration::from_secs(600);
@@ -72,9 +88,14 @@ fn main() -> ExitCode {
         eprintln!("drill-catalog: it takes too long");
         std::process::exit(1);
     });
-    let rows = drill(&args, outage);
+    let output = args.output;
+    let rows = drill(args, outage);
+    if rows.is_empty() {
+        eprintln!("drill-catalog: no drill has this name, or not in the short form; names are those in the table");
+        return ExitCode::from(2);
+    }
     let passed = rows.iter().all(Row::passed);
-    if args.output == Output::Json {
+    if output == Output::Json {
         print(&serde_json::json!({"passed": passed, "drills": rows}).to_string());
     }
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -91,140 +112,235 @@ fn seconds(duration: Duration) -> f64 {
 }
 
 struct Drill {
-    output: Output,
+    args: Args,
+    outage: Duration,
     rows: Vec<Row>,
     load: Load,
     writers: Writers,
     observer: Observer,
+    frontends: Arc<[Ekm; 2]>,
+    /// The first frontend's, to read the log.
+    admin: Admin,
+    /// The revision before the writers'.
+    base: u64,
     /// The directory of a frontend that ran once, and is free for a cold start.
     spare: Directory,
+    /// One for a frontend that hears no notifications.
+    deaf: Directory,
     cluster: Patroni,
 }
 
-fn drill(args: &Args, outage: Duration) -> Vec<Row> {
+fn drill(args: Args, outage: Duration) -> Vec<Row> {
     let cluster = Patroni::start();
-    catalog::create(&cluster.database);
-    let [first, second, spare] = frontends::directories();
-    let frontends = [&first, &second].map(frontends::start);
+    probe::create(&cluster.database);
+    let [first, second, spare, deaf] = frontends::set_up_directories(&cluster.database);
+    let frontends = Arc::new([&first, &second].map(frontends::start));
+    let base = frontends::make_keys(&frontends[0]);
     drop(frontends::start(&spare));
-    let load = Load::start([&frontends[0], &frontends[1]], args.rate);
-    let observer = Observer::start(frontends);
-    let writers = Writers::start(&cluster.database);
-    let mut drill = Drill { output: args.output, rows: Vec::new(), load, writers, observer, spare, cluster };
+    frontends[1]
+        .eventually("at the first one's revision", || frontends[1].metric("ekm_catalog_revision") >= base as f64);
+    let load = Load::start(frontends.each_ref(), args.rate);
+    let observer = Observer::start(Arc::clone(&frontends));
+    let writers = Writers::start(frontends.each_ref());
+    let admin = Admin::of(&frontends[0]);
+    let mut drill =
+        Drill { args, outage, rows: Vec::new(), load, writers, observer, frontends, admin, base, spare, deaf, cluster };
     assert!(drill.writers.acknowledged_within(RECOVERY), "no write is acknowledged on a whole cluster");
     drill.load.take_slowest_ms();
-    if args.output == Output::Text {
+    if drill.args.output == Output::Text {
         print(&report::head());
     }
-
-    drill.run("leader crash", Some(30.0), |drill, faults| {
-        let leader = drill.cluster.wait_for_leader();
-        drill.cluster.crash(leader);
-        drill.expect_writes(faults);
-        drill.cluster.restart(leader);
-        drill.cluster.wait_healthy();
-        None
-    });
-    if !args.short {
-        drill.run("partition", Some(30.0), |drill, faults| {
-            let leader = drill.cluster.wait_for_leader();
-            drill.cluster.partition(leader);
-            drill.expect_writes(faults);
-            drill.cluster.heal(leader);
-            drill.cluster.wait_healthy();
-            None
-        });
-    }
-    // Patroni's pause of two seconds, the old leader's last checkpoint, and its followers' way to the new one.
-    drill.run("switchover", Some(5.0), |drill, faults| {
-        faults.extend(drill.cluster.switchover().err());
-        drill.expect_writes(faults);
-        if !args.short {
-            drill.cluster.wait_healthy();
+    drill.run_all();
+    if let Some(directory) = &drill.args.logs {
+        fs::create_dir_all(directory).expect("writable");
+        drill.cluster.keep_logs(directory);
+        for (name, directory_of) in [("frontend1", &first), ("frontend2", &second), ("spare", &drill.spare)] {
+            fs::copy(directory_of.path().join("stderr.log"), directory.join(format!("{name}.log"))).expect("a log");
         }
-        None
-    });
-    if !args.short {
-        drill.run("etcd frozen", Some(3.0), |drill, _| {
-            drill.cluster.freeze_etcd();
-            sleep(FREEZE);
-            drill.cluster.thaw_etcd();
-            drill.cluster.wait_healthy();
-            None
-        });
     }
-    drill.run("no database", None, |drill, faults| {
-        drill.cluster.kill_databases();
-        let begun = Instant::now();
-        let cold_start = frontends::time_cold_start(&drill.spare);
-        sleep(outage.saturating_sub(begun.elapsed()));
-        drill.cluster.start_databases();
-        drill.expect_writes(faults);
-        if !args.short {
-            drill.cluster.wait_healthy();
-        }
-        cold_start.map_err(|error| faults.push(error)).ok()
-    });
     drill.rows
 }
 
 impl Drill {
-    /// Runs one drill, which returns the time of a cold start if it made one, and judges it.
-    fn run(
-        &mut self,
-        name: &'static str,
-        gap_limit_s: Option<f64>,
-        action: impl FnOnce(&mut Self, &mut Vec<String>) -> Option<Duration>,
-    ) {
+    fn run_all(&mut self) {
+        let short = self.args.short;
+        self.run("revocation", Self::revoke);
+        if !short {
+            self.run("revocation by polling", Self::revoke_by_polling);
+        }
+        self.run("leader crash", Self::crash);
+        if !short {
+            self.run("partition", Self::partition);
+            self.run("partition of databases", Self::isolate);
+        }
+        self.run("switchover", Self::switch_over);
+        if !short {
+            self.run("patronictl switchover", Self::order_switchover);
+            self.run("etcd frozen", Self::freeze_etcd);
+        }
+        self.run("no database", Self::go_without_database);
+    }
+
+    fn revoke(&mut self, row: &mut Row) {
+        row.revocation_limit_s = Some(5.0);
+        let [first, second] = &*self.frontends;
+        let times = revocation::measure(&self.writers, first, second, "revoked", self.revocations());
+        row.take_revocations(times);
+    }
+
+    /// Notifications do not get through a pooler of transactions: the session that listens is nobody's when nothing is under way.
+    fn revoke_by_polling(&mut self, row: &mut Row) {
+        row.revocation_limit_s = Some(60.0);
+        let bouncer = PgBouncer::before(&self.cluster.database);
+        frontends::use_database(&self.deaf, &bouncer.database);
+        let deaf = frontends::start(&self.deaf);
+        let times = revocation::measure(&self.writers, &self.frontends[0], &deaf, "polled", self.revocations());
+        row.take_revocations(times);
+    }
+
+    fn revocations(&self) -> u32 {
+        if self.args.short { 5 } else { 50 }
+    }
+
+    fn crash(&mut self, row: &mut Row) {
+        row.write_gap_limit_s = Some(30.0);
+        let leader = self.cluster.wait_for_leader();
+        self.cluster.crash(leader);
+        self.expect_writes(row);
+        self.cluster.restart(leader);
+        self.cluster.wait_healthy();
+    }
+
+    fn partition(&mut self, row: &mut Row) {
+        row.write_gap_limit_s = Some(30.0);
+        let leader = self.cluster.wait_for_leader();
+        self.cluster.partition(leader);
+        self.expect_writes(row);
+        self.cluster.heal(leader);
+        self.cluster.wait_healthy();
+    }
+
+    /// The frontends still reach the old leader, which does not know yet that it is none any more.
+    fn isolate(&mut self, row: &mut Row) {
+        row.write_gap_limit_s = Some(30.0);
+        let leader = self.cluster.wait_for_leader();
+        if !probe::once(&self.cluster.database, leader) {
+            row.faults.push("the leader acknowledged no write before it was cut off".into());
+        }
+        self.cluster.isolate(leader);
+        let probe = Probe::start(&self.cluster.database, leader);
+        self.expect_writes(row);
+        let (tried, acknowledged) = probe.end();
+        self.cluster.rejoin(leader);
+        self.cluster.wait_healthy();
+        if tried == 0 || acknowledged > 0 {
+            row.faults.push(format!("the leader that was cut off acknowledged {acknowledged} of {tried} writes"));
+        }
+    }
+
+    /// The leader is stopped in an orderly way, as for maintenance, and started again when another one leads.
+    fn switch_over(&mut self, row: &mut Row) {
+        row.write_gap_limit_s = Some(3.0);
+        let leader = self.cluster.wait_for_leader();
+        self.cluster.stop(leader);
+        self.expect_writes(row);
+        self.cluster.restart(leader);
+        if !self.args.short {
+            self.cluster.wait_healthy();
+        }
+    }
+
+    /// How long the writes' gap is depends on what Patroni sleeps, so it is measured and not judged.
+    fn order_switchover(&mut self, row: &mut Row) {
+        row.faults.extend(self.cluster.switchover().err());
+        self.expect_writes(row);
+        if !self.args.short {
+            self.cluster.wait_healthy();
+        }
+    }
+
+    fn freeze_etcd(&mut self, row: &mut Row) {
+        row.write_gap_limit_s = Some(3.0);
+        self.cluster.freeze_etcd();
+        sleep(FREEZE);
+        self.cluster.thaw_etcd();
+        self.cluster.wait_healthy();
+    }
+
+    /// Two cold starts: hosts that refuse, and hosts that do not answer at all.
+    fn go_without_database(&mut self, row: &mut Row) {
+        self.cluster.kill_databases();
+        let begun = Instant::now();
+        let refused = frontends::time_cold_start(&self.spare);
+        self.cluster.partition_all();
+        let silent = frontends::time_cold_start(&self.spare);
+        sleep(self.outage.saturating_sub(begun.elapsed()));
+        self.cluster.heal_all();
+        self.cluster.start_databases();
+        self.expect_writes(row);
+        if !self.args.short {
+            self.cluster.wait_healthy();
+        }
+        for cold_start in [refused, silent] {
+            match cold_start {
+                Ok(took) => row.cold_start_s = Some(seconds(took).max(row.cold_start_s.unwrap_or_default())),
+                Err(error) => row.faults.push(error),
+            }
+        }
+    }
+
+    /// Runs one drill, which fills in what only it knows, and judges it.
+    fn run(&mut self, name: &'static str, action: impl FnOnce(&mut Self, &mut Row)) {
+        if self.args.only.as_ref().is_some_and(|only| only != name) {
+            return;
+        }
         eprintln!("drill-catalog: {name} ...");
         let (from_ms, before, begun) = (self.writers.now_ms(), self.load.done(), Instant::now());
-        let mut faults = Vec::new();
-        let cold_start = action(self, &mut faults);
-        self.expect_writes(&mut faults);
+        let mut row = Row { drill: name, ..Row::default() };
+        action(self, &mut row);
+        self.expect_writes(&mut row);
         let (to_ms, after, took) = (self.writers.now_ms(), self.load.done(), begun.elapsed());
-        let mut row = self.writers.while_quiet(|attempts| {
-            let write_gap_s = seconds(Duration::from_millis(history::longest_gap_ms(attempts, from_ms, to_ms)));
-            let inside = attempts.iter().filter(|attempt| attempt.sent_ms >= from_ms);
-            let writes = inside.filter(|attempt| matches!(attempt.outcome, Outcome::Acknowledged { .. })).count();
-            Row {
-                drill: name,
-                took_s: seconds(took),
-                write_gap_s,
-                writes,
-                violations: self.violations(attempts, &mut faults),
-                ..Row::default()
-            }
+        row.took_s = seconds(took);
+        let Self { admin, observer, rows, base, .. } = self;
+        self.writers.while_quiet(|attempts| {
+            row.write_gap_s = seconds(Duration::from_millis(history::longest_gap_ms(attempts, from_ms, to_ms)));
+            let inside = attempts.iter().filter(|attempt| attempt.ended_ms >= from_ms);
+            row.writes = inside.filter(|attempt| matches!(attempt.outcome, Outcome::Acknowledged { .. })).count();
+            row.violations = violations(admin, observer, *base, attempts).unwrap_or_else(|error| {
+                row.faults.push(format!("the catalog's log cannot be read: {error}"));
+                Vec::new()
+            });
+            row.violations.retain(|violation| !rows.iter().any(|row| row.violations.contains(violation)));
         });
-        row.write_gap_limit_s = gap_limit_s;
-        row.cold_start_s = cold_start.map(seconds);
+        row.faults.extend(self.writers.take_faults());
         row.wraps = after.wraps - before.wraps;
         row.unwraps = after.unwraps - before.unwraps;
         row.failed = after.failed - before.failed;
         row.slowest_ms = self.load.take_slowest_ms();
         row.lost = row.violations.iter().filter(|violation| matches!(violation, Violation::Lost { .. })).count();
         row.revisions = self.observer.latest();
-        row.faults = faults;
         row.judge(self.load.take_error());
-        if self.output == Output::Text {
+        if self.args.output == Output::Text {
             print(&row.line());
         }
         self.rows.push(row);
     }
 
-    /// What is wrong now and was not after the drills before.
-    fn violations(&self, attempts: &[Attempt], faults: &mut Vec<String>) -> Vec<Violation> {
-        let log = catalog::read_changes(&self.cluster.database).unwrap_or_else(|error| {
-            faults.push(format!("the catalog's log cannot be read: {error}"));
-            Vec::new()
-        });
-        let mut found = history::check(attempts, 0, &log, &self.observer.seen());
-        found.retain(|violation| !self.rows.iter().any(|row| row.violations.contains(violation)));
-        found
-    }
-
-    fn expect_writes(&self, faults: &mut Vec<String>) {
+    fn expect_writes(&self, row: &mut Row) {
         if !self.writers.acknowledged_within(RECOVERY) {
-            faults.push(format!("no write was acknowledged for {} s after the fault", RECOVERY.as_secs()));
+            row.faults.push(format!("no write was acknowledged for {} s after the fault", RECOVERY.as_secs()));
         }
     }
+}
+
+/// Everything that is wrong so far, while nothing is being written.
+fn violations(
+    admin: &mut Admin,
+    observer: &Observer,
+    base: u64,
+    attempts: &[Attempt],
+) -> Result<Vec<Violation>, String> {
+    let log = admin.changes_after(base)?;
+    observer.wait_for(log.last().map_or(base, |change| change.revision), FOLLOWING);
+    Ok(history::check(attempts, base, &log, &observer.seen()))
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ekm_tests::Ekm;
 
@@ -23,7 +23,7 @@ struct Shared {
 
 impl Observer {
     /// Begins.
-    pub fn start(frontends: [Ekm; 2]) -> Self {
+    pub fn start(frontends: Arc<[Ekm; 2]>) -> Self {
         let shared = Arc::new(Shared { seen: Mutex::new(vec![Vec::new(); frontends.len()]), ..Shared::default() });
         let asking = Arc::clone(&shared);
         let thread = thread::spawn(move || {
@@ -44,6 +44,14 @@ impl Observer {
     /// The revisions that each frontend had, in the order of time.
     pub fn seen(&self) -> Vec<Vec<u64>> {
         self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until every frontend shows this revision, which may be in vain.
+    pub fn wait_for(&self, revision: u64, patience: Duration) {
+        let begun = Instant::now();
+        while self.latest().iter().any(|&latest| latest != revision) && begun.elapsed() < patience {
+            thread::sleep(PAUSE / 4);
+        }
     }
 
     /// The last of each.

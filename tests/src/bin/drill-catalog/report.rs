@@ -1,8 +1,11 @@
 //! What a drill found, for people and for programs.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use crate::history::Violation;
+use crate::{revocation, seconds};
 
 /// The result of one drill.
 #[derive(Debug, Default, Serialize)]
@@ -15,8 +18,14 @@ pub struct Row {
     pub write_gap_s: f64,
     /// What it may be.
     pub write_gap_limit_s: Option<f64>,
-    /// Time from the start of a frontend to its first wrap, without a database.
+    /// Time from the start of a frontend to its first wrap, without a database; the longest.
     pub cold_start_s: Option<f64>,
+    /// How often a key was disabled at one frontend while another one was watched.
+    pub revocations: usize,
+    /// Time from the request to disable a key to the other frontend's first refusal: 99 of 100 took no longer.
+    pub revocation_p99_s: Option<f64>,
+    /// What it may be.
+    pub revocation_limit_s: Option<f64>,
     /// Writes that were acknowledged.
     pub writes: usize,
     /// Wraps done meanwhile.
@@ -41,6 +50,17 @@ pub struct Row {
 const COLD_START_LIMIT_S: f64 = 5.0;
 
 impl Row {
+    /// Takes over how long frontends took to refuse, in order, or why that is not known.
+    pub fn take_revocations(&mut self, times: Result<Vec<Duration>, String>) {
+        match times {
+            Ok(times) => {
+                self.revocations = times.len();
+                self.revocation_p99_s = revocation::p99(&times).map(seconds);
+            }
+            Err(error) => self.faults.push(error),
+        }
+    }
+
     /// Adds everything that kept no limit to the faults.
     pub fn judge(&mut self, load_error: Option<String>) {
         let mut fault = |wrong: bool, text: String| {
@@ -53,6 +73,9 @@ impl Row {
                 self.write_gap_s > limit,
                 format!("no write was acknowledged for {:.2} s, more than {limit} s", self.write_gap_s),
             );
+        }
+        if let (Some(p99), Some(limit)) = (self.revocation_p99_s, self.revocation_limit_s) {
+            fault(p99 > limit, format!("a frontend took a disabled key for {p99:.2} s, longer than {limit} s"));
         }
         if let Some(took) = self.cold_start_s {
             fault(
@@ -78,11 +101,14 @@ impl Row {
 
     /// As a line of the table.
     pub fn line(&self) -> String {
-        let limit = self.write_gap_limit_s.map_or_else(|| "-".into(), |limit| format!("{limit:.0}"));
-        let cold_start = self.cold_start_s.map_or_else(|| "-".into(), |seconds| format!("{seconds:.2}"));
+        let figure =
+            |figure: Option<f64>, digits| figure.map_or_else(|| "-".into(), |figure| format!("{figure:.digits$}"));
+        let limit = figure(self.write_gap_limit_s, 0);
+        let cold_start = figure(self.cold_start_s, 2);
+        let (revocation, revocation_limit) = (figure(self.revocation_p99_s, 2), figure(self.revocation_limit_s, 0));
         let revisions: Vec<_> = self.revisions.iter().map(u64::to_string).collect();
         let mut text = format!(
-            "{:<16}{:>8.1}{:>10.2}{:>7}{:>8}{:>9}{:>9}{:>8}{:>12}{:>6}{:>12}{:>12}  {}",
+            "{:<24}{:>8.1}{:>8.2}{:>6}{:>8}{:>9}{:>9}{:>8}{:>12}{:>6}{:>8}{:>14}{:>6}{:>14}  {}",
             self.drill,
             self.took_s,
             self.write_gap_s,
@@ -94,6 +120,8 @@ impl Row {
             self.slowest_ms,
             self.lost,
             cold_start,
+            revocation,
+            revocation_limit,
             revisions.join(" "),
             if self.passed() { "PASS" } else { "FAIL" }
         );
@@ -107,7 +135,7 @@ impl Row {
 /// The table's head.
 pub fn head() -> String {
     format!(
-        "{:<16}{:>8}{:>10}{:>7}{:>8}{:>9}{:>9}{:>8}{:>12}{:>6}{:>12}{:>12}",
+        "{:<24}{:>8}{:>8}{:>6}{:>8}{:>9}{:>9}{:>8}{:>12}{:>6}{:>8}{:>14}{:>6}{:>14}",
         "drill",
         "took s",
         "gap s",
@@ -119,6 +147,8 @@ pub fn head() -> String {
         "slowest ms",
         "lost",
         "cold s",
+        "revoke p99 s",
+        "limit",
         "revisions"
     )
 }
