@@ -20,6 +20,8 @@ pub struct Row {
     pub write_gap_limit_s: Option<f64>,
     /// Time from the start of a frontend to its first wrap, without a database; the longest.
     pub cold_start_s: Option<f64>,
+    /// What it may be.
+    pub cold_start_limit_s: Option<f64>,
     /// How often a key was disabled at one frontend while another one was watched.
     pub revocations: usize,
     /// Time from the request to disable a key to the other frontend's first refusal: 99 of 100 took no longer.
@@ -45,9 +47,6 @@ pub struct Row {
     /// Why it failed; empty if it passed.
     pub faults: Vec<String>,
 }
-
-/// A frontend started without a database serves within this time.
-const COLD_START_LIMIT_S: f64 = 5.0;
 
 impl Row {
     /// Takes over how long frontends took to refuse, in order, or why that is not known.
@@ -77,11 +76,8 @@ impl Row {
         if let (Some(p99), Some(limit)) = (self.revocation_p99_s, self.revocation_limit_s) {
             fault(p99 > limit, format!("a frontend took a disabled key for {p99:.2} s, longer than {limit} s"));
         }
-        if let Some(took) = self.cold_start_s {
-            fault(
-                took > COLD_START_LIMIT_S,
-                format!("a cold start took {took:.2} s, more than {COLD_START_LIMIT_S} s"),
-            );
+        if let (Some(took), Some(limit)) = (self.cold_start_s, self.cold_start_limit_s) {
+            fault(took > limit, format!("a cold start took {took:.2} s, more than {limit} s"));
         }
         let error = load_error.unwrap_or_default();
         fault(self.failed > 0, format!("{} wraps and unwraps failed, the first one: {error}", self.failed));
