@@ -356,7 +356,7 @@ fn patroni_settings(name: &str, address: &str, directory: &Path, ca_file: &Path)
         "scope": "ekm",
         "name": name,
         "restapi": {"listen": format!("{address}:8008"), "connect_address": format!("{address}:8008")},
-        // By etcd's older API: through the newer one Patroni before 3.0.3 writes its leader key unconditionally when its lease has expired
+        // By etcd's older API: through the newer one Patroni 3.0.2 writes its leader key unconditionally when its lease has expired
         // (`_update_leader` in `dcs/etcd3.py`), and a leader that comes back from a partition takes the lock from the new one, with
         // every write since.
         "etcd": {"hosts": etcd},
