@@ -113,7 +113,8 @@ impl Patroni {
         }
     }
 
-    /// Waits until there is a leader, a synchronous follower, and a third node that follows as well; returns the leader.
+    /// Waits until there is a leader, a synchronous follower, and a third node that follows as well, and no member of etcd lags; returns
+    /// the leader.
     pub fn wait_healthy(&self) -> usize {
         self.wait_for_followers(2)
     }
@@ -125,12 +126,26 @@ impl Patroni {
             if let Some(leader) = self.leader()
                 && let Some(cluster) = self.cluster(leader)
                 && follow(&cluster) >= count
+                && (count < 2 || self.etcd_agrees())
             {
                 return leader;
             }
             assert!(begun.elapsed() < PATIENCE, "the cluster does not come to rest:\n{}", self.logs());
             sleep(Duration::from_millis(100));
         }
+    }
+
+    /// Whether all members of etcd have the leader's newest sign of life, or nearly. One that was cut off lags for some seconds after it is
+    /// back, and a Patroni that asks it takes the dead for living.
+    fn etcd_agrees(&self) -> bool {
+        let signs = self.nodes.iter().map(|node| {
+            let (_, text) = get(&node.address, 2379, "/v2/keys/service/ekm/leader")?;
+            let leader: Value = serde_json::from_str(&text).ok()?;
+            leader["node"]["modifiedIndex"].as_u64()
+        });
+        let Some(signs) = signs.collect::<Option<Vec<_>>>() else { return false };
+        // Others write in between, too.
+        signs.iter().max().zip(signs.iter().min()).is_some_and(|(newest, oldest)| newest - oldest < 10)
     }
 
     /// Kills a node's Patroni and PostgreSQL, as a crash of the machine would.
@@ -341,7 +356,7 @@ fn patroni_settings(name: &str, address: &str, directory: &Path, ca_file: &Path)
         "scope": "ekm",
         "name": name,
         "restapi": {"listen": format!("{address}:8008"), "connect_address": format!("{address}:8008")},
-        // By etcd's older API: through the newer one Patroni before 3.0.3 writes its leader key unconditionally when its lease has expired
+        // By etcd's older API: through the newer one Patroni 3.0.2 writes its leader key unconditionally when its lease has expired
         // (`_update_leader` in `dcs/etcd3.py`), and a leader that comes back from a partition takes the lock from the new one, with
         // every write since.
         "etcd": {"hosts": etcd},

@@ -47,9 +47,9 @@ struct Args {
     /// Pairs of a wrap and an unwrap per second, over two frontends
     #[arg(long, default_value_t = 200)]
     rate: u32,
-    /// Only this drill, by its name in the table
+    /// Only this drill, by its name in the table; may be given more than once
     #[arg(long, value_name = "NAME")]
-    only: Option<String>,
+    only: Vec<String>,
     /// A directory in which to leave the logs of the nodes and the frontends
     #[arg(long, value_name = "DIR")]
     logs: Option<PathBuf>,
@@ -297,7 +297,7 @@ impl Drill {
 
     /// Runs one drill, which fills in what only it knows, and judges it.
     fn run(&mut self, name: &'static str, action: impl FnOnce(&mut Self, &mut Row)) {
-        if self.args.only.as_ref().is_some_and(|only| only != name) {
+        if !self.args.only.is_empty() && !self.args.only.iter().any(|only| only == name) {
             return;
         }
         eprintln!("drill-catalog: {name} ...");
