@@ -17,6 +17,7 @@ mod locked;
 mod path;
 pub mod policy;
 mod secret;
+mod shards;
 mod snapshot;
 pub mod software;
 mod version;

@@ -1,6 +1,6 @@
 //! What a frontend knows: every key at one revision, immutable, looked up without lock and without I/O.
 //!
-//! The maps are persistent (hash tries that share what did not change), so a change of one key among a million costs a few nodes.
+//! The large maps share what did not change ([`Shards`]), so a change of one key among a million costs little.
 
 use std::sync::Arc;
 
@@ -12,20 +12,21 @@ use crate::catalog::{KeyRecord, KeyState, Kind, PolicyRecord, Purpose, SpaceReco
 use crate::custody::Custodian;
 use crate::path::KeyPath;
 use crate::policy::Policy;
+use crate::shards::Shards;
 use crate::version::KeyVersion;
 
 /// The catalog at one revision, parsed and verified. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Snapshot {
     revision: u64,
-    paths: HashTrieMapSync<KeyPath, Arc<Key>>,
-    keys: HashTrieMapSync<Uuid, Arc<Key>>,
+    paths: Shards<KeyPath, Arc<Key>>,
+    keys: Shards<Uuid, Arc<Key>>,
     spaces: HashTrieMapSync<Uuid, Arc<Space>>,
     policies: HashTrieMapSync<Uuid, Arc<Policy>>,
     health: Option<Arc<Key>>,
     refused: HashTrieMapSync<(String, Uuid), String>,
     /// While a catalog is loaded anew: what was ready for use before.
-    before: HashTrieMapSync<Uuid, Arc<Key>>,
+    before: Option<Shards<Uuid, Arc<Key>>>,
 }
 
 /// A key, ready for use.
@@ -60,12 +61,12 @@ pub struct KeyNotFound {
 
 impl Snapshot {
     pub(crate) fn empty_successor(&self) -> Self {
-        Self { before: self.keys.clone(), ..Self::default() }
+        Self { before: Some(self.keys.clone()), ..Self::default() }
     }
 
     pub(crate) fn finish(&mut self, revision: u64) {
         self.revision = revision;
-        self.before = HashTrieMapSync::default();
+        self.before = None;
     }
 
     pub(crate) fn put_space(&mut self, id: Uuid, record: SpaceRecord) -> Result<(), String> {
@@ -88,7 +89,7 @@ impl Snapshot {
         if let Some(path) = record.paths.iter().find(foreign) {
             return Err(format!("its path {path} belongs to another key already"));
         }
-        let old = self.keys.get(&id).or_else(|| self.before.get(&id)).cloned();
+        let old = self.keys.get(&id).or_else(|| self.before.as_ref()?.get(&id)).cloned();
         let versions = record.versions.iter().map(|stored| {
             let wanted = record.version_record(stored);
             let known = old.as_ref().and_then(|key| key.version_at_all(wanted.id)).filter(|known| known.is_of(&wanted));
@@ -105,7 +106,7 @@ impl Snapshot {
             primary: record.primary,
         });
         for gone in old.iter().flat_map(|old| &old.paths).filter(|path| !key.paths.contains(path)) {
-            self.paths.remove_mut(gone);
+            self.paths.remove(gone);
         }
         self.index(&key);
         Ok(())
@@ -116,9 +117,9 @@ impl Snapshot {
             self.health = Some(Arc::clone(key));
         }
         for path in &key.paths {
-            self.paths.insert_mut(path.clone(), Arc::clone(key));
+            self.paths.insert(path.clone(), Arc::clone(key));
         }
-        self.keys.insert_mut(key.id, Arc::clone(key));
+        self.keys.insert(key.id, Arc::clone(key));
     }
 
     /// Leaves a row out, and remembers why: one bad row must not take the others' keys away.
@@ -188,7 +189,7 @@ impl Snapshot {
 
     /// How many paths can be called.
     pub fn path_count(&self) -> usize {
-        self.paths.size()
+        self.paths.len()
     }
 
     /// The rows that were left out, and why.

@@ -1,4 +1,5 @@
--- The catalog as sealed rows, the same for SQLite and PostgreSQL. BYTES stands for BLOB or BYTEA, NAME_TEXT for text that sorts by its bytes.
+-- The catalog as sealed rows, the same for SQLite and PostgreSQL. BYTES stands for BLOB or BYTEA, NAME_TEXT for text that sorts by its bytes,
+-- CLUSTERED for nothing or WITHOUT ROWID: SQLite would else read a catalog from all over the file.
 -- What rows mean is in their bodies, which only ekm can open: see ekm-core/src/catalog/ledger.rs.
 -- Ids are UUIDs in text form; times are RFC 3339, UTC.
 
@@ -22,7 +23,7 @@ CREATE TABLE records (
     revision    BIGINT NOT NULL,
     body        BYTES NOT NULL,
     PRIMARY KEY (kind, id)
-);
+) CLUSTERED;
 CREATE INDEX records_by_revision ON records (revision);
 
 -- Paths of keys and crypto spaces, and names of policies: unique for ever, so that none is given out twice.

@@ -79,8 +79,9 @@ impl CatalogStore {
 }
 
 fn migrator(postgres: bool) -> Migrator {
-    let (bytes, name_text) = if postgres { ("BYTEA", "TEXT COLLATE \"C\"") } else { ("BLOB", "TEXT") };
-    let records = RECORDS.replace("BYTES", bytes).replace("NAME_TEXT", name_text);
+    let words = if postgres { ["BYTEA", "TEXT COLLATE \"C\"", ""] } else { ["BLOB", "TEXT", "WITHOUT ROWID"] };
+    let words = ["BYTES", "NAME_TEXT", "CLUSTERED"].into_iter().zip(words);
+    let records = words.fold(RECORDS.to_owned(), |sql, (word, meant)| sql.replace(word, meant));
     let records = sqlx::AssertSqlSafe(records).into_sql_str();
     let migration =
         |version, name: &'static str, sql| Migration::new(version, name.into(), MigrationType::Simple, sql, false);

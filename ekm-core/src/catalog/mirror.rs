@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rpds::HashTrieMapSync;
 use uuid::Uuid;
 
 use super::ledger::{CatalogKey, Change, Hash, Head, SealedChange, SealedHead, SealedRow, Sum};
 use super::record::{KeyRecord, Kind, PolicyRecord, SpaceRecord};
 use crate::custody::Custodian;
+use crate::shards::Shards;
 use crate::snapshot::Snapshot;
 
 /// Why rows are not taken over. What the frontend held before stays in use.
@@ -54,8 +54,28 @@ pub enum Tampered {
 pub struct Mirror {
     key: Arc<CatalogKey>,
     head: Head,
-    rows: HashTrieMapSync<(Kind, Uuid), Held>,
+    rows: Shards<(Kind, Uuid), Held>,
     snapshot: Snapshot,
+}
+
+/// What the data plane needs of a row.
+enum Record {
+    Space(SpaceRecord),
+    Policy(PolicyRecord),
+    Key(Box<KeyRecord>),
+    /// Approvals, settings, and kinds that this version does not know.
+    NotServed,
+}
+
+/// A row's term, and what is in it.
+fn open(key: &CatalogKey, row: &SealedRow) -> (Sum, Result<Record, String>) {
+    let record = match Kind::from_name(&row.kind) {
+        Some(Kind::Space) => key.open_row(row).map(Record::Space),
+        Some(Kind::Policy) => key.open_row(row).map(Record::Policy),
+        Some(Kind::Key) => key.open_row(row).map(|record| Record::Key(Box::new(record))),
+        Some(Kind::Approval | Kind::Settings) | None => Ok(Record::NotServed),
+    };
+    (key.term(row), record)
 }
 
 /// A row's place in the sum.
@@ -71,7 +91,7 @@ pub struct Since(HashMap<(Kind, Uuid), Held>);
 impl Mirror {
     /// Of an empty catalog, at revision 0.
     pub fn new(key: Arc<CatalogKey>) -> Self {
-        Self { key, head: Head::empty(), rows: HashTrieMapSync::default(), snapshot: Snapshot::default() }
+        Self { key, head: Head::empty(), rows: Shards::default(), snapshot: Snapshot::default() }
     }
 
     /// Begins to read the same catalog anew, beside the one in use: key versions that are ready for use stay so.
@@ -100,7 +120,8 @@ impl Mirror {
             return Err(Tampered::Rows);
         }
         for row in rows {
-            self.take(row, custodian);
+            let (term, record) = open(&self.key, row);
+            self.take(row, term, record, custodian);
         }
         self.finish(head);
         Ok(())
@@ -122,7 +143,10 @@ impl Mirror {
             let found = Held { revision: row.revision, term: self.key.term(&row) };
             let place = Kind::from_name(&row.kind).and_then(|kind| expected.remove_entry(&(kind, row.id)));
             match place {
-                Some((_, held)) if held == found => mirror.take(&row, custodian),
+                Some((_, held)) if held == found => {
+                    let (term, record) = open(&self.key, &row);
+                    mirror.take(&row, term, record, custodian);
+                }
                 Some((place, held)) => mirror.refuse(place, held, difference(held, found), self),
                 None => mirror.snapshot.refuse(&row.kind, row.id, PUT_IN.into()),
             }
@@ -210,24 +234,17 @@ impl Mirror {
     }
 
     /// Takes over one row that belongs here.
-    fn take(&mut self, row: &SealedRow, custodian: &Custodian) {
+    fn take(&mut self, row: &SealedRow, term: Sum, record: Result<Record, String>, custodian: &Custodian) {
         let Some(kind) = Kind::from_name(&row.kind) else {
             return self.snapshot.refuse(&row.kind, row.id, "this version of ekm does not know the kind".into());
         };
-        self.rows.insert_mut((kind, row.id), Held { revision: row.revision, term: self.key.term(row) });
-        let taken = match kind {
-            Kind::Space => {
-                self.key.open_row::<SpaceRecord>(row).and_then(|record| self.snapshot.put_space(row.id, record))
-            }
-            Kind::Policy => {
-                self.key.open_row::<PolicyRecord>(row).and_then(|record| self.snapshot.put_policy(row.id, &record))
-            }
-            Kind::Key => {
-                let record = self.key.open_row::<KeyRecord>(row);
-                record.and_then(|record| self.snapshot.put_key(row.id, record, custodian))
-            }
-            Kind::Approval | Kind::Settings => Ok(()), // the data plane does not need them
-        };
+        self.rows.insert((kind, row.id), Held { revision: row.revision, term });
+        let taken = record.and_then(|record| match record {
+            Record::Space(record) => self.snapshot.put_space(row.id, record),
+            Record::Policy(record) => self.snapshot.put_policy(row.id, &record),
+            Record::Key(record) => self.snapshot.put_key(row.id, *record, custodian),
+            Record::NotServed => Ok(()),
+        });
         match taken {
             Ok(()) => self.snapshot.accept(kind, row.id),
             Err(problem) => self.snapshot.refuse(kind.name(), row.id, problem),
@@ -235,7 +252,7 @@ impl Mirror {
     }
 
     fn refuse(&mut self, (kind, id): (Kind, Uuid), held: Held, problem: &str, before: &Self) {
-        self.rows.insert_mut((kind, id), held);
+        self.rows.insert((kind, id), held);
         if before.rows.get(&(kind, id)) == Some(&held) {
             self.snapshot.keep(kind, id, &before.snapshot);
         }
@@ -249,10 +266,19 @@ pub struct Loading(Mirror);
 impl Loading {
     /// Takes the next rows, in any order.
     pub fn push(&mut self, rows: &[SealedRow], custodian: &Custodian) {
-        for row in rows {
-            self.0.head.sum.add(&self.0.key.term(row));
+        let key = &self.0.key;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        // Ciphers and JSON are most of the work, and no row's depends on another's.
+        let opened: Vec<_> = std::thread::scope(|scope| {
+            let open_all = |rows: &[SealedRow]| rows.iter().map(|row| open(key, row)).collect::<Vec<_>>();
+            let parts = rows.chunks(rows.len().div_ceil(threads).max(100));
+            let running: Vec<_> = parts.map(|part| scope.spawn(move || open_all(part))).collect();
+            running.into_iter().flat_map(|part| part.join().expect("opening a row does not panic")).collect()
+        });
+        for (row, (term, record)) in rows.iter().zip(opened) {
+            self.0.head.sum.add(&term);
             self.0.head.rows += 1;
-            self.0.take(row, custodian);
+            self.0.take(row, term, record, custodian);
         }
     }
 
