@@ -2,9 +2,9 @@
 //!
 //! The large maps share what did not change ([`Shards`]), so a change of one key among a million costs little.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use rpds::HashTrieMapSync;
 use uuid::Uuid;
 
 use crate::blob::VersionId;
@@ -21,10 +21,10 @@ pub struct Snapshot {
     revision: u64,
     paths: Shards<KeyPath, Arc<Key>>,
     keys: Shards<Uuid, Arc<Key>>,
-    spaces: HashTrieMapSync<Uuid, Arc<Space>>,
-    policies: HashTrieMapSync<Uuid, Arc<Policy>>,
+    spaces: Arc<HashMap<Uuid, Arc<Space>>>,
+    policies: Shards<Uuid, Arc<Policy>>,
     health: Option<Arc<Key>>,
-    refused: HashTrieMapSync<(String, Uuid), String>,
+    refused: Arc<HashMap<(String, Uuid), String>>,
     /// While a catalog is loaded anew: what was ready for use before.
     before: Option<Shards<Uuid, Arc<Key>>>,
 }
@@ -71,14 +71,14 @@ impl Snapshot {
 
     pub(crate) fn put_space(&mut self, id: Uuid, record: SpaceRecord) -> Result<(), String> {
         same_id(id, record.id)?;
-        self.spaces.insert_mut(id, Arc::new(Space { path: record.path, state: record.state }));
+        Arc::make_mut(&mut self.spaces).insert(id, Arc::new(Space { path: record.path, state: record.state }));
         Ok(())
     }
 
     pub(crate) fn put_policy(&mut self, id: Uuid, record: &PolicyRecord) -> Result<(), String> {
         same_id(id, record.id)?;
         let policy = Policy::parse(&record.document).map_err(|invalid| format!("its policy is refused: {invalid}"))?;
-        self.policies.insert_mut(id, Arc::new(policy));
+        self.policies.insert(id, Arc::new(policy));
         Ok(())
     }
 
@@ -124,12 +124,12 @@ impl Snapshot {
 
     /// Leaves a row out, and remembers why: one bad row must not take the others' keys away.
     pub(crate) fn refuse(&mut self, kind: &str, id: Uuid, problem: String) {
-        self.refused.insert_mut((kind.to_owned(), id), problem);
+        Arc::make_mut(&mut self.refused).insert((kind.to_owned(), id), problem);
     }
 
     pub(crate) fn accept(&mut self, kind: Kind, id: Uuid) {
         if !self.refused.is_empty() {
-            self.refused.remove_mut(&(kind.name().to_owned(), id));
+            Arc::make_mut(&mut self.refused).remove(&(kind.name().to_owned(), id));
         }
     }
 
@@ -137,14 +137,14 @@ impl Snapshot {
     pub(crate) fn keep(&mut self, kind: Kind, id: Uuid, before: &Self) {
         match kind {
             Kind::Space => {
-                before.spaces.get(&id).into_iter().for_each(|space| self.spaces.insert_mut(id, Arc::clone(space)));
+                if let Some(space) = before.spaces.get(&id) {
+                    Arc::make_mut(&mut self.spaces).insert(id, Arc::clone(space));
+                }
             }
             Kind::Policy => {
-                before
-                    .policies
-                    .get(&id)
-                    .into_iter()
-                    .for_each(|policy| self.policies.insert_mut(id, Arc::clone(policy)));
+                if let Some(policy) = before.policies.get(&id) {
+                    self.policies.insert(id, Arc::clone(policy));
+                }
             }
             Kind::Key => before.keys.get(&id).into_iter().for_each(|key| self.index(key)),
             Kind::Approval | Kind::Settings => {}
