@@ -40,8 +40,9 @@ pub struct Key {
     purpose: Purpose,
     space: Uuid,
     policy: Uuid,
-    primary: u32,
-    versions: Vec<(VersionState, Arc<KeyVersion>)>,
+    /// One of `versions`, where a request finds it without a further step through memory.
+    primary: Arc<KeyVersion>,
+    versions: Box<[(VersionState, Arc<KeyVersion>)]>,
 }
 
 /// A crypto space.
@@ -95,15 +96,17 @@ impl Snapshot {
             let known = old.as_ref().and_then(|key| key.version_at_all(wanted.id)).filter(|known| known.is_of(&wanted));
             (stored.state, known.cloned().unwrap_or_else(|| Arc::new(custodian.version(&wanted))))
         });
+        let versions: Box<[(VersionState, Arc<KeyVersion>)]> = versions.collect();
+        let primary = versions.iter().find(|(_, version)| version.id.number == record.primary);
         let key = Arc::new(Key {
-            versions: versions.collect(),
+            primary: Arc::clone(&primary.ok_or("it has no primary version")?.1),
+            versions,
             id,
             state: record.state,
             paths: record.paths,
             purpose: record.purpose,
             space: record.space,
             policy: record.policy,
-            primary: record.primary,
         });
         for gone in old.iter().flat_map(|old| &old.paths).filter(|path| !key.paths.contains(path)) {
             self.paths.remove(gone);
@@ -205,8 +208,7 @@ fn same_id(row: Uuid, record: Uuid) -> Result<(), String> {
 impl Key {
     /// The version that wraps.
     pub fn primary(&self) -> &Arc<KeyVersion> {
-        let id = VersionId { key: self.id, number: self.primary };
-        self.version_at_all(id).expect("checked when the row was taken over")
+        &self.primary
     }
 
     /// The version that a blob names, with its state; `None` if it is not one of this key's.

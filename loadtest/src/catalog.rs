@@ -17,7 +17,7 @@ use ekm_core::catalog::{
 use ekm_core::custody::{Custodian, Hsm};
 use ekm_core::software::KeyFile;
 use ekm_core::{KeyPath, Snapshot};
-use ekm_loadtest::{measure, request, rss_mib};
+use ekm_loadtest::{cpu_seconds, measure, request, rss_mib, until_idle};
 use ekm_server::catalog::{Draft, Entry, initialise, open_store};
 use ekm_server::config::Config;
 use ekm_tests::{Directory, Ekm, base64, set_up};
@@ -74,9 +74,13 @@ fn main() -> Result<()> {
         in_turns(&subjects, args.repeat, |it| Ok(look_up_ns(it, &sample(&it.paths, 1_000_000))))?,
     );
 
-    let began = subjects.each_ref().map(|subject| (Instant::now(), start(subject)));
-    let starts = began.each_ref().map(|(_, (_, took))| took.as_secs_f64());
-    let servers = began.map(|(_, (ekm, _))| ekm);
+    let began = subjects.each_ref().map(start);
+    let starts = began.each_ref().map(|(_, took)| took.as_secs_f64());
+    let servers = began.map(|(ekm, _)| ekm);
+    let start_cpu = servers.each_ref().map(|ekm| cpu_seconds(ekm.pid()).unwrap_or(f64::NAN));
+    for server in &servers {
+        runtime.block_on(until_idle(server))?; // every key is proven
+    }
     let requests = [0, 1].map(|index| {
         let token = &servers[index].ready.token;
         let paths = working_set(&subjects[index]);
@@ -97,6 +101,7 @@ fn main() -> Result<()> {
     row("a whole wrap request, server CPU us", measured);
     row("reading and verifying the catalog, s", subjects.each_ref().map(|subject| subject.load.as_secs_f64()));
     row("start of ekm serve until ready, s", starts);
+    row("CPU time until then, s", start_cpu);
     let memory = servers.each_ref().map(|ekm| rss_mib(ekm.pid()).unwrap_or(f64::NAN));
     row("resident memory, MiB", memory);
     println!(
@@ -171,7 +176,7 @@ impl Subject {
             let mut draft = Draft::begin(store.write().await?, &key, None, OffsetDateTime::now_utc())?;
             for _ in 0..BATCH.min(keys - paths.len()) {
                 let path = KeyPath::parse(&format!("v0/keys/bench-{:07}", paths.len())).context("a path")?;
-                let id = VersionId { key: Uuid::new_v4(), number: 1 };
+                let id = VersionId { key: Uuid::now_v7(), number: 1 };
                 let made = custodian.generate(Custody::Software, id).await?;
                 let mut record = new_key(id.key, space, policy, &path);
                 record.add_version(made, draft.now())?;
@@ -189,11 +194,11 @@ impl Subject {
         let mut loading = mirror.begin_load();
         let head = store
             .read_all(async |rows| {
-                loading.push(&rows, &custodian);
+                loading.push(rows, &custodian);
                 Ok(())
             })
             .await?;
-        let mirror = loading.finish(&head, &mirror)?;
+        let mirror = loading.finish(&head, &mirror, &custodian)?;
         let load = began.elapsed();
         Ok(Self { keys, directory, snapshot: mirror.snapshot().clone(), paths, load }).inspect(|it| {
             assert!(it.snapshot.path_count() > it.keys, "every key is there");
@@ -207,7 +212,7 @@ fn read_key_file(directory: &Path) -> Result<KeyFile> {
 
 async fn add_space_and_policy(store: &ekm_storage::CatalogStore, key: &CatalogKey) -> Result<(Uuid, Uuid)> {
     let mut draft = Draft::begin(store.write().await?, key, None, OffsetDateTime::now_utc())?;
-    let (space, policy) = (Uuid::new_v4(), Uuid::new_v4());
+    let (space, policy) = (Uuid::now_v7(), Uuid::now_v7());
     let document =
         r#"{"rules":[{"callers":["service-*@gcp-sa-ekms.iam.gserviceaccount.com"],"verbs":["wrap","unwrap"]}]}"#;
     let record = SpaceRecord {

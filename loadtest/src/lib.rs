@@ -117,7 +117,26 @@ fn is_complete(answer: &[u8]) -> bool {
     answer.len() >= head + 4 + length.unwrap_or(0)
 }
 
-/// CPU time of a process so far, all threads, those that have ended too: from schedstat, in nanosecond steps, where there is one.
+/// CPU time of a process so far, in seconds, in steps of 10 ms: all threads, those that have ended too.
+pub fn cpu_seconds(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the server is gone")?;
+    // The name, in parentheses, may hold spaces; after it, user and system time are the 12th and 13th field, in USER_HZ.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    Ok(fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0)
+}
+
+/// Waits until a server has nothing to do any more, such as proving its keys.
+pub async fn until_idle(ekm: &Ekm) -> Result<()> {
+    loop {
+        let before = cpu_seconds(ekm.pid())?;
+        tokio::time::sleep(Duration::from_millis(1000)).await;
+        if cpu_seconds(ekm.pid())? - before < 0.05 {
+            return Ok(());
+        }
+    }
+}
+
+/// CPU time of a process's living threads so far: from schedstat, in nanosecond steps.
 fn cpu_us(pid: u32) -> Result<f64> {
     let mut total = 0.0;
     for task in fs::read_dir(format!("/proc/{pid}/task")).context("the server is gone")? {

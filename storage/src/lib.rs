@@ -223,6 +223,7 @@ async fn connect_sqlite(file: &Path) -> Result<Connection, StorageError> {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full) // an acknowledged key survives power loss
         .foreign_keys(true)
+        .row_buffer_size(2000) // a page of a whole catalog is read while the one before is worked on
         .busy_timeout(CALL_TIMEOUT);
     bounded(CALL_TIMEOUT, async { Ok(Connection::Sqlite(options.connect().await?)) }).await
 }

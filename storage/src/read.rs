@@ -55,13 +55,16 @@ impl CatalogStore {
     ) -> Result<SealedHead, StorageError> {
         self.read(async |connection| {
             let head = head(connection).await?.ok_or(StorageError::Empty)?;
-            let mut after = (String::new(), String::new());
-            loop {
-                let rows = connection.rows(&statements::RECORDS, &[after.0.into(), after.1.into()]).await?;
-                let Some(last) = rows.last() else { return Ok(head) };
-                after = (text(last, 0)?.to_owned(), text(last, 1)?.to_owned());
-                page(rows.into_iter().map(sealed_row).collect::<Result<_, _>>()?).await?;
+            let mut rows = connection.rows(&statements::RECORDS, &["".into(), "".into()]).await?;
+            while let Some(last) = rows.last() {
+                let after = [text(last, 0)?.into(), text(last, 1)?.into()];
+                let sealed = rows.into_iter().map(sealed_row).collect::<Result<_, _>>()?;
+                // The database looks for the next page while this one is worked on.
+                let next = connection.rows(&statements::RECORDS, &after);
+                let (next, ()) = tokio::try_join!(biased; next, page(sealed))?;
+                rows = next;
             }
+            Ok(head)
         })
         .await
     }
@@ -261,7 +264,8 @@ pub(crate) fn sealed_head(row: Row) -> Result<SealedHead, StorageError> {
 fn sealed_row(row: Row) -> Result<SealedRow, StorageError> {
     let written = text(&row, 1)?;
     // Written in another way, it would be a second row under the same id.
-    let id = written.parse().ok().filter(|id: &Uuid| id.to_string() == written).unwrap_or(Uuid::max());
+    let canonical = |id: &Uuid| id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == written;
+    let id = written.parse().ok().filter(canonical).unwrap_or(Uuid::max());
     let Some(Value::Integer(revision)) = row.get(2) else { return Err(shape()) };
     let revision = revision.cast_unsigned();
     match <[Value; 4]>::try_from(row) {

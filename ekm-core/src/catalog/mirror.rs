@@ -1,7 +1,8 @@
 //! A frontend's verified copy of the catalog: follows it by its rows, and lets nothing in that the ledger does not vouch for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use uuid::Uuid;
 
@@ -96,7 +97,7 @@ impl Mirror {
 
     /// Begins to read the same catalog anew, beside the one in use: key versions that are ready for use stay so.
     pub fn begin_load(&self) -> Loading {
-        Loading(self.empty_successor())
+        Loading { mirror: self.empty_successor(), opening: VecDeque::new() }
     }
 
     /// Takes over the rows that are newer than this mirror. If they do not fit, nothing has changed, and the whole catalog has to be
@@ -261,35 +262,55 @@ impl Mirror {
 }
 
 /// A catalog that is being read from its first row on.
-pub struct Loading(Mirror);
+pub struct Loading {
+    mirror: Mirror,
+    opening: VecDeque<JoinHandle<Vec<Opened>>>,
+}
+
+/// A row without its body, its term, and what is in it.
+type Opened = (SealedRow, Sum, Result<Record, String>);
 
 impl Loading {
     /// Takes the next rows, in any order.
-    pub fn push(&mut self, rows: &[SealedRow], custodian: &Custodian) {
-        let key = &self.0.key;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        // Ciphers and JSON are most of the work, and no row's depends on another's.
-        let opened: Vec<_> = std::thread::scope(|scope| {
-            let open_all = |rows: &[SealedRow]| rows.iter().map(|row| open(key, row)).collect::<Vec<_>>();
-            let parts = rows.chunks(rows.len().div_ceil(threads).max(100));
-            let running: Vec<_> = parts.map(|part| scope.spawn(move || open_all(part))).collect();
-            running.into_iter().flat_map(|part| part.join().expect("opening a row does not panic")).collect()
-        });
-        for (row, (term, record)) in rows.iter().zip(opened) {
-            self.0.head.sum.add(&term);
-            self.0.head.rows += 1;
-            self.0.take(row, term, record, custodian);
+    pub fn push(&mut self, rows: Vec<SealedRow>, custodian: &Custodian) {
+        // Ciphers and JSON are most of the work, and no row's depends on another's: other threads do it, some rows ahead of this one.
+        let key = Arc::clone(&self.mirror.key);
+        let open = move |row| {
+            let (term, record) = open(&key, &row);
+            (SealedRow { body: Vec::new(), ..row }, term, record)
+        };
+        self.opening.push_back(std::thread::spawn(move || rows.into_iter().map(open).collect()));
+        if self.opening.len() > std::thread::available_parallelism().map_or(1, usize::from) {
+            self.take_next(custodian);
+        }
+    }
+
+    fn take_next(&mut self, custodian: &Custodian) {
+        let opened = self.opening.pop_front().map(|thread| thread.join().expect("opening a row does not panic"));
+        for (row, term, record) in opened.into_iter().flatten() {
+            self.mirror.head.sum.add(&term);
+            self.mirror.head.rows += 1;
+            self.mirror.take(&row, term, record, custodian);
         }
     }
 
     /// All rows have been taken. `before` is what was in use: this one must not be from further in the past.
-    pub fn finish(mut self, head: &SealedHead, before: &Mirror) -> Result<Mirror, Tampered> {
+    pub fn finish(
+        mut self,
+        head: &SealedHead,
+        before: &Mirror,
+        custodian: &Custodian,
+    ) -> Result<Mirror, Tampered> {
         let head = before.newer(head)?;
-        if (self.0.head.sum, self.0.head.rows) != (head.sum, head.rows) {
+        while !self.opening.is_empty() {
+            self.take_next(custodian);
+        }
+        let mut mirror = self.mirror;
+        if (mirror.head.sum, mirror.head.rows) != (head.sum, head.rows) {
             return Err(Tampered::Rows);
         }
-        self.0.finish(head);
-        Ok(self.0)
+        mirror.finish(head);
+        Ok(mirror)
     }
 }
 

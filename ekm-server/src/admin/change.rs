@@ -224,7 +224,7 @@ impl Admin {
         }
         let now = draft.now();
         let record = ApprovalRecord {
-            id: Uuid::new_v4(),
+            id: Uuid::now_v7(),
             command: commands::to_value(command),
             payload_sha256: payload_sha256(command),
             summary: danger.into(),
@@ -280,7 +280,7 @@ impl Admin {
                     return Err(AdminError::Taken(path.to_string()));
                 }
                 let custody = custody.unwrap_or_else(|| default_custody(custodian));
-                (custody, VersionId { key: Uuid::new_v4(), number: 1 })
+                (custody, VersionId { key: Uuid::now_v7(), number: 1 })
             }
             Command::KeyRotate { path } => {
                 let (record, _) = self.named::<KeyRecord>(Kind::Key, path.as_str()).await?;

@@ -65,7 +65,7 @@ pub(super) async fn apply(
             }
             free(draft, Kind::Space, path.as_str()).await?;
             let record = SpaceRecord {
-                id: Uuid::new_v4(),
+                id: Uuid::now_v7(),
                 path: path.clone(),
                 state: SpaceState::Enabled,
                 labels: labels.clone(),
@@ -115,7 +115,7 @@ pub(super) async fn apply(
             let (space, _) = named::<SpaceRecord>(draft, Kind::Space, space.as_str()).await?;
             let (policy, mut effect) = choose_policy(draft, path, policy).await?;
             let custody = custody.unwrap_or(default_custody);
-            let made = made.cloned().unwrap_or_else(|| imagined(Uuid::new_v4(), 1, custody));
+            let made = made.cloned().unwrap_or_else(|| imagined(Uuid::now_v7(), 1, custody));
             let now = draft.now();
             let mut record = KeyRecord {
                 id: made.id.key,
@@ -347,7 +347,7 @@ async fn new_policy(
 ) -> Result<(PolicyRecord, Effect), AdminError> {
     free(draft, Kind::Policy, name).await?;
     let policy = parse_policy(&policy.to_string())?;
-    let (id, document) = (Uuid::new_v4(), policy.to_json());
+    let (id, document) = (Uuid::now_v7(), policy.to_json());
     let record = PolicyRecord { id, name: name.into(), document, description: description.into() };
     draft.name(Kind::Policy, name, id);
     draft.put(Kind::Policy, id, &record)?;

@@ -175,7 +175,7 @@ pub async fn initialise(
             "there is neither an HSM nor a key file to wrap a new catalog's key".into(),
         ));
     }
-    let health = custodian.generate(default_custody(custodian), VersionId { key: Uuid::new_v4(), number: 1 }).await?;
+    let health = custodian.generate(default_custody(custodian), VersionId { key: Uuid::now_v7(), number: 1 }).await?;
     // The wrapped key first: a catalog that nobody can open would be lost.
     for (wrapped_by, wrapped) in &wrapped {
         store.put_catalog_key(wrapped_by, wrapped).await?;
@@ -183,7 +183,7 @@ pub async fn initialise(
     let now = OffsetDateTime::now_utc();
     let mut draft = Draft::begin(store.write().await?, &key, Some(Head::empty()), now)?;
     let space = SpaceRecord {
-        id: Uuid::new_v4(),
+        id: Uuid::now_v7(),
         path: KeyPath::parse("v0/cryptospaces/ekm-health").expect("a constant"),
         state: SpaceState::Enabled,
         labels: Default::default(),
@@ -192,7 +192,7 @@ pub async fn initialise(
     };
     // Nobody can call the health key, since it has no path; its policy is never asked.
     let policy = PolicyRecord {
-        id: Uuid::new_v4(),
+        id: Uuid::now_v7(),
         name: "ekm-health".into(),
         document: Policy::allow_everybody().to_json(),
         description: "Never asked: the health key has no path.".into(),
@@ -288,7 +288,7 @@ async fn take_over(
     let space = match draft.id_of(Kind::Space, old.space.as_str()).await? {
         Some(id) => id,
         None => {
-            let id = Uuid::new_v4();
+            let id = Uuid::now_v7();
             let (path, state) = (old.space.clone(), SpaceState::Enabled);
             let record = SpaceRecord {
                 id,
@@ -304,7 +304,7 @@ async fn take_over(
         }
     };
     let name = old.paths.first().map_or_else(|| old.id.to_string(), ToString::to_string);
-    let policy = PolicyRecord { id: Uuid::new_v4(), name, document: old.policy.clone(), description: String::new() };
+    let policy = PolicyRecord { id: Uuid::now_v7(), name, document: old.policy.clone(), description: String::new() };
     let versions = old.versions.iter().map(|version| StoredVersion {
         number: version.number,
         state: VersionState::Enabled,

@@ -162,11 +162,11 @@ pub(super) async fn load(
     let mut loading = before.begin_load();
     let head = store
         .read_all(async |rows| {
-            loading.push(&rows, custodian);
+            loading.push(rows, custodian);
             Ok(())
         })
         .await?;
-    let mirror = loading.finish(&head, before)?;
+    let mirror = loading.finish(&head, before, custodian)?;
     Ok((head, mirror))
 }
 
