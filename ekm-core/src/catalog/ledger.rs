@@ -270,8 +270,7 @@ impl Change {
 
     /// This entry's link of the chain: SHA-256 of its JSON, which names the entry before.
     pub fn hash(&self) -> Hash {
-        let hash = digest::digest(&digest::SHA256, self.to_json().as_bytes());
-        Hash(hash.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+        Hash::of(self.to_json().as_bytes())
     }
 }
 
@@ -303,18 +302,32 @@ impl Sum {
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Hash([u8; 32]);
 
-/// As hexadecimal in JSON and in error texts.
+impl Hash {
+    /// Of some bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        let hash = digest::digest(&digest::SHA256, bytes);
+        Self(hash.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+    }
+}
+
+/// As hexadecimal in JSON and in texts.
 macro_rules! hexadecimal {
     ($($type:ident)*) => { $(
-        impl std::fmt::Debug for $type {
+        impl std::fmt::Display for $type {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
             }
         }
 
+        impl std::fmt::Debug for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "{self}")
+            }
+        }
+
         impl Serialize for $type {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(&format_args!("{self:?}"))
+                serializer.collect_str(self)
             }
         }
 

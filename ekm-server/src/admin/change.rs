@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ekm_core::blob::VersionId;
-use ekm_core::catalog::ledger::Class;
+use ekm_core::catalog::ledger::{Class, Hash};
 use ekm_core::catalog::{ApprovalRecord, ApprovalState, Custody, KeyRecord, Kind, Outcome, VersionRecord};
 use ekm_storage::StorageError;
 use serde_json::Value;
@@ -341,14 +341,8 @@ async fn settle(
 
 /// What a second person approves: the command, with its fields in alphabetical order.
 pub(super) fn payload_sha256(command: &Command) -> String {
-    use std::fmt::Write;
     // serde_json's maps are sorted.
-    let payload = commands::to_value(command).to_string();
-    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, payload.as_bytes());
-    hash.as_ref().iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    Hash::of(commands::to_value(command).to_string().as_bytes()).to_string()
 }
 
 fn check_texts(request: &ChangeRequest) -> Result<(), AdminError> {

@@ -81,8 +81,8 @@ pub(super) fn approval(record: ApprovalRecord) -> Result<ApprovalView, AdminErro
 pub(super) fn change(change: Change) -> ChangeView {
     ChangeView {
         entry: change.to_json(),
-        hash: format!("{:?}", change.hash()),
-        previous: format!("{:?}", change.previous),
+        hash: change.hash().to_string(),
+        previous: change.previous.to_string(),
         revision: change.revision,
         at: change.at,
         actor: change.actor,
