@@ -334,24 +334,16 @@ macro_rules! hexadecimal {
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-                parse_hexadecimal(&text).map(Self).ok_or_else(|| serde::de::Error::custom("no 64 hexadecimal digits"))
+                let mut bytes = [0; 32];
+                hex::decode_to_slice(text.as_bytes(), &mut bytes)
+                    .map_err(|_| serde::de::Error::custom("no 64 hexadecimal digits"))?;
+                Ok(Self(bytes))
             }
         }
     )* };
 }
 
 hexadecimal! { Sum Hash }
-
-fn parse_hexadecimal(text: &str) -> Option<[u8; 32]> {
-    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    let mut bytes = [0; 32];
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(bytes)
-}
 
 #[cfg(test)]
 mod tests {
