@@ -120,7 +120,8 @@ fn secret_binding(context: &[u8]) -> Vec<u8> {
     [&b"ekm secret v1"[..], context].concat()
 }
 
-pub(crate) fn random<const N: usize>() -> Result<[u8; N], SoftwareError> {
+/// From the operating system.
+pub fn random<const N: usize>() -> Result<[u8; N], SoftwareError> {
     let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| SoftwareError::Random)?;
     Ok(bytes)

@@ -9,7 +9,7 @@ use ekm_core::catalog::{
 };
 use ekm_core::custody::{Custodian, GenerateError};
 use ekm_core::policy::Policy;
-use ekm_core::software::{KeyFile, SoftwareError};
+use ekm_core::software::{self, KeyFile, SoftwareError};
 use ekm_core::{KeyPath, Unusable};
 use ekm_storage::{CatalogStore, OldKey, PostgresOptions, StorageError, Tls};
 use secrecy::ExposeSecret;
@@ -167,7 +167,7 @@ pub async fn initialise(
         take_over_old_keys(store, custodian, &key).await?;
         return Ok(key);
     }
-    let (catalog, material) = (Uuid::new_v4(), Zeroizing::new(random_key()?));
+    let (catalog, material) = (Uuid::new_v4(), Zeroizing::new(software::random()?));
     let key = Arc::new(CatalogKey::new(catalog, &material)?);
     let wrapped = wrap_everywhere(catalog, &material, custodian, key_file).await?;
     if wrapped.is_empty() {
@@ -230,12 +230,6 @@ pub async fn initialise(
     draft.commit(Entry::by_ekm("catalog-create", "the catalog"), None).await?;
     take_over_old_keys(store, custodian, &key).await?;
     Ok(key)
-}
-
-fn random_key() -> Result<[u8; 32], SoftwareError> {
-    let mut bytes = [0; 32];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| SoftwareError::Random)?;
-    Ok(bytes)
 }
 
 /// Wraps a new catalog key by everything that is configured: the HSM, under a new root key, and the key file.
