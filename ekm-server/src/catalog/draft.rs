@@ -180,12 +180,10 @@ impl<'a> Draft<'a> {
 
     /// Writes a key, and notes when it has to be looked at again.
     pub fn put_key(&mut self, key: &KeyRecord) -> Result<(), CatalogError> {
+        // A bug of ours: better no change than a row that every frontend refuses.
         key.check().map_err(|problem| {
-            // A bug of ours: better no change than a row that every frontend refuses.
-            CatalogError::Tampered(ekm_core::catalog::Tampered::Head(format!(
-                "the new row of {}: {problem}",
-                key.name()
-            )))
+            tracing::error!(code = "internal", key = key.name(), problem, "the new row of a key is not sound");
+            CatalogError::Internal(format!("the new row of {}: {problem}", key.name()))
         })?;
         self.put(Kind::Key, key.id, key)?;
         self.look_again(Kind::Key, key.id, key.next_due());

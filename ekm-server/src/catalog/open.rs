@@ -46,6 +46,9 @@ pub enum CatalogError {
     /// Memory or random numbers.
     #[error("{0}")]
     Software(#[from] SoftwareError),
+    /// A bug.
+    #[error("internal error: {0}; nothing was changed")]
+    Internal(String),
 }
 
 impl CatalogError {
@@ -59,6 +62,7 @@ impl CatalogError {
             Self::Behind => "catalog_behind",
             Self::Generate(_) => "key_generation",
             Self::Software(_) => "software_custody",
+            Self::Internal(_) => "internal",
         }
     }
 }
