@@ -2,7 +2,7 @@
 //!
 //! On a thread of its own, since verifying a million rows takes seconds.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ekm_core::catalog::{CatalogKey, Mirror, SealedHead, SealedRow, Tampered};
@@ -11,7 +11,7 @@ use ekm_storage::{CatalogStore, Listener, StorageError};
 use tokio::sync::{Notify, watch};
 
 use super::open::{CatalogError, unlock};
-use super::own_copy::{OwnCopy, load, same_catalog};
+use super::own_copy::{OwnCopy, load};
 use crate::config::CatalogConfig;
 use crate::router::DataPlane;
 
@@ -25,18 +25,12 @@ const CONFIRM_INTERVAL: Duration = Duration::from_secs(600);
 /// What the follower and the rest of the process tell each other.
 #[derive(Default)]
 pub struct Gate {
-    key: OnceLock<Arc<CatalogKey>>,
     mirror: Mutex<Option<Arc<Mirror>>>,
     changed: Notify,
     problem: Mutex<Option<String>>,
 }
 
 impl Gate {
-    /// The catalog key, once the catalog is open.
-    pub fn key(&self) -> Option<&Arc<CatalogKey>> {
-        self.key.get()
-    }
-
     /// What this frontend knows for certain, once it has read the catalog.
     pub fn mirror(&self) -> Option<Arc<Mirror>> {
         self.mirror.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -52,8 +46,8 @@ impl Gate {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set_mirror(&self, mirror: Mirror) {
-        *self.mirror.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(mirror));
+    fn set_mirror(&self, mirror: Arc<Mirror>) {
+        *self.mirror.lock().unwrap_or_else(PoisonError::into_inner) = Some(mirror);
     }
 
     fn set_problem(&self, problem: Option<String>) {
@@ -68,7 +62,7 @@ pub struct Follower {
     gate: Arc<Gate>,
     key_file: Option<KeyFile>,
     copy: Option<OwnCopy>,
-    mirror: Option<Mirror>,
+    mirror: Option<Arc<Mirror>>,
     /// The catalog key's wrapped forms as they last opened.
     keys: Vec<(String, Vec<u8>)>,
     /// As it was read last.
@@ -195,7 +189,7 @@ impl Follower {
                 }
                 Err(error) => self.note_failure(&error),
             }
-            let revision = self.mirror.as_ref().map_or(0, Mirror::revision);
+            let revision = self.mirror.as_deref().map_or(0, Mirror::revision);
             match expected {
                 Some((wanted, _)) if revision >= wanted => expected = None,
                 Some((_, since)) if since.elapsed() > LAG_PATIENCE => {
@@ -214,19 +208,17 @@ impl Follower {
             self.store.schema().await?.check()?;
         }
         let head = self.store.head().await?.ok_or(StorageError::Empty)?;
-        let Some(mirror) = &self.mirror else {
+        let Some(mirror) = self.mirror.clone() else {
             let key = self.unlock(&head).await?;
             return self.load_all(&Mirror::new(key)).await;
         };
-        if !same_catalog(mirror, &head) {
+        // The head itself would be refused, too; but perhaps after a whole catalog was read for nothing.
+        if mirror.key().catalog() != head.catalog {
             return Err(Tampered::Head("it is another catalog than the one that this frontend knows".into()).into());
         }
         if self.verified_at.elapsed() > self.verify_interval {
             self.verified_at = Instant::now(); // also when it fails: it is a lot of work
-            let before = self.mirror.take().expect("just seen");
-            let outcome = self.load_all(&before).await;
-            self.mirror.get_or_insert(before);
-            return outcome;
+            return self.load_all(&mirror).await;
         }
         if self.head.as_ref() == Some(&head) {
             self.read();
@@ -236,32 +228,22 @@ impl Follower {
             return Ok(());
         }
         let (revision, newer) = (mirror.revision(), self.store.read_since(mirror.revision()).await?);
-        let mut before = self.mirror.take().expect("just seen");
+        let mut next = Mirror::clone(&mirror);
         let applied = match &newer {
-            Some((head, rows)) => before.apply(head, rows, self.plane.ekm.custodian()),
+            Some((head, rows)) => next.apply(head, rows, self.plane.ekm.custodian()),
             None => Err(Tampered::Rows), // too many for a delta
         };
         match (applied, newer) {
             (Ok(()), Some((head, rows))) => {
                 self.head = Some(head.clone());
-                self.publish(before);
+                self.publish(next);
                 self.read();
                 self.save(revision, &head, &rows).await;
                 Ok(())
             }
-            (Err(Tampered::Rows), _) => {
-                let outcome = self.load_all(&before).await;
-                self.mirror.get_or_insert(before);
-                outcome
-            }
-            (Err(Tampered::Backwards { .. }), _) => {
-                self.mirror = Some(before);
-                self.maybe_backwards(revision).await
-            }
-            (Err(tampered), _) => {
-                self.mirror = Some(before);
-                Err(tampered.into())
-            }
+            (Err(Tampered::Rows), _) => self.load_all(&mirror).await,
+            (Err(Tampered::Backwards { .. }), _) => self.maybe_backwards(revision).await,
+            (Err(tampered), _) => Err(tampered.into()),
             (Ok(()), None) => unreachable!("without rows nothing was applied"),
         }
     }
@@ -357,8 +339,8 @@ impl Follower {
     }
 
     fn publish(&mut self, mirror: Mirror) {
-        let _ = self.gate.key.set(Arc::clone(mirror.key()));
-        self.gate.set_mirror(mirror.clone());
+        let mirror = Arc::new(mirror);
+        self.gate.set_mirror(Arc::clone(&mirror));
         self.plane.ekm.publish(mirror.snapshot().clone());
         let snapshot = mirror.snapshot();
         for problem in snapshot.refused() {

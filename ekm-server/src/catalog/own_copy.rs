@@ -1,7 +1,6 @@
 //! This frontend's own copy of the catalog on disk, for starts while the database is away.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use ekm_core::catalog::{CatalogKey, Mirror, SealedHead, SealedRow, Tampered};
@@ -174,9 +173,4 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
-}
-
-/// For places that only need the key.
-pub(super) fn same_catalog(mirror: &Mirror, head: &SealedHead) -> bool {
-    Arc::as_ref(mirror.key()).catalog() == head.catalog
 }
