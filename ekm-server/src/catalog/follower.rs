@@ -363,7 +363,12 @@ impl Follower {
             tracing::error!(code = error.code(), %error, "the catalog's key in the database cannot be read");
         }
         if let Some(copy) = &mut self.copy {
-            copy.save(&self.store, &key, before, head, rows, &self.keys).await;
+            if let Err(error) = copy.save(&self.store, &key, before, head, rows, &self.keys).await {
+                tracing::error!(
+                    code = "snapshot_write", %error, file = %copy.path().display(),
+                    "the snapshot on disk is not written; a restart while the database is away would begin with an older one or none"
+                );
+            }
             self.saved_at = Instant::now();
             let revision = copy.revision().unwrap_or_default();
             self.plane.metrics.snapshot_file_revision.set(revision.cast_signed());

@@ -107,43 +107,31 @@ impl OwnCopy {
         head: &SealedHead,
         rows: &[SealedRow],
         keys: &[(String, Vec<u8>)],
-    ) {
-        match self.try_save(store, key, before, head, rows, keys).await {
-            Ok(()) => self.revision = Some(head.revision),
-            Err(error) => {
-                (self.file, self.revision) = (None, None);
-                let file = self.path.display();
-                tracing::error!(
-                    code = "snapshot_write", %error, %file,
-                    "the snapshot on disk is not written; a restart while the database is away would begin with an older one or none"
-                );
-            }
-        }
-    }
-
-    async fn try_save(
-        &mut self,
-        store: &CatalogStore,
-        key: &CatalogKey,
-        before: u64,
-        head: &SealedHead,
-        rows: &[SealedRow],
-        keys: &[(String, Vec<u8>)],
     ) -> Result<(), CatalogError> {
-        let file = match &mut self.file {
+        // After a failure both stay empty: the file is opened anew, and written as a whole.
+        let (file, held) = (self.file.take(), self.revision.take());
+        let file = match file {
             Some(file) => file,
-            place => place.insert(SnapshotFile::open(&self.path).await?),
+            None => SnapshotFile::open(&self.path).await?,
         };
         let note = Note { location: self.location.clone(), confirmed_at: OffsetDateTime::now_utc() };
         let note = key.seal_note("snapshot", &note)?;
-        if self.revision == Some(before) {
+        if held == Some(before) {
             let mut saving = file.update().await?;
             saving.rows(rows).await?;
-            return Ok(saving.finish(head, keys, &note).await?);
+            saving.finish(head, keys, &note).await?;
+        } else {
+            let mut saving = file.replace().await?;
+            let head = store.read_all(async |rows| saving.rows(&rows).await).await?;
+            saving.finish(&head, keys, &note).await?;
         }
-        let mut saving = file.replace().await?;
-        let head = store.read_all(async |rows| saving.rows(&rows).await).await?;
-        Ok(saving.finish(&head, keys, &note).await?)
+        (self.file, self.revision) = (Some(file), Some(head.revision));
+        Ok(())
+    }
+
+    /// Its place.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The revision that a start from it would begin with.
