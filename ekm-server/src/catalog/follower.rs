@@ -67,6 +67,8 @@ pub struct Follower {
     keys: Vec<(String, Vec<u8>)>,
     /// As it was read last.
     head: Option<SealedHead>,
+    /// Whether the rows did when all of them were read last.
+    added_up: bool,
     read_at: Instant,
     /// How old the snapshot was at `read_at`.
     age_then: Duration,
@@ -96,6 +98,7 @@ impl Follower {
             mirror: None,
             keys: Vec::new(),
             head: None,
+            added_up: true,
             read_at: now,
             age_then: Duration::MAX,
             verified_at: now,
@@ -281,6 +284,7 @@ impl Follower {
         let custodian = self.plane.ekm.custodian();
         let (head, mirror) = match load(&self.store, before, custodian).await {
             Err(CatalogError::Tampered(Tampered::Rows)) => {
+                self.added_up = false;
                 tracing::error!(
                     code = "catalog_tampered",
                     "the catalog's rows do not add up to what its head says; looking for the wrong ones in its log"
@@ -300,7 +304,11 @@ impl Follower {
             Err(CatalogError::Tampered(Tampered::Backwards { .. })) => {
                 return self.maybe_backwards(before.revision()).await;
             }
-            loaded => loaded?,
+            loaded => {
+                let loaded = loaded?;
+                self.added_up = true;
+                loaded
+            }
         };
         let (known, found) = (before.head(), mirror.head());
         if known.revision > 0 && known.epoch == found.epoch && known.chain != found.chain {
@@ -311,7 +319,8 @@ impl Follower {
         self.publish(mirror);
         self.read();
         self.verified_at = Instant::now();
-        if is_new {
+        let lags = self.copy.as_ref().is_some_and(|copy| copy.revision() != Some(head.revision));
+        if is_new || lags {
             self.save(u64::MAX, &head, &[]).await;
         }
         Ok(())
@@ -356,7 +365,8 @@ impl Follower {
 
     async fn save(&mut self, before: u64, head: &SealedHead, rows: &[SealedRow]) {
         let Some(key) = self.mirror.as_ref().map(|mirror| Arc::clone(mirror.key())) else { return };
-        if self.copy.is_none() {
+        // While rows are refused the copy keeps its good ones; newer ones can be added if it holds all that came before.
+        if self.copy.as_ref().is_none_or(|copy| !self.added_up && copy.revision() != Some(before)) {
             return;
         }
         if let Err(error) = self.renew_keys(&key).await {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ekm_core::catalog::ledger::Sum;
 use ekm_core::catalog::{CatalogKey, Mirror, SealedHead, SealedRow, Tampered};
 use ekm_core::custody::Custodian;
 use ekm_core::software::KeyFile;
@@ -98,7 +99,8 @@ impl OwnCopy {
         Ok(Loaded { mirror, head, keys, age })
     }
 
-    /// Brings the copy to the state that has just been read: the newer rows if it holds what came before, else everything.
+    /// Brings the copy to the state that has just been read: the newer rows if it holds what came before, else everything. The file keeps
+    /// what it has unless the new rows add up: a row that somebody has changed never replaces a good one.
     pub(super) async fn save(
         &mut self,
         store: &CatalogStore,
@@ -120,12 +122,26 @@ impl OwnCopy {
             let mut saving = file.update().await?;
             saving.rows(rows).await?;
             saving.finish(head, keys, &note).await?;
-        } else {
-            let mut saving = file.replace().await?;
-            let head = store.read_all(async |rows| saving.rows(&rows).await).await?;
-            saving.finish(&head, keys, &note).await?;
+            (self.file, self.revision) = (Some(file), Some(head.revision));
+            return Ok(());
         }
-        (self.file, self.revision) = (Some(file), Some(head.revision));
+        let mut saving = file.replace().await?;
+        let (mut sum, mut count) = (Sum::default(), 0);
+        let found = store.read_all(async |rows| {
+            rows.iter().for_each(|row| sum.add(&key.term(row)));
+            count += rows.len() as u64;
+            saving.rows(&rows).await
+        });
+        let found = found.await?;
+        let opened = key.open_head(&found).map_err(Tampered::Head)?;
+        if (sum, count) != (opened.sum, opened.rows) {
+            return Err(Tampered::Rows.into());
+        }
+        if found.revision < head.revision {
+            return Err(Tampered::Backwards { known: head.revision, found: found.revision }.into());
+        }
+        saving.finish(&found, keys, &note).await?;
+        (self.file, self.revision) = (Some(file), Some(found.revision));
         Ok(())
     }
 
