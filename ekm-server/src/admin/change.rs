@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ekm_core::blob::VersionId;
 use ekm_core::catalog::ledger::{Class, Hash};
-use ekm_core::catalog::{ApprovalRecord, ApprovalState, Custody, KeyRecord, Kind, Outcome, VersionRecord};
+use ekm_core::catalog::{ApprovalRecord, ApprovalState, KeyRecord, Kind, Outcome, VersionRecord};
 use ekm_storage::StorageError;
 use serde_json::Value;
 use time::{Duration, OffsetDateTime};
@@ -17,6 +17,7 @@ use super::error::AdminError;
 use super::service::Admin;
 use super::views;
 use crate::catalog::{CatalogError, Draft, Entry, default_custody};
+use crate::custodian::take_from_token;
 
 /// How long a second person has.
 const APPROVAL_TTL: Duration = Duration::hours(24);
@@ -54,7 +55,7 @@ impl Admin {
             Mandate { actor: &actor.name, reason: &request.reason, request_id: request_id.as_deref(), approval: None };
         let mut made = if request.dry_run { None } else { self.make_material(&request.command).await? };
         let outcome = self.carry_out(&mandate, &request.command, request.if_revision, request.dry_run, &mut made).await;
-        self.put_away(made).await;
+        take_from_token(self.plane.ekm.custodian(), made).await;
         outcome
     }
 
@@ -112,7 +113,7 @@ impl Admin {
             approval: Some((&approval, &actor.name)),
         };
         let outcome = self.carry_out(&mandate, &view.command, view.if_revision, false, &mut made).await;
-        self.put_away(made).await;
+        take_from_token(self.plane.ekm.custodian(), made).await;
         outcome
     }
 
@@ -168,7 +169,9 @@ impl Admin {
             settle(&mut draft, approval, ApprovalState::Approved, by).await?;
         }
         let outcome = self.commit(draft, mandate, command, &effect, answer).await;
-        if outcome.is_ok() || is_unknown(&outcome) {
+        // If nobody knows whether the catalog has it, it stays.
+        let is_unknown = matches!(&outcome, Err(AdminError::Catalog(error)) if error.is_unknown());
+        if outcome.is_ok() || is_unknown {
             *made = None;
         }
         outcome
@@ -290,20 +293,6 @@ impl Admin {
         };
         Ok(Some(custodian.generate(custody, id).await.map_err(CatalogError::from)?))
     }
-
-    /// Material that came to nothing leaves no object on the token.
-    async fn put_away(&self, made: Option<VersionRecord>) {
-        if let Some(made) = made.filter(|made| made.custody == Custody::Hsm)
-            && let Err(error) = self.plane.ekm.custodian().destroy(made.id).await
-        {
-            tracing::error!(%error, key = %made.id, "a key that is in no catalog stays on the token");
-        }
-    }
-}
-
-/// Whether a change may have been made although it failed.
-fn is_unknown(outcome: &Result<ChangeResult, AdminError>) -> bool {
-    matches!(outcome, Err(AdminError::Catalog(CatalogError::Storage(StorageError::CommitUnknown(_)))))
 }
 
 /// Requests of two people never share an id.

@@ -52,6 +52,11 @@ pub enum CatalogError {
 }
 
 impl CatalogError {
+    /// Whether the change may have been made all the same.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Storage(StorageError::CommitUnknown(_)))
+    }
+
     /// The stable word for this error: heading in the error reference.
     pub fn code(&self) -> &'static str {
         match self {
