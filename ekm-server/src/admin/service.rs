@@ -199,8 +199,12 @@ impl Admin {
 
     /// An approval.
     pub async fn approval(&self, id: Uuid) -> Result<ApprovalView, AdminError> {
-        let found = self.record::<ApprovalRecord>(Kind::Approval, id).await?;
-        views::approval(found.ok_or_else(|| not_found(Kind::Approval, &id.to_string()))?.0)
+        views::approval(self.approval_record(id).await?)
+    }
+
+    pub(super) async fn approval_record(&self, id: Uuid) -> Result<ApprovalRecord, AdminError> {
+        let found = self.record(Kind::Approval, id).await?;
+        Ok(found.ok_or_else(|| not_found(Kind::Approval, &id.to_string()))?.0)
     }
 
     /// Approvals.

@@ -65,7 +65,7 @@ impl Upkeep {
         for (kind, id) in due {
             let done = match Kind::from_name(&kind) {
                 Some(Kind::Key) => self.look_at_key(&mirror, id, now, clock_is_sound, &frontends).await,
-                Some(Kind::Approval) => self.expire(&mirror, id, now).await,
+                Some(Kind::Approval) => self.expire(&mirror, id).await,
                 _ => Ok(()),
             };
             if let Err(error) = done {
@@ -95,7 +95,7 @@ impl Upkeep {
         clock_is_sound: bool,
         frontends: &[Frontend],
     ) -> Result<(), CatalogError> {
-        let mut draft = Draft::follow(self.store.write().await?, mirror, now).await?;
+        let mut draft = Draft::follow(&self.store, mirror).await?;
         let Some((mut record, revision)) = draft.read::<KeyRecord>(Kind::Key, id).await? else {
             return Ok(draft.abandon().await?);
         };
@@ -117,14 +117,14 @@ impl Upkeep {
         let rotates = record.state == KeyState::Enabled
             && record.rotation.as_ref().is_some_and(|rotation| rotation.next_at <= draft.now());
         draft.abandon().await?;
-        if rotates { self.rotate(mirror, record, now).await } else { Ok(()) }
+        if rotates { self.rotate(mirror, record).await } else { Ok(()) }
     }
 
     /// Material first, outside of any transaction, since an HSM may take its time; then the row, if nobody else was faster.
-    async fn rotate(&self, mirror: &Mirror, record: KeyRecord, now: OffsetDateTime) -> Result<(), CatalogError> {
+    async fn rotate(&self, mirror: &Mirror, record: KeyRecord) -> Result<(), CatalogError> {
         let id = VersionId { key: record.id, number: record.next_version() };
         let made = self.plane.ekm.custodian().generate(record.custody, id).await?;
-        let added = self.add_version(mirror, &record, &made, now).await;
+        let added = self.add_version(mirror, &record, &made).await;
         // Else its object would be in the way of the next rotation; but if nobody knows whether it is in the catalog, it stays.
         let may_be_used = added.as_ref().map_or_else(CatalogError::is_unknown, |added| *added);
         if !may_be_used {
@@ -139,9 +139,8 @@ impl Upkeep {
         mirror: &Mirror,
         record: &KeyRecord,
         made: &VersionRecord,
-        now: OffsetDateTime,
     ) -> Result<bool, CatalogError> {
-        let mut draft = Draft::follow(self.store.write().await?, mirror, now).await?;
+        let mut draft = Draft::follow(&self.store, mirror).await?;
         let now = draft.now();
         if let Some((mut record, _)) = draft.read::<KeyRecord>(Kind::Key, record.id).await?
             && record.rotation.as_ref().is_some_and(|rotation| rotation.next_at <= now)
@@ -155,8 +154,8 @@ impl Upkeep {
         Ok(false)
     }
 
-    async fn expire(&self, mirror: &Mirror, id: Uuid, now: OffsetDateTime) -> Result<(), CatalogError> {
-        let mut draft = Draft::follow(self.store.write().await?, mirror, now).await?;
+    async fn expire(&self, mirror: &Mirror, id: Uuid) -> Result<(), CatalogError> {
+        let mut draft = Draft::follow(&self.store, mirror).await?;
         if let Some((mut record, _)) = draft.read::<ApprovalRecord>(Kind::Approval, id).await?
             && record.state == ApprovalState::Requested
             && record.expires_at <= draft.now()
