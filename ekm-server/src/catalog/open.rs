@@ -22,6 +22,11 @@ use crate::config::{CatalogConfig, Config, PostgresTls};
 use crate::custodian::read_secret;
 use crate::start_error::StartError;
 
+/// The crypto space that the service makes for itself; holds the key behind `/healthz`.
+pub const HEALTH_SPACE: &str = "v0/cryptospaces/ekm-health";
+/// The health key's policy.
+pub const HEALTH_POLICY: &str = "ekm-health";
+
 /// Why a catalog cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
@@ -193,7 +198,7 @@ pub async fn initialise(
     let mut draft = Draft::begin(store.write().await?, &key, Some(Head::empty()), now)?;
     let space = SpaceRecord {
         id: Uuid::new_v4(),
-        path: KeyPath::parse("v0/cryptospaces/ekm-health").expect("a constant"),
+        path: KeyPath::parse(HEALTH_SPACE).expect("a constant"),
         state: SpaceState::Enabled,
         labels: Default::default(),
         description: "The service's own; holds the key behind /healthz.".into(),
@@ -202,7 +207,7 @@ pub async fn initialise(
     // Nobody can call the health key, since it has no path; its policy is never asked.
     let policy = PolicyRecord {
         id: Uuid::new_v4(),
-        name: "ekm-health".into(),
+        name: HEALTH_POLICY.into(),
         document: Policy::allow_everybody().to_json(),
         description: "Never asked: the health key has no path.".into(),
     };
