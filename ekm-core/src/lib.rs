@@ -12,6 +12,7 @@ mod ekm;
 mod error;
 mod glob;
 pub mod hsm;
+pub mod json;
 pub mod justification;
 mod locked;
 mod path;

@@ -74,13 +74,7 @@ impl KeyFile {
     pub fn parse(text: &str) -> Result<Self, SoftwareError> {
         let digits = text.trim_ascii_end();
         let mut bytes = Zeroizing::new([0u8; 32]);
-        if digits.len() != 64 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(SoftwareError::KeyFile);
-        }
-        for (byte, pair) in bytes.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
-            let pair = std::str::from_utf8(pair).map_err(|_| SoftwareError::KeyFile)?;
-            *byte = u8::from_str_radix(pair, 16).map_err(|_| SoftwareError::KeyFile)?;
-        }
+        hex::decode_to_slice(digits, bytes.as_mut_slice()).map_err(|_| SoftwareError::KeyFile)?;
         Ok(Self(Locked::new(*bytes)?))
     }
 
@@ -126,7 +120,8 @@ fn secret_binding(context: &[u8]) -> Vec<u8> {
     [&b"ekm secret v1"[..], context].concat()
 }
 
-pub(crate) fn random<const N: usize>() -> Result<[u8; N], SoftwareError> {
+/// From the operating system.
+pub fn random<const N: usize>() -> Result<[u8; N], SoftwareError> {
     let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| SoftwareError::Random)?;
     Ok(bytes)

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use ekm_core::catalog::{Custody, VersionRecord};
 use ekm_core::custody::{self, Custodian};
 use ekm_core::hsm::{Module, Replica, ReplicaOptions, TokenError, TokenOptions, TokenSelector};
 use ekm_core::software::KeyFile;
@@ -153,6 +154,17 @@ fn replica_options(hsm: &Hsm) -> ReplicaOptions {
         sessions: hsm.sessions.as_ref().map(|sessions| *sessions.get_ref()),
         queue_length: hsm.queue_length,
         deadline: Duration::from_millis(*hsm.deadline_ms.get_ref()),
+    }
+}
+
+/// Takes the objects of versions that the catalog does not need off the token: of destroyed ones after it says that they are, since an
+/// object that stays by mistake can be removed later, and one that is gone by mistake cannot be brought back; and of new ones that never
+/// came into it.
+pub async fn take_from_token(custodian: &Custodian, versions: impl IntoIterator<Item = VersionRecord>) {
+    for version in versions.into_iter().filter(|version| version.custody == Custody::Hsm) {
+        if let Err(error) = custodian.destroy(version.id).await {
+            tracing::error!(%error, key = %version.id, "an object that the catalog does not need stays on the token; remove it by hand");
+        }
     }
 }
 

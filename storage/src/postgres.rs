@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgSslMode};
 use sqlx::{ConnectOptions as _, Connection as _};
 
-use crate::connection::{Connection, Value, bounded};
+use crate::connection::{Begin, Connection, Value, bounded};
 use crate::{CatalogStore, Engine, StorageError, statements};
 
 /// How long a server may take to accept a connection.
@@ -121,7 +121,10 @@ impl PostgresOptions {
 
 async fn connect(options: PgConnectOptions) -> Result<(Connection, bool), StorageError> {
     let mut connection = Connection::Postgres(options.connect().await?);
+    // In a transaction: outside of one a pooler may carry out another client's statement instead.
+    connection.begin(Begin::Read).await?;
     let answer = connection.row(&statements::IS_FOLLOWER, &[]).await?;
+    connection.rollback().await?;
     Ok((connection, answer == Some(vec![Value::Integer(1)])))
 }
 

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use sqlx::SqlSafeStr;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
-use crate::connection::{Connection, Value};
+use crate::connection::{Begin, Connection, Value};
 use crate::{CatalogStore, StorageError, statements};
 
 /// The versions whose tables this program reads and writes.
@@ -94,7 +94,15 @@ fn migrator(postgres: bool) -> Migrator {
     migrator
 }
 
+/// In one transaction: outside of one a pooler may carry out another client's statement instead.
 async fn schema(connection: &mut Connection) -> Result<Schema, StorageError> {
+    connection.begin(Begin::Read).await?;
+    let schema = read(connection).await?;
+    connection.rollback().await?;
+    Ok(schema)
+}
+
+async fn read(connection: &mut Connection) -> Result<Schema, StorageError> {
     let (supported_from, supported_to) = (*SUPPORTED.start(), *SUPPORTED.end());
     let mut schema = Schema { version: None, usable_from: supported_to, supported_from, supported_to };
     let migrations = if connection.is_postgres() {

@@ -403,3 +403,24 @@ fn no_connection_is_shared_before_it_is_sound() {
     is_send::<Connection>();
     is_send::<CatalogStore>();
 }
+
+/// A pooler gives a server's connection to the next client as soon as a transaction is over, and outside of one that is even between the
+/// parsing of a statement and its execution.
+#[tokio::test(flavor = "multi_thread")]
+async fn through_a_pooler_the_schema_is_never_the_answer_to_somebody_elses_question() {
+    let bouncer = postgres::PgBouncer::before(&postgres::database());
+    let store = || CatalogStore::postgres(options(&bouncer.database));
+    store().migrate().await.unwrap();
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let store = store();
+        clients.spawn(async move {
+            for _ in 0..100 {
+                assert_eq!(store.schema().await.unwrap().version, Some(2));
+            }
+        });
+    }
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+}

@@ -1,4 +1,4 @@
-//! A blocking HTTP/1.1 client that also sends what no client should.
+//! A blocking HTTP/1.1 client that also sends what no client should; and curl, for what a common HTTP/2 client does.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -228,4 +228,16 @@ fn tcp(address: SocketAddr) -> io::Result<TcpStream> {
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
+}
+
+/// Posts JSON with curl over HTTP/2; `@FILE` for the content of a file. The answer's body, its status and HTTP's version, and what curl says.
+pub fn curl_over_http2(ca_file: &Path, url: &str, header: &str, body: &str) -> (String, String) {
+    let output = std::process::Command::new("curl")
+        .args(["--http2", "--silent", "--show-error", "--write-out", " %{http_code} %{http_version}", "--cacert"])
+        .arg(ca_file)
+        .args(["-H", header, "-H", "Content-Type: application/json", "-d", body, url])
+        .output()
+        .expect("curl");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr))
 }

@@ -13,7 +13,7 @@ mod proxy;
 mod web;
 
 pub use authority::Authority;
-pub use client::{Answer, Connection, tls_config};
+pub use client::{Answer, Connection, curl_over_http2, tls_config};
 pub use deployment::{Deployment, key_create};
 pub use guardian::Guardian;
 pub use issuer::Issuer;

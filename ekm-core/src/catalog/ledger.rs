@@ -270,8 +270,7 @@ impl Change {
 
     /// This entry's link of the chain: SHA-256 of its JSON, which names the entry before.
     pub fn hash(&self) -> Hash {
-        let hash = digest::digest(&digest::SHA256, self.to_json().as_bytes());
-        Hash(hash.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+        Hash::of(self.to_json().as_bytes())
     }
 }
 
@@ -303,42 +302,48 @@ impl Sum {
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Hash([u8; 32]);
 
-/// As hexadecimal in JSON and in error texts.
+impl Hash {
+    /// Of some bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        let hash = digest::digest(&digest::SHA256, bytes);
+        Self(hash.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+    }
+}
+
+/// As hexadecimal in JSON and in texts.
 macro_rules! hexadecimal {
     ($($type:ident)*) => { $(
-        impl std::fmt::Debug for $type {
+        impl std::fmt::Display for $type {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
             }
         }
 
+        impl std::fmt::Debug for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "{self}")
+            }
+        }
+
         impl Serialize for $type {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(&format_args!("{self:?}"))
+                serializer.collect_str(self)
             }
         }
 
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-                parse_hexadecimal(&text).map(Self).ok_or_else(|| serde::de::Error::custom("no 64 hexadecimal digits"))
+                let mut bytes = [0; 32];
+                hex::decode_to_slice(text.as_bytes(), &mut bytes)
+                    .map_err(|_| serde::de::Error::custom("no 64 hexadecimal digits"))?;
+                Ok(Self(bytes))
             }
         }
     )* };
 }
 
 hexadecimal! { Sum Hash }
-
-fn parse_hexadecimal(text: &str) -> Option<[u8; 32]> {
-    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    let mut bytes = [0; 32];
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(bytes)
-}
 
 #[cfg(test)]
 mod tests {

@@ -228,9 +228,6 @@ macro_rules! words {
         pub enum $type { $($(#[$variant_doc])* #[serde(rename = $name)] $variant,)* }
 
         impl $type {
-            /// Every one of them.
-            pub const ALL: &[Self] = &[$(Self::$variant),*];
-
             /// The word in the catalog, in audit lines and in tables.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name),* }

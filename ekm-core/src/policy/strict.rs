@@ -2,13 +2,12 @@
 //! rule.
 
 use std::fmt;
-use std::marker::PhantomData;
 
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{self, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::{InvalidPolicy, Policy, Rule, Window};
+use crate::json::Object;
 
 /// A policy that is well-formed, and not yet validated.
 #[derive(Deserialize)]
@@ -29,26 +28,6 @@ impl TryFrom<Unchecked> for Policy {
 
     fn try_from(unchecked: Unchecked) -> Result<Self, InvalidPolicy> {
         Self::new(unchecked.rules)
-    }
-}
-
-/// Without this, serde would also take a list, as the fields in the order of their declaration.
-struct Object<T>(T);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
-            type Value = Object<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object in braces")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
-            }
-        }
-        deserializer.deserialize_map(Members(PhantomData))
     }
 }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use ekm_core::blob::VersionId;
-use ekm_core::catalog::ledger::Class;
-use ekm_core::catalog::{ApprovalRecord, ApprovalState, Custody, KeyRecord, Kind, Outcome, VersionRecord};
+use ekm_core::catalog::ledger::{Class, Hash};
+use ekm_core::catalog::{ApprovalRecord, ApprovalState, KeyRecord, Kind, Outcome, VersionRecord};
 use ekm_storage::StorageError;
 use serde_json::Value;
 use time::{Duration, OffsetDateTime};
@@ -12,11 +12,12 @@ use uuid::Uuid;
 
 use super::actor::Actor;
 use super::api::{ChangeOutcome, ChangeRequest, ChangeResult, Command, Decision};
-use super::commands::{self, Effect};
+use super::commands;
 use super::error::AdminError;
 use super::service::Admin;
 use super::views;
 use crate::catalog::{CatalogError, Draft, Entry, default_custody};
+use crate::custodian::take_from_token;
 
 /// How long a second person has.
 const APPROVAL_TTL: Duration = Duration::hours(24);
@@ -33,28 +34,43 @@ struct Mandate<'a> {
     approval: Option<(&'a ApprovalRecord, &'a str)>,
 }
 
+impl Mandate<'_> {
+    /// What the log says.
+    fn entry(&self, command: &Command, action: String, target: &str, class: Class) -> Entry {
+        Entry {
+            actor: self.actor.into(),
+            approved_by: self.approval.map(|(_, by)| by.to_owned()),
+            reason: self.reason.into(),
+            action,
+            target: target.into(),
+            class,
+            detail: commands::to_value(command),
+        }
+    }
+}
+
 impl Admin {
     /// Does what is asked for, or says what it would do, or lets it wait for a second person.
     pub async fn change(&self, actor: &Actor, request: ChangeRequest) -> Result<ChangeResult, AdminError> {
         actor.may_ask_for(&request.command)?;
         check_texts(&request)?;
-        if let Some(id) = &request.request_id {
-            if id.is_empty() || id.len() > 64 || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
-                return Err(AdminError::invalid(
-                    "request_id",
-                    "write 1 to 64 visible ASCII characters, such as a UUID",
-                ));
-            }
-            if let Some((_, answer)) = self.store.request(&scoped(actor, id)).await? {
-                return self.repeated(&scoped(actor, id), &request.command, &answer);
-            }
+        if let Some(id) = &request.request_id
+            && (id.is_empty() || id.len() > 64 || !id.bytes().all(|byte| byte.is_ascii_graphic()))
+        {
+            return Err(AdminError::invalid("request_id", "write 1 to 64 visible ASCII characters, such as a UUID"));
         }
-        let request_id = request.request_id.as_deref().map(|id| scoped(actor, id));
+        // Requests of two people never share an id.
+        let request_id = request.request_id.as_ref().map(|id| format!("{} {id}", actor.name));
+        if let Some(id) = &request_id
+            && let Some((_, answer)) = self.store.request(id).await?
+        {
+            return self.repeated(id, &request.command, &answer);
+        }
         let mandate =
             Mandate { actor: &actor.name, reason: &request.reason, request_id: request_id.as_deref(), approval: None };
         let mut made = if request.dry_run { None } else { self.make_material(&request.command).await? };
         let outcome = self.carry_out(&mandate, &request.command, request.if_revision, request.dry_run, &mut made).await;
-        self.put_away(made).await;
+        take_from_token(self.plane.ekm.custodian(), made).await;
         outcome
     }
 
@@ -66,61 +82,48 @@ impl Admin {
         approve: bool,
         decision: Decision,
     ) -> Result<ChangeResult, AdminError> {
-        let view = self.approval(id).await?;
+        let approval = self.approval_record(id).await?;
         // Whoever asked for something may take it back himself.
-        if approve || view.requested_by != actor.name {
+        if approve || approval.requested_by != actor.name {
             actor.may_decide()?;
         }
         let refused = |text: String| Err(AdminError::ApprovalRefused(text));
-        if view.state != ApprovalState::Requested {
-            return refused(format!("it is {} already", view.state.name()));
+        if approval.state != ApprovalState::Requested {
+            return refused(format!("it is {} already", approval.state.name()));
         }
-        if view.expires_at <= OffsetDateTime::now_utc() {
+        if approval.expires_at <= OffsetDateTime::now_utc() {
             return refused("it has expired; ask for it again".into());
         }
-        if approve && view.requested_by == actor.name {
+        if approve && approval.requested_by == actor.name {
             return refused(format!("{} asked for it; a second person has to approve it", actor.name));
         }
-        let payload = payload_sha256(&view.command);
-        if decision.payload_sha256 != payload || view.payload_sha256 != payload {
+        let command = views::command(&approval)?;
+        let payload = payload_sha256(&command);
+        if decision.payload_sha256 != payload || approval.payload_sha256 != payload {
             return refused(
                 "the SHA-256 is not that of this request; look at it again, and approve what you have seen".into(),
             );
         }
-        let approval = ApprovalRecord {
-            id,
-            command: commands::to_value(&view.command),
-            payload_sha256: view.payload_sha256,
-            summary: view.summary,
-            if_revision: view.if_revision,
-            requested_by: view.requested_by,
-            reason: view.reason,
-            requested_at: view.requested_at,
-            expires_at: view.expires_at,
-            state: ApprovalState::Requested,
-            decided_by: None,
-            decided_at: None,
-        };
         if !approve {
-            return self.reject(actor, approval, &decision.reason).await;
+            return self.reject(actor, &approval, &decision.reason).await;
         }
-        let mut made = self.make_material(&view.command).await?;
+        let mut made = self.make_material(&command).await?;
         let mandate = Mandate {
             actor: &approval.requested_by,
             reason: &approval.reason,
             request_id: None,
             approval: Some((&approval, &actor.name)),
         };
-        let outcome = self.carry_out(&mandate, &view.command, view.if_revision, false, &mut made).await;
-        self.put_away(made).await;
+        let outcome = self.carry_out(&mandate, &command, approval.if_revision, false, &mut made).await;
+        take_from_token(self.plane.ekm.custodian(), made).await;
         outcome
     }
 
-    async fn reject(&self, actor: &Actor, approval: ApprovalRecord, reason: &str) -> Result<ChangeResult, AdminError> {
+    async fn reject(&self, actor: &Actor, approval: &ApprovalRecord, reason: &str) -> Result<ChangeResult, AdminError> {
         let mirror = self.mirror()?;
-        let mut draft = Draft::follow(self.store.write().await?, &mirror, OffsetDateTime::now_utc()).await?;
+        let mut draft = Draft::follow(&self.store, &mirror).await?;
         let target = approval.summary.clone();
-        settle(&mut draft, &approval, ApprovalState::Rejected, &actor.name).await?;
+        settle(&mut draft, approval, ApprovalState::Rejected, &actor.name).await?;
         let entry =
             Entry { actor: actor.name.clone(), reason: reason.into(), ..Entry::by_ekm("approval-reject", &target) };
         let revision = draft.commit(entry, None).await?;
@@ -137,7 +140,7 @@ impl Admin {
         made: &mut Option<VersionRecord>,
     ) -> Result<ChangeResult, AdminError> {
         let mirror = self.mirror()?;
-        let mut draft = Draft::follow(self.store.write().await?, &mirror, OffsetDateTime::now_utc()).await?;
+        let mut draft = Draft::follow(&self.store, &mirror).await?;
         if let Some(id) = mandate.request_id
             && let Some(answer) = draft.answered(id).await?
         {
@@ -161,36 +164,30 @@ impl Admin {
             return Ok(answer);
         }
         if let (true, Some(danger)) = (needs_approval, &effect.danger) {
-            draft.abandon().await?;
-            return self.ask_for_approval(mandate, command, if_revision, danger, answer).await;
+            return self.ask_for_approval(draft.start_over()?, mandate, command, if_revision, danger, answer).await;
         }
         if let Some((approval, by)) = mandate.approval {
             settle(&mut draft, approval, ApprovalState::Approved, by).await?;
         }
-        let outcome = self.commit(draft, mandate, command, &effect, answer).await;
-        if outcome.is_ok() || is_unknown(&outcome) {
+        let entry = mandate.entry(command, command.action(), &effect.target, effect.class);
+        let outcome = self.commit(draft, mandate, command, entry, answer).await;
+        // If nobody knows whether the catalog has it, it stays.
+        let is_unknown = matches!(&outcome, Err(AdminError::Catalog(error)) if error.is_unknown());
+        if outcome.is_ok() || is_unknown {
             *made = None;
         }
         outcome
     }
 
+    /// Together with the answer, for whoever repeats the request.
     async fn commit(
         &self,
         draft: Draft<'_>,
         mandate: &Mandate<'_>,
         command: &Command,
-        effect: &Effect,
+        entry: Entry,
         mut answer: ChangeResult,
     ) -> Result<ChangeResult, AdminError> {
-        let entry = Entry {
-            actor: mandate.actor.into(),
-            approved_by: mandate.approval.map(|(_, by)| by.to_owned()),
-            reason: mandate.reason.into(),
-            action: command.action(),
-            target: effect.target.clone(),
-            class: effect.class,
-            detail: commands::to_value(command),
-        };
         answer.revision = draft.next_revision();
         let stored = mandate.request_id.map(|id| self.stored_answer(id, command, &answer)).transpose()?;
         draft.commit(entry, mandate.request_id.zip(stored.as_deref())).await?;
@@ -201,6 +198,7 @@ impl Admin {
     /// Writes the wish down, to be looked at by somebody else.
     async fn ask_for_approval(
         &self,
+        mut draft: Draft<'_>,
         mandate: &Mandate<'_>,
         command: &Command,
         if_revision: Option<u64>,
@@ -208,19 +206,11 @@ impl Admin {
         mut answer: ChangeResult,
     ) -> Result<ChangeResult, AdminError> {
         if mandate.reason.trim().is_empty() {
+            draft.abandon().await?;
             return Err(AdminError::invalid(
                 "reason",
                 "this needs a second person, who has to know why; say it in reason",
             ));
-        }
-        let mirror = self.mirror()?;
-        let mut draft = Draft::follow(self.store.write().await?, &mirror, OffsetDateTime::now_utc()).await?;
-        // The lock was given up in between.
-        if let Some(id) = mandate.request_id
-            && let Some(stored) = draft.answered(id).await?
-        {
-            draft.abandon().await?;
-            return self.repeated(id, command, &stored);
         }
         let now = draft.now();
         let record = ApprovalRecord {
@@ -239,18 +229,10 @@ impl Admin {
         };
         draft.put(Kind::Approval, record.id, &record)?;
         draft.look_again(Kind::Approval, record.id, Some(record.expires_at));
-        let entry = Entry {
-            actor: mandate.actor.into(),
-            reason: mandate.reason.into(),
-            detail: commands::to_value(command),
-            ..Entry::by_ekm("approval-request", danger)
-        };
         answer.outcome = ChangeOutcome::NeedsApproval;
         answer.approval = Some(views::approval(record)?);
-        answer.revision = draft.next_revision();
-        let stored = mandate.request_id.map(|id| self.stored_answer(id, command, &answer)).transpose()?;
-        draft.commit(entry, mandate.request_id.zip(stored.as_deref())).await?;
-        Ok(answer)
+        let entry = mandate.entry(command, "approval-request".into(), danger, Class::Staged);
+        self.commit(draft, mandate, command, entry, answer).await
     }
 
     /// Sealed: it repeats what the rows hold, and whoever repeats a request relies on it.
@@ -290,25 +272,6 @@ impl Admin {
         };
         Ok(Some(custodian.generate(custody, id).await.map_err(CatalogError::from)?))
     }
-
-    /// Material that came to nothing leaves no object on the token.
-    async fn put_away(&self, made: Option<VersionRecord>) {
-        if let Some(made) = made.filter(|made| made.custody == Custody::Hsm)
-            && let Err(error) = self.plane.ekm.custodian().destroy(made.id).await
-        {
-            tracing::error!(%error, key = %made.id, "a key that is in no catalog stays on the token");
-        }
-    }
-}
-
-/// Whether a change may have been made although it failed.
-fn is_unknown(outcome: &Result<ChangeResult, AdminError>) -> bool {
-    matches!(outcome, Err(AdminError::Catalog(CatalogError::Storage(StorageError::CommitUnknown(_)))))
-}
-
-/// Requests of two people never share an id.
-fn scoped(actor: &Actor, id: &str) -> String {
-    format!("{} {id}", actor.name)
 }
 
 fn note_name(request: &str) -> String {
@@ -341,14 +304,8 @@ async fn settle(
 
 /// What a second person approves: the command, with its fields in alphabetical order.
 pub(super) fn payload_sha256(command: &Command) -> String {
-    use std::fmt::Write;
     // serde_json's maps are sorted.
-    let payload = commands::to_value(command).to_string();
-    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, payload.as_bytes());
-    hash.as_ref().iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    Hash::of(commands::to_value(command).to_string().as_bytes()).to_string()
 }
 
 fn check_texts(request: &ChangeRequest) -> Result<(), AdminError> {

@@ -130,6 +130,7 @@ impl AdminError {
             Self::Catalog(
                 CatalogError::WrongKey(_)
                 | CatalogError::Tampered(_)
+                | CatalogError::Internal(_)
                 | CatalogError::Storage(StorageError::Row { .. } | StorageError::Schema(_) | StorageError::Empty),
             ) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::RevisionDiffers { .. } => StatusCode::PRECONDITION_FAILED,

@@ -44,13 +44,18 @@ impl Admin {
         Self { store, plane, gate }
     }
 
-    /// The key of the catalog, if it is open.
-    pub(super) fn catalog_key(&self) -> Result<&Arc<CatalogKey>, AdminError> {
+    /// What this frontend knows for certain, if the catalog is open: what changes are built on.
+    pub(super) fn mirror(&self) -> Result<Arc<Mirror>, AdminError> {
         let locked = || {
             let problem = self.gate.problem().unwrap_or_else(|| "it is being opened".into());
             AdminError::Catalog(CatalogError::Locked(problem))
         };
-        self.gate.key().ok_or_else(locked)
+        self.gate.mirror().ok_or_else(locked)
+    }
+
+    /// The key of the catalog, if it is open.
+    pub(super) fn catalog_key(&self) -> Result<Arc<CatalogKey>, AdminError> {
+        Ok(Arc::clone(self.mirror()?.key()))
     }
 
     fn open<T: DeserializeOwned>(&self, row: &SealedRow) -> Result<T, AdminError> {
@@ -74,12 +79,6 @@ impl Admin {
         let (record, revision): (T, u64) = self.record(kind, id).await?.ok_or_else(missing)?;
         record.must_have(name)?;
         Ok((record, revision))
-    }
-
-    /// What this frontend knows for certain: what changes are built on.
-    pub(super) fn mirror(&self) -> Result<Arc<Mirror>, AdminError> {
-        self.catalog_key()?;
-        self.gate.mirror().ok_or(AdminError::Internal("the catalog is open and was not read"))
     }
 
     /// A key by one of its paths.
@@ -200,8 +199,12 @@ impl Admin {
 
     /// An approval.
     pub async fn approval(&self, id: Uuid) -> Result<ApprovalView, AdminError> {
-        let found = self.record::<ApprovalRecord>(Kind::Approval, id).await?;
-        views::approval(found.ok_or_else(|| not_found(Kind::Approval, &id.to_string()))?.0)
+        views::approval(self.approval_record(id).await?)
+    }
+
+    pub(super) async fn approval_record(&self, id: Uuid) -> Result<ApprovalRecord, AdminError> {
+        let found = self.record(Kind::Approval, id).await?;
+        Ok(found.ok_or_else(|| not_found(Kind::Approval, &id.to_string()))?.0)
     }
 
     /// Approvals.

@@ -3,10 +3,11 @@
 use ekm_core::catalog::ledger::Change;
 use ekm_core::catalog::{ApprovalRecord, KeyRecord, PolicyRecord, SpaceRecord};
 use ekm_core::policy::{self, Policy};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
-use super::api::{ApprovalView, ChangeView, FieldChange, KeyView, PolicyView, SpaceView, VersionView};
+use super::api::{ApprovalView, ChangeView, Command, FieldChange, KeyView, PolicyView, SpaceView, VersionView};
 use super::error::AdminError;
 
 pub(super) fn space(record: SpaceRecord, revision: u64) -> SpaceView {
@@ -61,12 +62,11 @@ pub(super) fn key(record: KeyRecord, space: String, policy: String, revision: u6
 }
 
 pub(super) fn approval(record: ApprovalRecord) -> Result<ApprovalView, AdminError> {
-    let command = serde_json::from_value(record.command);
     Ok(ApprovalView {
+        command: command(&record)?,
         id: record.id,
         state: record.state,
         summary: record.summary,
-        command: command.map_err(|_| AdminError::Internal("an approval's command is not understood"))?,
         payload_sha256: record.payload_sha256,
         if_revision: record.if_revision,
         requested_by: record.requested_by,
@@ -78,11 +78,16 @@ pub(super) fn approval(record: ApprovalRecord) -> Result<ApprovalView, AdminErro
     })
 }
 
+/// What an approval is for.
+pub(super) fn command(record: &ApprovalRecord) -> Result<Command, AdminError> {
+    Command::deserialize(&record.command).map_err(|_| AdminError::Internal("an approval's command is not understood"))
+}
+
 pub(super) fn change(change: Change) -> ChangeView {
     ChangeView {
         entry: change.to_json(),
-        hash: format!("{:?}", change.hash()),
-        previous: format!("{:?}", change.previous),
+        hash: change.hash().to_string(),
+        previous: change.previous.to_string(),
         revision: change.revision,
         at: change.at,
         actor: change.actor,

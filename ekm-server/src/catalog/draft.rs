@@ -7,7 +7,7 @@ use ekm_core::KeyPath;
 use ekm_core::catalog::ledger::{Change, Class, Touched};
 use ekm_core::catalog::mirror::Since;
 use ekm_core::catalog::{CatalogKey, Head, KeyRecord, Kind, Mirror, SealedRow};
-use ekm_storage::{Commit, Name, StorageError, Write};
+use ekm_storage::{CatalogStore, Commit, Name, StorageError, Write};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
@@ -83,10 +83,10 @@ impl<'a> Draft<'a> {
         Ok(Self { write, key, head, now, known: None, before, rows, touched, names: Vec::new(), due: Vec::new() })
     }
 
-    /// On a transaction that has just begun, by a frontend that follows the catalog. It changes nothing but what it can vouch for: a row
-    /// that was taken back to an earlier state would else be the newest one from then on, with everybody's blessing.
-    pub async fn follow(write: Write<'a>, mirror: &'a Mirror, now: OffsetDateTime) -> Result<Self, CatalogError> {
-        let mut draft = Self::begin(write, mirror.key(), None, now)?;
+    /// By a frontend that follows the catalog. It changes nothing but what it can vouch for: a row that was taken back to an earlier state
+    /// would else be the newest one from then on, with everybody's blessing.
+    pub async fn follow(store: &'a CatalogStore, mirror: &'a Mirror) -> Result<Self, CatalogError> {
+        let mut draft = Self::begin(store.write().await?, mirror.key(), None, OffsetDateTime::now_utc())?;
         let (mut log, mut after) = (Vec::new(), mirror.revision());
         while after < draft.revision()
             && let page = draft.write.changes(after).await?
@@ -102,6 +102,11 @@ impl<'a> Draft<'a> {
         let since = mirror.since(head, log)?;
         draft.known = Some((mirror, since));
         Ok(draft)
+    }
+
+    /// The same transaction, without what was put so far.
+    pub fn start_over(self) -> Result<Self, CatalogError> {
+        Ok(Self { known: self.known, ..Self::begin(self.write, self.key, None, self.now)? })
     }
 
     /// The revision that the catalog has before this change.
@@ -180,12 +185,10 @@ impl<'a> Draft<'a> {
 
     /// Writes a key, and notes when it has to be looked at again.
     pub fn put_key(&mut self, key: &KeyRecord) -> Result<(), CatalogError> {
+        // A bug of ours: better no change than a row that every frontend refuses.
         key.check().map_err(|problem| {
-            // A bug of ours: better no change than a row that every frontend refuses.
-            CatalogError::Tampered(ekm_core::catalog::Tampered::Head(format!(
-                "the new row of {}: {problem}",
-                key.name()
-            )))
+            tracing::error!(code = "internal", key = key.name(), problem, "the new row of a key is not sound");
+            CatalogError::Internal(format!("the new row of {}: {problem}", key.name()))
         })?;
         self.put(Kind::Key, key.id, key)?;
         self.look_again(Kind::Key, key.id, key.next_due());

@@ -2,7 +2,7 @@
 //!
 //! On a thread of its own, since verifying a million rows takes seconds.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ekm_core::catalog::{CatalogKey, Mirror, SealedHead, SealedRow, Tampered};
@@ -11,7 +11,7 @@ use ekm_storage::{CatalogStore, Listener, StorageError};
 use tokio::sync::{Notify, watch};
 
 use super::open::{CatalogError, unlock};
-use super::own_copy::{OwnCopy, load, same_catalog};
+use super::own_copy::{OwnCopy, load};
 use crate::config::CatalogConfig;
 use crate::router::DataPlane;
 
@@ -25,18 +25,12 @@ const CONFIRM_INTERVAL: Duration = Duration::from_secs(600);
 /// What the follower and the rest of the process tell each other.
 #[derive(Default)]
 pub struct Gate {
-    key: OnceLock<Arc<CatalogKey>>,
     mirror: Mutex<Option<Arc<Mirror>>>,
     changed: Notify,
     problem: Mutex<Option<String>>,
 }
 
 impl Gate {
-    /// The catalog key, once the catalog is open.
-    pub fn key(&self) -> Option<&Arc<CatalogKey>> {
-        self.key.get()
-    }
-
     /// What this frontend knows for certain, once it has read the catalog.
     pub fn mirror(&self) -> Option<Arc<Mirror>> {
         self.mirror.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -52,8 +46,8 @@ impl Gate {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set_mirror(&self, mirror: Mirror) {
-        *self.mirror.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(mirror));
+    fn set_mirror(&self, mirror: Arc<Mirror>) {
+        *self.mirror.lock().unwrap_or_else(PoisonError::into_inner) = Some(mirror);
     }
 
     fn set_problem(&self, problem: Option<String>) {
@@ -68,11 +62,13 @@ pub struct Follower {
     gate: Arc<Gate>,
     key_file: Option<KeyFile>,
     copy: Option<OwnCopy>,
-    mirror: Option<Mirror>,
+    mirror: Option<Arc<Mirror>>,
     /// The catalog key's wrapped forms as they last opened.
     keys: Vec<(String, Vec<u8>)>,
     /// As it was read last.
     head: Option<SealedHead>,
+    /// Whether the rows did when all of them were read last.
+    added_up: bool,
     read_at: Instant,
     /// How old the snapshot was at `read_at`.
     age_then: Duration,
@@ -102,6 +98,7 @@ impl Follower {
             mirror: None,
             keys: Vec::new(),
             head: None,
+            added_up: true,
             read_at: now,
             age_then: Duration::MAX,
             verified_at: now,
@@ -195,7 +192,7 @@ impl Follower {
                 }
                 Err(error) => self.note_failure(&error),
             }
-            let revision = self.mirror.as_ref().map_or(0, Mirror::revision);
+            let revision = self.mirror.as_deref().map_or(0, Mirror::revision);
             match expected {
                 Some((wanted, _)) if revision >= wanted => expected = None,
                 Some((_, since)) if since.elapsed() > LAG_PATIENCE => {
@@ -214,19 +211,17 @@ impl Follower {
             self.store.schema().await?.check()?;
         }
         let head = self.store.head().await?.ok_or(StorageError::Empty)?;
-        let Some(mirror) = &self.mirror else {
+        let Some(mirror) = self.mirror.clone() else {
             let key = self.unlock(&head).await?;
             return self.load_all(&Mirror::new(key)).await;
         };
-        if !same_catalog(mirror, &head) {
+        // The head itself would be refused, too; but perhaps after a whole catalog was read for nothing.
+        if mirror.key().catalog() != head.catalog {
             return Err(Tampered::Head("it is another catalog than the one that this frontend knows".into()).into());
         }
         if self.verified_at.elapsed() > self.verify_interval {
             self.verified_at = Instant::now(); // also when it fails: it is a lot of work
-            let before = self.mirror.take().expect("just seen");
-            let outcome = self.load_all(&before).await;
-            self.mirror.get_or_insert(before);
-            return outcome;
+            return self.load_all(&mirror).await;
         }
         if self.head.as_ref() == Some(&head) {
             self.read();
@@ -236,32 +231,22 @@ impl Follower {
             return Ok(());
         }
         let (revision, newer) = (mirror.revision(), self.store.read_since(mirror.revision()).await?);
-        let mut before = self.mirror.take().expect("just seen");
+        let mut next = Mirror::clone(&mirror);
         let applied = match &newer {
-            Some((head, rows)) => before.apply(head, rows, self.plane.ekm.custodian()),
+            Some((head, rows)) => next.apply(head, rows, self.plane.ekm.custodian()),
             None => Err(Tampered::Rows), // too many for a delta
         };
         match (applied, newer) {
             (Ok(()), Some((head, rows))) => {
                 self.head = Some(head.clone());
-                self.publish(before);
+                self.publish(next);
                 self.read();
                 self.save(revision, &head, &rows).await;
                 Ok(())
             }
-            (Err(Tampered::Rows), _) => {
-                let outcome = self.load_all(&before).await;
-                self.mirror.get_or_insert(before);
-                outcome
-            }
-            (Err(Tampered::Backwards { .. }), _) => {
-                self.mirror = Some(before);
-                self.maybe_backwards(revision).await
-            }
-            (Err(tampered), _) => {
-                self.mirror = Some(before);
-                Err(tampered.into())
-            }
+            (Err(Tampered::Rows), _) => self.load_all(&mirror).await,
+            (Err(Tampered::Backwards { .. }), _) => self.maybe_backwards(revision).await,
+            (Err(tampered), _) => Err(tampered.into()),
             (Ok(()), None) => unreachable!("without rows nothing was applied"),
         }
     }
@@ -299,6 +284,7 @@ impl Follower {
         let custodian = self.plane.ekm.custodian();
         let (head, mirror) = match load(&self.store, before, custodian).await {
             Err(CatalogError::Tampered(Tampered::Rows)) => {
+                self.added_up = false;
                 tracing::error!(
                     code = "catalog_tampered",
                     "the catalog's rows do not add up to what its head says; looking for the wrong ones in its log"
@@ -318,7 +304,11 @@ impl Follower {
             Err(CatalogError::Tampered(Tampered::Backwards { .. })) => {
                 return self.maybe_backwards(before.revision()).await;
             }
-            loaded => loaded?,
+            loaded => {
+                let loaded = loaded?;
+                self.added_up = true;
+                loaded
+            }
         };
         let (known, found) = (before.head(), mirror.head());
         if known.revision > 0 && known.epoch == found.epoch && known.chain != found.chain {
@@ -329,7 +319,8 @@ impl Follower {
         self.publish(mirror);
         self.read();
         self.verified_at = Instant::now();
-        if is_new {
+        let lags = self.copy.as_ref().is_some_and(|copy| copy.revision() != Some(head.revision));
+        if is_new || lags {
             self.save(u64::MAX, &head, &[]).await;
         }
         Ok(())
@@ -357,8 +348,8 @@ impl Follower {
     }
 
     fn publish(&mut self, mirror: Mirror) {
-        let _ = self.gate.key.set(Arc::clone(mirror.key()));
-        self.gate.set_mirror(mirror.clone());
+        let mirror = Arc::new(mirror);
+        self.gate.set_mirror(Arc::clone(&mirror));
         self.plane.ekm.publish(mirror.snapshot().clone());
         let snapshot = mirror.snapshot();
         for problem in snapshot.refused() {
@@ -374,14 +365,20 @@ impl Follower {
 
     async fn save(&mut self, before: u64, head: &SealedHead, rows: &[SealedRow]) {
         let Some(key) = self.mirror.as_ref().map(|mirror| Arc::clone(mirror.key())) else { return };
-        if self.copy.is_none() {
+        // While rows are refused the copy keeps its good ones; newer ones can be added if it holds all that came before.
+        if self.copy.as_ref().is_none_or(|copy| !self.added_up && copy.revision() != Some(before)) {
             return;
         }
         if let Err(error) = self.renew_keys(&key).await {
             tracing::error!(code = error.code(), %error, "the catalog's key in the database cannot be read");
         }
         if let Some(copy) = &mut self.copy {
-            copy.save(&self.store, &key, before, head, rows, &self.keys).await;
+            if let Err(error) = copy.save(&self.store, &key, before, head, rows, &self.keys).await {
+                tracing::error!(
+                    code = "snapshot_write", %error, file = %copy.path().display(),
+                    "the snapshot on disk is not written; a restart while the database is away would begin with an older one or none"
+                );
+            }
             self.saved_at = Instant::now();
             let revision = copy.revision().unwrap_or_default();
             self.plane.metrics.snapshot_file_revision.set(revision.cast_signed());

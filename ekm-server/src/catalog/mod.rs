@@ -8,5 +8,5 @@ mod upkeep;
 
 pub use draft::{Draft, Entry};
 pub use follower::{Follower, Gate};
-pub use open::{CatalogError, default_custody, initialise, key_file, open_store};
+pub use open::{CatalogError, HEALTH_POLICY, HEALTH_SPACE, default_custody, initialise, key_file, open_store};
 pub use upkeep::Upkeep;

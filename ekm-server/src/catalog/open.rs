@@ -9,7 +9,7 @@ use ekm_core::catalog::{
 };
 use ekm_core::custody::{Custodian, GenerateError};
 use ekm_core::policy::Policy;
-use ekm_core::software::{KeyFile, SoftwareError};
+use ekm_core::software::{self, KeyFile, SoftwareError};
 use ekm_core::{KeyPath, Unusable};
 use ekm_storage::{CatalogStore, OldKey, PostgresOptions, StorageError, Tls};
 use secrecy::ExposeSecret;
@@ -21,6 +21,11 @@ use super::draft::{Draft, Entry};
 use crate::config::{CatalogConfig, Config, PostgresTls};
 use crate::custodian::read_secret;
 use crate::start_error::StartError;
+
+/// The crypto space that the service makes for itself; holds the key behind `/healthz`.
+pub const HEALTH_SPACE: &str = "v0/cryptospaces/ekm-health";
+/// The health key's policy.
+pub const HEALTH_POLICY: &str = "ekm-health";
 
 /// Why a catalog cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -46,9 +51,17 @@ pub enum CatalogError {
     /// Memory or random numbers.
     #[error("{0}")]
     Software(#[from] SoftwareError),
+    /// A bug.
+    #[error("internal error: {0}; nothing was changed")]
+    Internal(String),
 }
 
 impl CatalogError {
+    /// Whether the change may have been made all the same.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Storage(StorageError::CommitUnknown(_)))
+    }
+
     /// The stable word for this error: heading in the error reference.
     pub fn code(&self) -> &'static str {
         match self {
@@ -59,6 +72,7 @@ impl CatalogError {
             Self::Behind => "catalog_behind",
             Self::Generate(_) => "key_generation",
             Self::Software(_) => "software_custody",
+            Self::Internal(_) => "internal",
         }
     }
 }
@@ -167,7 +181,7 @@ pub async fn initialise(
         take_over_old_keys(store, custodian, &key).await?;
         return Ok(key);
     }
-    let (catalog, material) = (Uuid::new_v4(), Zeroizing::new(random_key()?));
+    let (catalog, material) = (Uuid::new_v4(), Zeroizing::new(software::random()?));
     let key = Arc::new(CatalogKey::new(catalog, &material)?);
     let wrapped = wrap_everywhere(catalog, &material, custodian, key_file).await?;
     if wrapped.is_empty() {
@@ -184,7 +198,7 @@ pub async fn initialise(
     let mut draft = Draft::begin(store.write().await?, &key, Some(Head::empty()), now)?;
     let space = SpaceRecord {
         id: Uuid::now_v7(),
-        path: KeyPath::parse("v0/cryptospaces/ekm-health").expect("a constant"),
+        path: KeyPath::parse(HEALTH_SPACE).expect("a constant"),
         state: SpaceState::Enabled,
         labels: Default::default(),
         description: "The service's own; holds the key behind /healthz.".into(),
@@ -193,7 +207,7 @@ pub async fn initialise(
     // Nobody can call the health key, since it has no path; its policy is never asked.
     let policy = PolicyRecord {
         id: Uuid::now_v7(),
-        name: "ekm-health".into(),
+        name: HEALTH_POLICY.into(),
         document: Policy::allow_everybody().to_json(),
         description: "Never asked: the health key has no path.".into(),
     };
@@ -230,12 +244,6 @@ pub async fn initialise(
     draft.commit(Entry::by_ekm("catalog-create", "the catalog"), None).await?;
     take_over_old_keys(store, custodian, &key).await?;
     Ok(key)
-}
-
-fn random_key() -> Result<[u8; 32], SoftwareError> {
-    let mut bytes = [0; 32];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| SoftwareError::Random)?;
-    Ok(bytes)
 }
 
 /// Wraps a new catalog key by everything that is configured: the HSM, under a new root key, and the key file.

@@ -1,9 +1,9 @@
 //! This frontend's own copy of the catalog on disk, for starts while the database is away.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
+use ekm_core::catalog::ledger::Sum;
 use ekm_core::catalog::{CatalogKey, Mirror, SealedHead, SealedRow, Tampered};
 use ekm_core::custody::Custodian;
 use ekm_core::software::KeyFile;
@@ -99,7 +99,8 @@ impl OwnCopy {
         Ok(Loaded { mirror, head, keys, age })
     }
 
-    /// Brings the copy to the state that has just been read: the newer rows if it holds what came before, else everything.
+    /// Brings the copy to the state that has just been read: the newer rows if it holds what came before, else everything. The file keeps
+    /// what it has unless the new rows add up: a row that somebody has changed never replaces a good one.
     pub(super) async fn save(
         &mut self,
         store: &CatalogStore,
@@ -108,43 +109,45 @@ impl OwnCopy {
         head: &SealedHead,
         rows: &[SealedRow],
         keys: &[(String, Vec<u8>)],
-    ) {
-        match self.try_save(store, key, before, head, rows, keys).await {
-            Ok(()) => self.revision = Some(head.revision),
-            Err(error) => {
-                (self.file, self.revision) = (None, None);
-                let file = self.path.display();
-                tracing::error!(
-                    code = "snapshot_write", %error, %file,
-                    "the snapshot on disk is not written; a restart while the database is away would begin with an older one or none"
-                );
-            }
-        }
-    }
-
-    async fn try_save(
-        &mut self,
-        store: &CatalogStore,
-        key: &CatalogKey,
-        before: u64,
-        head: &SealedHead,
-        rows: &[SealedRow],
-        keys: &[(String, Vec<u8>)],
     ) -> Result<(), CatalogError> {
-        let file = match &mut self.file {
+        // After a failure both stay empty: the file is opened anew, and written as a whole.
+        let (file, held) = (self.file.take(), self.revision.take());
+        let file = match file {
             Some(file) => file,
-            place => place.insert(SnapshotFile::open(&self.path).await?),
+            None => SnapshotFile::open(&self.path).await?,
         };
         let note = Note { location: self.location.clone(), confirmed_at: OffsetDateTime::now_utc() };
         let note = key.seal_note("snapshot", &note)?;
-        if self.revision == Some(before) {
+        if held == Some(before) {
             let mut saving = file.update().await?;
             saving.rows(rows).await?;
-            return Ok(saving.finish(head, keys, &note).await?);
+            saving.finish(head, keys, &note).await?;
+            (self.file, self.revision) = (Some(file), Some(head.revision));
+            return Ok(());
         }
         let mut saving = file.replace().await?;
-        let head = store.read_all(async |rows| saving.rows(&rows).await).await?;
-        Ok(saving.finish(&head, keys, &note).await?)
+        let (mut sum, mut count) = (Sum::default(), 0);
+        let found = store.read_all(async |rows| {
+            rows.iter().for_each(|row| sum.add(&key.term(row)));
+            count += rows.len() as u64;
+            saving.rows(&rows).await
+        });
+        let found = found.await?;
+        let opened = key.open_head(&found).map_err(Tampered::Head)?;
+        if (sum, count) != (opened.sum, opened.rows) {
+            return Err(Tampered::Rows.into());
+        }
+        if found.revision < head.revision {
+            return Err(Tampered::Backwards { known: head.revision, found: found.revision }.into());
+        }
+        saving.finish(&found, keys, &note).await?;
+        (self.file, self.revision) = (Some(file), Some(found.revision));
+        Ok(())
+    }
+
+    /// Its place.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The revision that a start from it would begin with.
@@ -174,9 +177,4 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
-}
-
-/// For places that only need the key.
-pub(super) fn same_catalog(mirror: &Mirror, head: &SealedHead) -> bool {
-    Arc::as_ref(mirror.key()).catalog() == head.catalog
 }

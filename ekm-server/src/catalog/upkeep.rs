@@ -8,17 +8,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ekm_core::UNKNOWN_VERSIONS_AFTER;
 use ekm_core::blob::VersionId;
-use ekm_core::catalog::ledger::Class;
 use ekm_core::catalog::{
-    ApprovalRecord, ApprovalState, Custody, KeyRecord, KeyState, Kind, Mirror, Outcome, VersionRecord, VersionState,
+    ApprovalRecord, ApprovalState, KeyRecord, KeyState, Kind, Mirror, Outcome, VersionRecord, VersionState,
 };
-use ekm_storage::{CatalogStore, Frontend, StorageError};
+use ekm_storage::{CatalogStore, Frontend};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::draft::{Draft, Entry};
 use super::follower::Gate;
 use super::open::CatalogError;
+use crate::custodian::take_from_token;
 use crate::router::DataPlane;
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -58,11 +58,14 @@ impl Upkeep {
         self.report().await?;
         let now = OffsetDateTime::now_utc();
         let due = self.store.due(now).await?;
-        let clock_is_sound = due.is_empty() || self.clock_is_sound().await?;
+        if due.is_empty() {
+            return Ok(());
+        }
+        let (clock_is_sound, frontends) = (self.clock_is_sound().await?, self.store.frontends().await?);
         for (kind, id) in due {
             let done = match Kind::from_name(&kind) {
-                Some(Kind::Key) => self.look_at_key(&mirror, id, now, clock_is_sound).await,
-                Some(Kind::Approval) => self.expire(&mirror, id, now).await,
+                Some(Kind::Key) => self.look_at_key(&mirror, id, now, clock_is_sound, &frontends).await,
+                Some(Kind::Approval) => self.expire(&mirror, id).await,
                 _ => Ok(()),
             };
             if let Err(error) = done {
@@ -90,48 +93,42 @@ impl Upkeep {
         id: Uuid,
         now: OffsetDateTime,
         clock_is_sound: bool,
+        frontends: &[Frontend],
     ) -> Result<(), CatalogError> {
-        let mut draft = Draft::follow(self.store.write().await?, mirror, now).await?;
+        let mut draft = Draft::follow(&self.store, mirror).await?;
         let Some((mut record, revision)) = draft.read::<KeyRecord>(Kind::Key, id).await? else {
             return Ok(draft.abandon().await?);
         };
         let pending = record.versions.iter().find(|version| version.state == VersionState::Pending);
         if let Some(number) = pending.map(|version| version.number) {
-            draft.abandon().await?;
-            if !everybody_has(&self.store.frontends().await?, revision, now) {
-                return Ok(());
-            }
-            let mut draft = Draft::follow(self.store.write().await?, mirror, now).await?;
-            if let Some((mut record, _)) = draft.read::<KeyRecord>(Kind::Key, id).await?
-                && record.promote(number) == Ok(Outcome::Changed)
-            {
+            if everybody_has(frontends, revision, now) && record.promote(number) == Ok(Outcome::Changed) {
                 draft.put_key(&record)?;
-                return self.commit(draft, "key-promote", &record, Class::Staged).await;
+                return self.commit(draft, "key-promote", &record).await;
             }
             return Ok(draft.abandon().await?);
         }
         let gone = if clock_is_sound { record.destroy_what_is_due(draft.now()) } else { Vec::new() };
         if !gone.is_empty() {
             draft.put_key(&record)?;
-            self.commit(draft, "key-destroy-due", &record, Class::Staged).await?;
-            self.take_from_token(gone).await;
+            self.commit(draft, "key-destroy-due", &record).await?;
+            take_from_token(self.plane.ekm.custodian(), gone).await;
             return Ok(());
         }
         let rotates = record.state == KeyState::Enabled
             && record.rotation.as_ref().is_some_and(|rotation| rotation.next_at <= draft.now());
         draft.abandon().await?;
-        if rotates { self.rotate(mirror, record, now).await } else { Ok(()) }
+        if rotates { self.rotate(mirror, record).await } else { Ok(()) }
     }
 
     /// Material first, outside of any transaction, since an HSM may take its time; then the row, if nobody else was faster.
-    async fn rotate(&self, mirror: &Mirror, record: KeyRecord, now: OffsetDateTime) -> Result<(), CatalogError> {
+    async fn rotate(&self, mirror: &Mirror, record: KeyRecord) -> Result<(), CatalogError> {
         let id = VersionId { key: record.id, number: record.next_version() };
         let made = self.plane.ekm.custodian().generate(record.custody, id).await?;
-        let added = self.add_version(mirror, &record, &made, now).await;
+        let added = self.add_version(mirror, &record, &made).await;
         // Else its object would be in the way of the next rotation; but if nobody knows whether it is in the catalog, it stays.
-        let is_unknown = matches!(added, Err(CatalogError::Storage(StorageError::CommitUnknown(_))));
-        if !is_unknown && !matches!(added, Ok(true)) {
-            self.take_from_token(vec![made]).await;
+        let may_be_used = added.as_ref().map_or_else(CatalogError::is_unknown, |added| *added);
+        if !may_be_used {
+            take_from_token(self.plane.ekm.custodian(), [made]).await;
         }
         added.map(|_| ())
     }
@@ -142,24 +139,23 @@ impl Upkeep {
         mirror: &Mirror,
         record: &KeyRecord,
         made: &VersionRecord,
-        now: OffsetDateTime,
     ) -> Result<bool, CatalogError> {
-        let mut draft = Draft::follow(self.store.write().await?, mirror, now).await?;
+        let mut draft = Draft::follow(&self.store, mirror).await?;
         let now = draft.now();
         if let Some((mut record, _)) = draft.read::<KeyRecord>(Kind::Key, record.id).await?
             && record.rotation.as_ref().is_some_and(|rotation| rotation.next_at <= now)
             && record.add_version(made.clone(), now) == Ok(Outcome::Changed)
         {
             draft.put_key(&record)?;
-            self.commit(draft, "key-rotate", &record, Class::Staged).await?;
+            self.commit(draft, "key-rotate", &record).await?;
             return Ok(true);
         }
         draft.abandon().await?;
         Ok(false)
     }
 
-    async fn expire(&self, mirror: &Mirror, id: Uuid, now: OffsetDateTime) -> Result<(), CatalogError> {
-        let mut draft = Draft::follow(self.store.write().await?, mirror, now).await?;
+    async fn expire(&self, mirror: &Mirror, id: Uuid) -> Result<(), CatalogError> {
+        let mut draft = Draft::follow(&self.store, mirror).await?;
         if let Some((mut record, _)) = draft.read::<ApprovalRecord>(Kind::Approval, id).await?
             && record.state == ApprovalState::Requested
             && record.expires_at <= draft.now()
@@ -173,28 +169,11 @@ impl Upkeep {
         Ok(draft.abandon().await?)
     }
 
-    async fn commit(
-        &self,
-        draft: Draft<'_>,
-        action: &str,
-        record: &KeyRecord,
-        class: Class,
-    ) -> Result<(), CatalogError> {
-        let entry = Entry { class, ..Entry::by_ekm(action, &record.name()) };
-        let revision = draft.commit(entry, None).await?;
+    async fn commit(&self, draft: Draft<'_>, action: &str, record: &KeyRecord) -> Result<(), CatalogError> {
+        let revision = draft.commit(Entry::by_ekm(action, &record.name()), None).await?;
         tracing::info!(action, key = record.name(), revision, "upkeep of the catalog");
         self.gate.nudge();
         Ok(())
-    }
-
-    /// After the catalog says that it is destroyed: an object that stays on the token by mistake can be removed later, one that is gone
-    /// by mistake cannot be brought back.
-    async fn take_from_token(&self, gone: Vec<VersionRecord>) {
-        for version in gone.into_iter().filter(|version| version.custody == Custody::Hsm) {
-            if let Err(error) = self.plane.ekm.custodian().destroy(version.id).await {
-                tracing::error!(%error, key = %version.id, "a destroyed key's object stays on the token; remove it by hand");
-            }
-        }
     }
 
     /// Whether the time can be trusted with destroying something: this machine's clock has gone as its monotonic one since the start,

@@ -2,9 +2,9 @@
 
 use std::io::{IsTerminal, Write};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use clap::{Args, Subcommand, ValueEnum};
 use ekm_core::catalog::ApprovalState;
+use ekm_core::catalog::ledger::Hash;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -202,8 +202,7 @@ impl Shown {
 
 /// Of the canonical JSON: keys sorted, no blanks.
 fn sha256_of(command: &Value) -> String {
-    let digest = digest(&SHA256, command.to_string().as_bytes());
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    Hash::of(command.to_string().as_bytes()).to_string()
 }
 
 fn describe(approval: &ApprovalView, command: &Value) -> String {
@@ -239,6 +238,7 @@ pub(super) fn confirm(question: &str) -> Result<(), CliError> {
 
 #[cfg(test)]
 mod tests {
+    use aws_lc_rs::digest::{SHA256, digest};
     use serde_json::json;
 
     use super::*;

@@ -5,6 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use ekm_core::catalog::ledger::Hash;
 use uuid::Uuid;
 
 use super::change::{ChangeArgs, Session};
@@ -206,7 +207,7 @@ async fn log(session: &Session, limit: Option<u64>, verify: bool) -> Result<Exit
 fn check_chain(entries: &[ChangeView], whole: bool) -> Result<(), String> {
     for shown in entries {
         let problem = |text: &str| Err(format!("revision {}: {text}: the log was changed", shown.revision));
-        if sha256(shown.entry.as_bytes()) != shown.hash {
+        if Hash::of(shown.entry.as_bytes()).to_string() != shown.hash {
             return problem("its hash is not that of the entry");
         }
         // What people read has to be what was hashed.
@@ -239,11 +240,6 @@ fn check_chain(entries: &[ChangeView], whole: bool) -> Result<(), String> {
         }
         _ => Ok(()),
     }
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
-    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 async fn export(session: &Session, args: ExportArgs) -> Result<Exit, CliError> {
@@ -287,7 +283,7 @@ mod tests {
                     "target": "v0/keys/a", "class": "staged", "detail": {}, "rows": [], "previous": previous,
                 });
                 let entry = fields.to_string();
-                previous = sha256(entry.as_bytes());
+                previous = Hash::of(entry.as_bytes()).to_string();
                 fields["hash"] = previous.clone().into();
                 fields["entry"] = entry.into();
                 serde_json::from_value(fields).unwrap()
@@ -314,7 +310,7 @@ mod tests {
         let forged = broken(&|log| {
             log[1].actor = "eve".into();
             log[1].entry = log[1].entry.replace("ann", "eve");
-            log[1].hash = sha256(log[1].entry.as_bytes());
+            log[1].hash = Hash::of(log[1].entry.as_bytes()).to_string();
         });
         assert!(forged.contains("revision 3 was made after another entry"), "{forged}");
     }

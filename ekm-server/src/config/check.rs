@@ -163,9 +163,8 @@ pub(super) fn check_key_set(profile: Profile, span: Range<usize>, issuer: &Issue
 
 fn check_catalog(config: &Config) -> Result<(), Finding> {
     let catalog = &config.catalog;
-    if let Some(file) = &catalog.snapshot_file
-        && [&catalog.sqlite_file, &catalog.key_file, &Some(config.audit.file.clone())].contains(&&Some(file.clone()))
-    {
+    let mut others = catalog.sqlite_file.iter().chain(&catalog.key_file).chain([&config.audit.file]);
+    if catalog.snapshot_file.as_ref().is_some_and(|snapshot| others.any(|other| other == snapshot)) {
         return finding(
             0..0,
             "catalog.snapshot_file names a file that is something else already; it would be replaced",

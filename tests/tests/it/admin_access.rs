@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use ekm_tests::{Answer, Connection, Directory, Ekm, Issuer, run_ekm, set_up, tls_config};
+use ekm_tests::{Answer, Connection, Directory, Ekm, Issuer, curl_over_http2, run_ekm, set_up, tls_config};
 use rcgen::{CertificateParams, DnType, IsCa, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -131,21 +131,8 @@ fn curl_over_http2_always_reads_why_it_was_refused() {
         (&*good, "/v1/changes", &bigger, 400),
     ] {
         for _ in 0..5 {
-            let output = std::process::Command::new("curl")
-                .args([
-                    "--http2",
-                    "--silent",
-                    "--show-error",
-                    "--write-out",
-                    " %{http_code} %{http_version}",
-                    "--cacert",
-                ])
-                .arg(&ekm.ready.ca_file)
-                .args(["-H", header, "-H", "Content-Type: application/json", "-d", &format!("@{}", file.display())])
-                .arg(format!("{url}{path}"))
-                .output()
-                .unwrap();
-            let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            let (url, body) = (format!("{url}{path}"), format!("@{}", file.display()));
+            let (stdout, stderr) = curl_over_http2(&ekm.ready.ca_file, &url, header, &body);
             assert!(stdout.ends_with(&format!(" {status} 2")) && stdout.starts_with("{\"code\":"), "{stdout} {stderr}");
         }
     }

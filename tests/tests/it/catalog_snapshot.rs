@@ -230,3 +230,40 @@ fn a_copy_knows_better_than_a_database_that_was_taken_back() {
     let third = deployment.start_with(&Arc::clone(&directory), LINES);
     assert_eq!(third.try_wrap(REVOKED).0, 400, "nor does it forget");
 }
+
+#[test]
+fn a_row_that_sql_has_changed_does_not_replace_the_good_one_in_the_copy() {
+    let mut cluster = Cluster::start_own_with(&["fsync = off"]);
+    let deployment = Deployment::on(cluster.database(), &[]);
+    let directory = deployment.directory();
+    let ekm = knowing(&deployment, &directory);
+    let id = ekm.show(&format!("/v1/keys/{REVOKED}")).json()["id"].as_str().unwrap().to_owned();
+    // No delta fits any more: the next change has the whole catalog read.
+    deployment.database.psql(&format!("UPDATE records SET revision = revision + 1000 WHERE id = '{id}'"));
+    ekm.change(json!({"type": "key-disable", "path": DEMO}));
+    ekm.eventually("followed", || ekm.try_wrap(DEMO).0 == 400);
+    // The copy is dealt with before the next change is in use.
+    ekm.make_key("v0/keys/later");
+    ekm.eventually("served", || ekm.try_wrap("v0/keys/later").0 == 200);
+    assert!(ekm.metric("ekm_catalog_rejected_rows") >= 1.0);
+    drop(ekm);
+    let kept = deployment.directory();
+    settled(&file(&directory), &file(&kept));
+
+    // A frontend that starts from it still knows better than the database, and saves again as soon as that is sound.
+    let ekm = deployment.start_with(&directory, LINES);
+    ekm.eventually("followed", || ekm.try_wrap(DEMO).0 == 400);
+    assert!(ekm.metric("ekm_catalog_rejected_rows") >= 1.0, "{}", ekm.state());
+    assert_eq!(ekm.try_wrap(REVOKED).0, 400, "{}", ekm.log());
+    deployment.database.psql(&format!("UPDATE records SET revision = revision - 1000 WHERE id = '{id}'"));
+    ekm.eventually("sound again", || ekm.metric("ekm_catalog_rejected_rows") == 0.0);
+    saved(&ekm);
+    drop(ekm);
+
+    cluster.stop();
+    for (directory, demo) in [(&kept, 200), (&directory, 400)] {
+        let ekm = deployment.start_with(directory, LINES);
+        assert!(ekm.log().contains("started from the snapshot on disk"), "{}", ekm.log());
+        assert_eq!([DEMO, REVOKED].map(|path| ekm.try_wrap(path).0), [demo, 400], "{}", ekm.log());
+    }
+}

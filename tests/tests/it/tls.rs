@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::Arc;
 
-use ekm_tests::{Connection, Ekm, tls_config};
+use ekm_tests::{Connection, Ekm, curl_over_http2, tls_config};
 use rustls::version::{TLS12, TLS13};
 use rustls::{NamedGroup, ProtocolVersion};
 
@@ -78,20 +78,7 @@ fn curl_over_http2_always_reads_why_it_was_refused() {
         (&*token, "/v0/keys/demo:wrap", &*big, "400"),
     ] {
         for _ in 0..15 {
-            let output = std::process::Command::new("curl")
-                .args([
-                    "--http2",
-                    "--silent",
-                    "--show-error",
-                    "--write-out",
-                    " %{http_code} %{http_version}",
-                    "--cacert",
-                ])
-                .arg(&ekm.ready.ca_file)
-                .args(["-H", header, "-H", "Content-Type: application/json", "-d", body, &url(path)])
-                .output()
-                .unwrap();
-            let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            let (stdout, stderr) = curl_over_http2(&ekm.ready.ca_file, &url(path), header, body);
             assert!(stdout.ends_with(&format!(" {status} 2")) && stdout.starts_with("{\"code\":"), "{stdout} {stderr}");
         }
     }

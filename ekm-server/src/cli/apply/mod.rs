@@ -18,6 +18,7 @@ use super::client::{Client, ServerArgs};
 use super::error::{CliError, Exit};
 use super::output::{diff, escape, print, print_json};
 use crate::admin::api::{ChangeOutcome, KeyView, PolicyView, SpaceView};
+use crate::catalog::{HEALTH_POLICY, HEALTH_SPACE};
 use crate::process::Output;
 use crate::start_error::StartError;
 use file::KeysFile;
@@ -53,10 +54,6 @@ pub(super) struct ApplyArgs {
     export: bool,
 }
 
-/// What the service makes for itself is no operator's business.
-const HEALTH_SPACE: &str = "v0/cryptospaces/ekm-health";
-const HEALTH_POLICY: &str = "ekm-health";
-
 /// What the catalog holds.
 #[derive(Clone, Debug, Default)]
 struct There {
@@ -72,6 +69,7 @@ impl There {
             policies: client.list("v1/policies", &[], None).await?,
             keys: client.list("v1/keys", &[], None).await?,
         };
+        // What the service makes for itself is no operator's business.
         there.spaces.retain(|space| space.path.as_str() != HEALTH_SPACE);
         there.policies.retain(|policy| policy.name != HEALTH_POLICY);
         Ok(there)
