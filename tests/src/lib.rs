@@ -3,6 +3,7 @@
 mod authority;
 mod client;
 mod deployment;
+mod faults;
 mod guardian;
 mod issuer;
 pub mod namespaces;
@@ -15,6 +16,7 @@ mod web;
 pub use authority::Authority;
 pub use client::{Answer, Connection, tls_config};
 pub use deployment::{Deployment, key_create};
+pub use faults::{Effect, Fault, FaultyModule, SOFTHSM};
 pub use guardian::Guardian;
 pub use issuer::Issuer;
 pub use process::{Directory, Ekm, Ready, ekm_binary, run_ekm, set_up};
