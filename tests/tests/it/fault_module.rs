@@ -16,7 +16,7 @@ use cryptoki::object::{Attribute, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::{Limit, Slot};
 use cryptoki::types::{AuthPin, Ulong};
-use ekm_tests::{Effect, Ekm, Fault, FaultyModule, SOFTHSM, base64, set_up};
+use ekm_tests::{Effect, Ekm, Fault, FaultyModule, SOFTHSM, base64, kryoptic, set_up, set_up_kryoptic};
 use serde_json::json;
 
 const PIN: &str = "87654321";
@@ -420,22 +420,25 @@ fn two_copies_in_one_process_are_two_devices() {
 
 #[test]
 fn ekm_serves_through_it_and_feels_what_is_injected_while_it_runs() {
-    let directory = set_up(&["--softhsm"]);
-    let module = FaultyModule::new(&directory.path().join("faulty"), Path::new(SOFTHSM));
-    let ekm = Ekm::serve(&directory, |config| config.replace(SOFTHSM, module.path().to_str().unwrap()));
-    assert_eq!(module.calls("C_Login"), 1);
-    let blob = ekm.wrap(b"x", b"aad");
-    let opens = || ekm.unwrap(&blob, b"aad").json() == json!({"plaintext": base64("x")});
-    assert!(opens());
+    for (directory, real) in [(set_up(&["--softhsm"]), SOFTHSM.into()), (set_up_kryoptic(), kryoptic())] {
+        let module = FaultyModule::new(&directory.path().join("faulty"), &real);
+        let ekm = Ekm::serve(&directory, |config| {
+            let config = config.replace(real.to_str().unwrap(), module.path().to_str().unwrap());
+            config.replace("deadline_ms = 60\n", "deadline_ms = 10000\n")
+        });
+        assert_eq!(module.calls("C_Login"), 1);
+        let blob = ekm.wrap(b"x", b"aad");
+        let opens = || ekm.unwrap(&blob, b"aad").json() == json!({"plaintext": base64("x")});
+        assert!(opens());
 
-    let device_error = module.inject(Fault::code("CKR_DEVICE_ERROR").of("C_Decrypt"));
-    let answer = ekm.unwrap(&blob, b"aad");
-    assert_eq!(answer.status, 503, "{}", answer.text());
-    module.lift(device_error);
-    assert!(opens());
-    for effect in [Effect::StaleHandles, Effect::LoseSessions] {
-        module.inject(Fault::new(effect.clone()));
-        assert!(opens(), "one fault of this kind costs no request: {effect:?}");
+        let device_error = module.inject(Fault::code("CKR_DEVICE_ERROR").of("C_Decrypt"));
+        let answer = ekm.unwrap(&blob, b"aad");
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        module.lift(device_error);
+        assert!(opens());
+        for effect in [Effect::StaleHandles, Effect::LoseSessions] {
+            module.inject(Fault::new(effect.clone()));
+            assert!((0..20).all(|_| opens()), "one fault of this kind costs no request: {effect:?}");
+        }
     }
-    module.clear();
 }
