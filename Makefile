@@ -16,10 +16,12 @@ run: ## Build and run everything embedded: prints commands to paste
 test: ## Build and run every test
 	@sh scripts/setup.sh test
 	cargo build --locked --workspace
+	cargo build --locked --manifest-path tests/kryoptic-module/Cargo.toml --target-dir target
 	cargo test --locked --workspace
 
 lint: ## Formatting, clippy, and the layering rules
 	cargo fmt --all --check
+	cargo fmt --check --manifest-path tests/kryoptic-module/Cargo.toml
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo deny --all-features check bans licenses sources
 

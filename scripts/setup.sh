@@ -15,6 +15,12 @@ need curl curl
 if [ "$1" = test ]; then
     need_file /usr/lib/softhsm/libsofthsm2.so softhsm2
     need sqlite3 sqlite3
+    # The tokens besides SoftHSM: opencryptoki's, and kryoptic, which is built from source.
+    ls /usr/lib/*/libopencryptoki.so.0 >/dev/null 2>&1 && [ -x /usr/sbin/pkcsslotd ] || missing="$missing opencryptoki"
+    need_file /usr/include/openssl/ssl.h libssl-dev
+    need_file /usr/include/sqlite3.h libsqlite3-dev
+    need pkg-config pkg-config
+    ls /usr/lib/llvm-*/lib/libclang.so >/dev/null 2>&1 || missing="$missing libclang-dev"
     # The binaries of PostgreSQL and of daemons are not on everyone's PATH.
     ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"
     need_file /usr/sbin/pgbouncer pgbouncer
@@ -47,8 +53,8 @@ without_daemons() {
     echo "create_main_cluster = false" | $as_root tee $cluster_settings >/dev/null
     "$@"
     if command -v systemctl >/dev/null 2>&1; then
-        for unit in pgbouncer patroni etcd; do
-            case "$missing " in *" $unit "* | *" $unit-server "*) $as_root systemctl disable -q $unit || true ;; esac
+        for both in pgbouncer:pgbouncer patroni:patroni etcd-server:etcd opencryptoki:pkcsslotd; do
+            case "$missing " in *" ${both%:*} "*) $as_root systemctl disable -q "${both#*:}" || true ;; esac
         done
     fi
     undo

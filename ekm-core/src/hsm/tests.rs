@@ -1,7 +1,7 @@
-//! The PKCS#11 adapter against SoftHSM, in a process of its own: SoftHSM finds its token directory through an environment
+//! The PKCS#11 adapter against SoftHSM and kryoptic, in processes of their own: they find their tokens through an environment
 //! variable, and `C_Initialize` may be called once per process.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,39 +19,67 @@ use crate::error::Error;
 use crate::secret::Plaintext;
 use crate::version::{KeyVersion, Unusable, VersionState};
 
-const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
+const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
 
-/// Runs the named test of this module again, alone, with a fresh token; `true` in that process.
+/// Runs the named test of this module again, alone, once with each kind of token; `true` in such a process.
+fn in_a_process_with_each_token(name: &str) -> bool {
+    in_a_process_with(name, &[SOFTHSM.into(), kryoptic()])
+}
+
 fn in_a_process_with_softhsm(name: &str) -> bool {
-    if std::env::var_os("EKM_TEST_SOFTHSM").is_some() {
+    in_a_process_with(name, &[SOFTHSM.into()])
+}
+
+fn in_a_process_with(name: &str, modules: &[PathBuf]) -> bool {
+    if std::env::var_os("EKM_TEST_MODULE").is_some() {
         return true;
     }
-    assert!(Path::new(MODULE).exists(), "SoftHSM is missing: apt-get install softhsm2");
-    let directory = std::env::temp_dir().join(format!("ekm-core-{}", Uuid::new_v4()));
-    std::fs::create_dir_all(directory.join("tokens")).unwrap();
-    let settings = format!("directories.tokendir = {}\nlog.level = ERROR\n", directory.join("tokens").display());
-    std::fs::write(directory.join("softhsm2.conf"), settings).unwrap();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("hsm::tests::{name}"), "--nocapture"])
-        .env("EKM_TEST_SOFTHSM", "1")
-        .env("SOFTHSM2_CONF", directory.join("softhsm2.conf"))
-        .output()
-        .unwrap();
-    std::fs::remove_dir_all(&directory).unwrap();
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}\n{stderr}");
+    for module in modules {
+        assert!(module.exists(), "{} is missing: run 'make test'", module.display());
+        let directory = std::env::temp_dir().join(format!("ekm-core-{}", Uuid::new_v4()));
+        std::fs::create_dir_all(directory.join("tokens")).unwrap();
+        let (softhsm, kryoptic) = (directory.join("softhsm2.conf"), directory.join("kryoptic.conf"));
+        let settings = format!("directories.tokendir = {}\nlog.level = ERROR\n", directory.join("tokens").display());
+        std::fs::write(&softhsm, settings).unwrap();
+        let file = directory.join("token.sql");
+        let settings = format!("[[slots]]\nslot = 1\ndbtype = \"sqlite\"\ndbargs = \"{}\"\n", file.display());
+        std::fs::write(&kryoptic, settings).unwrap();
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("hsm::tests::{name}"), "--nocapture"])
+            .env("EKM_TEST_MODULE", module)
+            .env("SOFTHSM2_CONF", softhsm)
+            .env("KRYOPTIC_CONF", kryoptic)
+            .output()
+            .unwrap();
+        std::fs::remove_dir_all(&directory).unwrap();
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let passed = output.status.success() && stdout.contains("1 passed");
+        assert!(passed, "with {}: {}\n{stdout}\n{stderr}", module.display(), output.status);
+    }
     false
+}
+
+/// Beside the test's own binary; `make test` builds it.
+fn kryoptic() -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let mut found = own.ancestors().map(|directory| directory.join("libekm_kryoptic_module.so"));
+    found.find(|file| file.exists()).expect("kryoptic is missing: run 'make test'")
+}
+
+/// The module that this process is for.
+fn module() -> PathBuf {
+    std::env::var_os("EKM_TEST_MODULE").unwrap().into()
 }
 
 fn make_token(label: &str) -> TokenOptions {
     let (so_pin, pin) = (SecretString::from("12345678"), SecretString::from("87654321"));
-    initialize_softhsm_token(Path::new(MODULE), label, &so_pin, &pin).unwrap();
+    initialize_softhsm_token(&module(), label, &so_pin, &pin).unwrap();
     TokenOptions { selector: TokenSelector::Label(label.into()), pin }
 }
 
 fn open_replica(token: &TokenOptions, sessions: usize) -> Result<Replica, TokenError> {
     let options = ReplicaOptions { sessions: Some(sessions), queue_length: 4, deadline: Duration::from_secs(20) };
-    Replica::open(&Module::load(Path::new(MODULE)).unwrap(), token, options)
+    Replica::open(&Module::load(&module()).unwrap(), token, options)
 }
 
 fn custodian() -> Custodian {
@@ -82,7 +110,7 @@ fn failure(version: &KeyVersion) -> String {
 
 #[test]
 fn wycheproof_aes_gcm_vectors_hold_on_the_token() {
-    if !in_a_process_with_softhsm("wycheproof_aes_gcm_vectors_hold_on_the_token") {
+    if !in_a_process_with_each_token("wycheproof_aes_gcm_vectors_hold_on_the_token") {
         return;
     }
     let replica = open_replica(&make_token("test"), 1).unwrap();
@@ -120,7 +148,7 @@ fn wycheproof_aes_gcm_vectors_hold_on_the_token() {
 
 #[test]
 fn a_generated_key_works_and_cannot_leave_the_token() {
-    if !in_a_process_with_softhsm("a_generated_key_works_and_cannot_leave_the_token") {
+    if !in_a_process_with_each_token("a_generated_key_works_and_cannot_leave_the_token") {
         return;
     }
     let custodian = custodian();
@@ -152,7 +180,7 @@ fn a_generated_key_works_and_cannot_leave_the_token() {
 
 #[test]
 fn a_version_is_never_used_whose_key_is_not_the_one_that_made_its_check_blob() {
-    if !in_a_process_with_softhsm("a_version_is_never_used_whose_key_is_not_the_one_that_made_its_check_blob") {
+    if !in_a_process_with_each_token("a_version_is_never_used_whose_key_is_not_the_one_that_made_its_check_blob") {
         return;
     }
     let custodian = custodian();
@@ -177,7 +205,7 @@ fn a_version_is_never_used_whose_key_is_not_the_one_that_made_its_check_blob() {
 
 #[test]
 fn a_version_that_failed_is_tried_again_after_a_second_and_not_before() {
-    if !in_a_process_with_softhsm("a_version_that_failed_is_tried_again_after_a_second_and_not_before") {
+    if !in_a_process_with_each_token("a_version_that_failed_is_tried_again_after_a_second_and_not_before") {
         return;
     }
     let custodian = custodian();
@@ -202,7 +230,7 @@ fn a_version_that_failed_is_tried_again_after_a_second_and_not_before() {
 
 #[test]
 fn many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_used() {
-    if !in_a_process_with_softhsm("many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_used") {
+    if !in_a_process_with_each_token("many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_used") {
         return;
     }
     let custodian = Custodian::new(None, Hsm::Here(open_replica(&make_token("test"), 1).unwrap()));
@@ -231,8 +259,9 @@ fn many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_use
 
 #[test]
 fn material_under_the_root_key_is_used_in_this_process_and_opens_on_its_own_token_only() {
-    if !in_a_process_with_softhsm("material_under_the_root_key_is_used_in_this_process_and_opens_on_its_own_token_only")
-    {
+    if !in_a_process_with_each_token(
+        "material_under_the_root_key_is_used_in_this_process_and_opens_on_its_own_token_only",
+    ) {
         return;
     }
     let custodian = custodian();
@@ -275,7 +304,7 @@ fn material_under_the_root_key_is_used_in_this_process_and_opens_on_its_own_toke
 
 #[test]
 fn a_secret_opens_only_for_its_context_and_no_blob_of_a_caller_passes_for_one() {
-    if !in_a_process_with_softhsm("a_secret_opens_only_for_its_context_and_no_blob_of_a_caller_passes_for_one") {
+    if !in_a_process_with_each_token("a_secret_opens_only_for_its_context_and_no_blob_of_a_caller_passes_for_one") {
         return;
     }
     let custodian = custodian();
@@ -318,7 +347,7 @@ fn a_token_that_is_away_can_be_opened_when_it_comes_and_a_wrong_pin_is_no_such_c
         wait(custodian.generate(Custody::Hsm, id)).unwrap()
     };
     // One library for all attempts, as in the service: loaded anew, it would have forgotten what it found.
-    let module = Module::load(Path::new(MODULE)).unwrap();
+    let module = Module::load(&module()).unwrap();
     let open_replica = |token: &TokenOptions| {
         let options = ReplicaOptions { sessions: Some(1), queue_length: 4, deadline: Duration::from_secs(20) };
         Replica::open(&module, token, options)
@@ -366,7 +395,7 @@ fn import(custodian: &Custodian, id: VersionId, value: Vec<u8>) {
 /// What is in tests/golden opens for ever: material and secrets under a root key, blobs of format 2, secrets under a key file.
 #[test]
 fn secrets_material_and_blobs_of_the_first_hsm_wrapped_version_still_open() {
-    if !in_a_process_with_softhsm("secrets_material_and_blobs_of_the_first_hsm_wrapped_version_still_open") {
+    if !in_a_process_with_each_token("secrets_material_and_blobs_of_the_first_hsm_wrapped_version_still_open") {
         return;
     }
     let golden = include_str!("../../../tests/golden/hsm-wrapped-v1.json");

@@ -310,13 +310,30 @@ impl Token {
 }
 
 fn find(module: &Pkcs11, selector: &TokenSelector) -> Result<(Slot, String), TokenError> {
-    let mut tokens = Vec::new();
-    for slot in module.get_slots_with_initialized_token()? {
-        let info = module.get_token_info(slot)?;
-        tokens.push((slot, info.label().trim_end().to_owned(), info.serial_number().trim_end().to_owned()));
+    let (mut tokens, mut silent) = (Vec::new(), Vec::new());
+    for slot in module.get_slots_with_token()? {
+        match module.get_token_info(slot) {
+            Ok(info) if !info.token_initialized() => {}
+            Ok(info) => {
+                tokens.push((slot, info.label().trim_end().to_owned(), info.serial_number().trim_end().to_owned()));
+            }
+            // The trouble of a slot that may be none of ours.
+            Err(error) => silent.push((slot, Fault::from(error))),
+        }
     }
-    let list = tokens.iter().map(|(_, label, serial)| format!("label '{label}' serial '{serial}'"));
-    let found = if tokens.is_empty() { "no initialised token".into() } else { list.collect::<Vec<_>>().join(", ") };
+    // opencryptoki breaks the rules for descriptions, so that its tokens have no label to be chosen by; what else they lack is the
+    // better reason, and one that stops the start.
+    if tokens.is_empty() {
+        for (slot, _) in silent.iter().filter(|(_, fault)| !fault.code.starts_with("CKR_")) {
+            require_mechanisms(module, *slot)?;
+        }
+    }
+    let shown = tokens.iter().map(|(_, label, serial)| format!("label '{label}' serial '{serial}'"));
+    let shown = shown.chain(silent.iter().map(|(slot, fault)| format!("slot {slot} without a description ({fault})")));
+    let found = match shown.collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() => "no initialised token".into(),
+        found => found,
+    };
     let wanted = match selector {
         TokenSelector::Label(label) => format!("label '{label}'"),
         TokenSelector::Serial(serial) => format!("serial '{serial}'"),

@@ -360,3 +360,31 @@ fn every_wrap_and_unwrap_is_one_hsm_operation_each() {
         |verb| ekm.metric(&format!("ekm_hsm_operation_seconds_count{{operation=\"{verb}\",replica=\"ekm-dev\"}}"));
     assert_eq!((count("wrap"), count("unwrap")), (1.0, 4.0));
 }
+
+/// opencryptoki's soft token has AES without GCM, and a description that is not as PKCS#11 says. Its daemon needs root.
+#[test]
+fn a_token_without_aes_gcm_stops_the_start_and_is_not_waited_for() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: opencryptoki's daemon needs root");
+        return;
+    }
+    let module = format!("/usr/lib/{}-linux-gnu/libopencryptoki.so.0", std::env::consts::ARCH);
+    let directory = set_up(&[]);
+    let pin_file = directory.path().join("pin");
+    fs::write(&pin_file, "87654321").unwrap();
+    fs::set_permissions(&pin_file, fs::Permissions::from_mode(0o600)).unwrap();
+    let config = directory.path().join("ekm.toml");
+    let hsm = format!("\n[hsm]\nmodule = \"{module}\"\ntoken_label = \"ekm\"\npin_file = \"pin\"\ndeadline_ms = 60\n");
+    fs::write(&config, fs::read_to_string(&config).unwrap() + &hsm).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/src/opencryptoki.sh");
+    let output = std::process::Command::new("unshare")
+        .args(["--mount", "--pid", "--ipc", "--fork", "--mount-proc", "--kill-child=KILL", "sh", script, &module])
+        .args(["timeout", "60"]) // if it is waited for
+        .arg(ekm_tests::ekm_binary())
+        .args(["serve", "--config"])
+        .arg(&config)
+        .output()
+        .unwrap();
+    let error = stderr(&output);
+    assert!(error.contains("error[hsm_mechanism]: the token does not offer CKM_AES_GCM"), "{error}{output:?}");
+}

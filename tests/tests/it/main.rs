@@ -20,6 +20,7 @@ mod cli;
 mod config;
 mod docs;
 mod drill;
+mod fault_module;
 mod golden;
 mod hsm;
 mod keys;

@@ -1,17 +1,20 @@
-//! The main job, end to end, with both custodies.
+//! The main job, end to end: keys in this process, and on two kinds of tokens.
 
 use std::sync::Arc;
 
-use ekm_tests::{Ekm, base64, unbase64};
+use ekm_tests::{Directory, Ekm, base64, set_up, set_up_kryoptic, unbase64};
 use serde_json::json;
 
-/// Both ways to keep keys.
-const CUSTODIES: [(&[&str], &str); 2] = [(&[], "software"), (&["--softhsm"], "hsm")];
+/// Where keys are kept.
+const CUSTODIES: [(SetUp, &str); 3] =
+    [(|| set_up(&[]), "software"), (|| set_up(&["--softhsm"]), "hsm"), (set_up_kryoptic, "hsm")];
+
+type SetUp = fn() -> Directory;
 
 #[test]
 fn what_is_wrapped_is_unwrapped() {
-    for (arguments, custody) in CUSTODIES {
-        let ekm = Ekm::dev(arguments);
+    for (set_up, custody) in CUSTODIES {
+        let ekm = Ekm::dev_in(&set_up(), &[]);
         assert_eq!(ekm.ready.custody, custody);
         for length in [0, 1, 32, 1000, 65 * 1024] {
             let plaintext: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
@@ -28,8 +31,8 @@ fn what_is_wrapped_is_unwrapped() {
 
 #[test]
 fn the_same_plaintext_never_gives_the_same_blob() {
-    for (arguments, _) in CUSTODIES {
-        let ekm = Ekm::dev(arguments);
+    for (set_up, _) in CUSTODIES {
+        let ekm = Ekm::dev_in(&set_up(), &[]);
         let blobs: std::collections::HashSet<_> = (0..20).map(|_| ekm.wrap(b"data key", b"")).collect();
         assert_eq!(blobs.len(), 20);
     }
@@ -37,8 +40,8 @@ fn the_same_plaintext_never_gives_the_same_blob() {
 
 #[test]
 fn every_changed_bit_of_a_blob_gives_one_and_the_same_400() {
-    for (arguments, _) in CUSTODIES {
-        let ekm = Ekm::dev(arguments);
+    for (set_up, _) in CUSTODIES {
+        let ekm = Ekm::dev_in(&set_up(), &[]);
         let blob = unbase64(&ekm.wrap(&[7; 83], b"aad"));
         assert_eq!(blob.len(), 132);
         let mut connection = ekm.connect();
@@ -71,8 +74,8 @@ fn every_changed_bit_of_a_blob_gives_one_and_the_same_400() {
 
 #[test]
 fn a_second_start_goes_on_with_the_same_keys() {
-    for (arguments, _) in CUSTODIES {
-        let first = Ekm::dev(arguments);
+    for (set_up, _) in CUSTODIES {
+        let first = Ekm::dev_in(&set_up(), &[]);
         let blob = first.wrap(b"from before", b"");
         let directory = Arc::clone(&first.directory);
         drop(first); // kill -9
