@@ -3,10 +3,13 @@
 //! ```text
 //! 01 | key id 16 | key version 4, big-endian | nonce 12 | ciphertext, as long as the plaintext | tag 16
 //! 02 | key id 16 | key version 4, big-endian | nonce 24 | ciphertext, as long as the plaintext | tag 16
+//! 03 | key id 16 | key version 4, big-endian | nonce 12 | ciphertext, 16 longer than the plaintext | tag 16
 //! ```
 //!
-//! Format 1 is AES-256-GCM with a random 96-bit nonce (NIST SP 800-38D §8.2.2): custody `hsm` and `software`. Format 2 is
-//! XAES-256-GCM with a random 192-bit nonce ([`crate::xaes`]): custody `hsm-wrapped`. The additional authenticated data are
+//! Format 1 is AES-256-GCM with a random 96-bit nonce (NIST SP 800-38D §8.2.2): custody `software`, and what was wrapped under custody
+//! `hsm` before there was format 3. Format 2 is XAES-256-GCM with a random 192-bit nonce ([`crate::xaes`]): custody `hsm-wrapped`.
+//! Format 3 is format 1 around `plaintext ‖ first 16 bytes of its SHA-256`: custody `hsm`. The HSM alone checks GCM's tag, and an HSM that
+//! gives back something else than it decrypted would not be found out without the digest. The additional authenticated data are
 //! `format ‖ key id ‖ key version ‖ length of the caller's AAD, 8 bytes, big-endian ‖ the caller's AAD`: the header cannot be exchanged,
 //! and no boundary can shift. The key's path is not bound, because a key may move to another path and keep its blobs.
 //!
@@ -18,6 +21,7 @@
 
 use uuid::Uuid;
 
+use crate::hsm::DIGEST_BYTES;
 use crate::xaes;
 
 const HEADER_BYTES: usize = 1 + 16 + 4;
@@ -26,7 +30,8 @@ pub const NONCE_BYTES: usize = 12;
 /// The length of AES-GCM's tag, in bytes.
 pub const TAG_BYTES: usize = 16;
 /// By how much a blob is longer than its plaintext at most, in bytes.
-pub const OVERHEAD_BYTES: usize = HEADER_BYTES + xaes::OVERHEAD_BYTES;
+pub const OVERHEAD_BYTES: usize = HEADER_BYTES + NONCE_BYTES + DIGEST_BYTES + TAG_BYTES;
+const _: () = assert!(OVERHEAD_BYTES >= HEADER_BYTES + xaes::OVERHEAD_BYTES);
 
 /// A key version, wherever it is named: in blobs, in the AAD, and as CKA_ID on a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +49,8 @@ pub enum Format {
     Gcm = 1,
     /// XAES-256-GCM, 192-bit nonce.
     Xaes = 2,
+    /// AES-256-GCM, 96-bit nonce, the plaintext followed by its digest.
+    Checked = 3,
 }
 
 /// What a cipher makes and takes: a blob without its header.
@@ -53,6 +60,8 @@ pub enum Sealed {
     Gcm(GcmSealed),
     /// Of format 2: `nonce ‖ ciphertext ‖ tag`.
     Xaes(Vec<u8>),
+    /// Of format 3.
+    Checked(GcmSealed),
 }
 
 /// A nonce, and the ciphertext with its tag.
@@ -70,6 +79,7 @@ impl Sealed {
         match self {
             Self::Gcm(_) => Format::Gcm,
             Self::Xaes(_) => Format::Xaes,
+            Self::Checked(_) => Format::Checked,
         }
     }
 }
@@ -77,7 +87,9 @@ impl Sealed {
 /// Puts a blob together.
 pub fn encode(id: VersionId, sealed: &Sealed) -> Vec<u8> {
     let parts: [&[u8]; 2] = match sealed {
-        Sealed::Gcm(GcmSealed { nonce, ciphertext }) => [nonce, ciphertext],
+        Sealed::Gcm(GcmSealed { nonce, ciphertext }) | Sealed::Checked(GcmSealed { nonce, ciphertext }) => {
+            [nonce, ciphertext]
+        }
         Sealed::Xaes(sealed) => [sealed, &[]],
     };
     [&header(sealed.format(), id)[..], parts[0], parts[1]].concat()
@@ -89,17 +101,17 @@ pub fn parse(blob: &[u8]) -> Option<(VersionId, Sealed)> {
     let (key, rest) = rest.split_first_chunk::<16>()?;
     let (number, rest) = rest.split_first_chunk::<4>()?;
     let sealed = match format {
-        1 => {
-            let (&nonce, ciphertext) = rest.split_first_chunk::<NONCE_BYTES>()?;
-            if ciphertext.len() < TAG_BYTES {
-                return None;
-            }
-            Sealed::Gcm(GcmSealed { nonce, ciphertext: ciphertext.to_vec() })
-        }
+        1 => Sealed::Gcm(gcm(rest, TAG_BYTES)?),
         2 if rest.len() >= xaes::OVERHEAD_BYTES => Sealed::Xaes(rest.to_vec()),
+        3 => Sealed::Checked(gcm(rest, DIGEST_BYTES + TAG_BYTES)?),
         _ => return None,
     };
     Some((VersionId { key: Uuid::from_bytes(*key), number: u32::from_be_bytes(*number) }, sealed))
+}
+
+fn gcm(bytes: &[u8], least_bytes: usize) -> Option<GcmSealed> {
+    let (&nonce, ciphertext) = bytes.split_first_chunk::<NONCE_BYTES>()?;
+    (ciphertext.len() >= least_bytes).then(|| GcmSealed { nonce, ciphertext: ciphertext.to_vec() })
 }
 
 /// The additional authenticated data that a blob is bound to.
@@ -138,12 +150,13 @@ mod tests {
 
     prop_compose! {
         fn any_blob()(
-            key: [u8; 16], number: u32, nonce: [u8; 12], format in 1..=2,
+            key: [u8; 16], number: u32, nonce: [u8; 12], format in 1..=3,
             ciphertext in proptest::collection::vec(any::<u8>(), 40..200),
         ) -> (VersionId, Sealed) {
             let sealed = match format {
                 1 => Sealed::Gcm(GcmSealed { nonce, ciphertext: ciphertext[..ciphertext.len() - 24].to_vec() }),
-                _ => Sealed::Xaes(ciphertext),
+                2 => Sealed::Xaes(ciphertext),
+                _ => Sealed::Checked(GcmSealed { nonce, ciphertext }),
             };
             (VersionId { key: Uuid::from_bytes(key), number }, sealed)
         }
@@ -156,7 +169,7 @@ mod tests {
         }
 
         #[test]
-        fn parsing_never_panics_and_is_exact(format in 0u8..4, mut bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+        fn parsing_never_panics_and_is_exact(format in 0u8..5, mut bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
             if let Some(first) = bytes.first_mut() {
                 *first = format;
             }
@@ -181,7 +194,8 @@ mod tests {
     fn a_blob_cut_short_of_header_nonce_and_tag_is_none_of_ours() {
         let id = VersionId { key: Uuid::nil(), number: 1 };
         let gcm = Sealed::Gcm(GcmSealed { nonce: [1; 12], ciphertext: vec![0; 16] });
-        for (sealed, overhead) in [(gcm, 49), (Sealed::Xaes(vec![0; 40]), OVERHEAD_BYTES)] {
+        let checked = Sealed::Checked(GcmSealed { nonce: [1; 12], ciphertext: vec![0; 32] });
+        for (sealed, overhead) in [(gcm, 49), (Sealed::Xaes(vec![0; 40]), 61), (checked, OVERHEAD_BYTES)] {
             let blob = encode(id, &sealed);
             assert_eq!(blob.len(), overhead);
             assert!(parse(&blob).is_some());

@@ -3,7 +3,7 @@
 //! Nothing here is done for all keys at once: a version is opened and proven when it is first used, so that neither a million keys nor
 //! an HSM that is away holds up the start.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use crate::blob::{self, Format, Sealed, VersionId};
 use crate::catalog::{Custody, VersionRecord};
 use crate::error::Error;
-use crate::hsm::{Patience, Replica, Timing, Token, TokenError, TokenKey};
+use crate::hsm::{MakeError, Patience, Shard, Timing, TokenError, TokenKey};
 use crate::locked::{KeyArena, LockedKey};
 use crate::secret::Plaintext;
 use crate::software::{self, KeyFile, SoftwareError, random};
@@ -31,28 +31,10 @@ const ROOT_LABEL: &str = "ekm root key";
 /// The means to use keys, one for each custody that this process is configured for.
 pub struct Custodian {
     key_file: Option<KeyFile>,
-    hsm: Option<HsmSide>,
+    shard: Option<Shard>,
     /// Under which root key new material of custody `hsm-wrapped` is wrapped.
     root: OnceLock<VersionId>,
     keys: KeyArena,
-}
-
-/// What a process has of an HSM when its custodian is made.
-pub enum Hsm {
-    /// None is configured.
-    NotConfigured,
-    /// It is logged in and tested.
-    Here(Replica),
-    /// It is configured, and away: [`Custodian::set_replica`] brings it in later.
-    Away {
-        /// Why, for the operator.
-        reason: String,
-    },
-}
-
-struct HsmSide {
-    replica: OnceLock<Replica>,
-    away: Mutex<String>,
 }
 
 /// Why a new key could not be made.
@@ -79,38 +61,14 @@ pub enum GenerateError {
 }
 
 impl Custodian {
-    /// With what there is now; the HSM may come later.
-    pub fn new(key_file: Option<KeyFile>, hsm: Hsm) -> Self {
-        let hsm = match hsm {
-            Hsm::NotConfigured => None,
-            Hsm::Here(replica) => Some(HsmSide { replica: replica.into(), away: Mutex::default() }),
-            Hsm::Away { reason } => Some(HsmSide { replica: OnceLock::new(), away: reason.into() }),
-        };
-        Self { key_file, hsm, root: OnceLock::new(), keys: KeyArena::default() }
+    /// With what there is. The shard's replicas may come later: versions that wait for them prove themselves with their next use.
+    pub fn new(key_file: Option<KeyFile>, shard: Option<Shard>) -> Self {
+        Self { key_file, shard, root: OnceLock::new(), keys: KeyArena::default() }
     }
 
-    /// Whether an HSM is configured, here or away.
-    pub fn has_hsm(&self) -> bool {
-        self.hsm.is_some()
-    }
-
-    /// The HSM, if one is configured and it has been here since the start or has come later.
-    pub fn replica(&self) -> Option<&Replica> {
-        self.hsm.as_ref()?.replica.get()
-    }
-
-    /// The HSM has come. Versions that waited for it prove themselves with their next use. The first one stays.
-    pub fn set_replica(&self, replica: Replica) {
-        if let Some(side) = &self.hsm {
-            let _ = side.replica.set(replica);
-        }
-    }
-
-    /// Why the HSM is still away, for operators.
-    pub fn set_hsm_away(&self, reason: String) {
-        if let Some(side) = &self.hsm {
-            *side.away.lock().unwrap_or_else(PoisonError::into_inner) = reason;
-        }
+    /// The HSM's side, if one is configured.
+    pub fn shard(&self) -> Option<&Shard> {
+        self.shard.as_ref()
     }
 
     /// The key file of custody `software`.
@@ -151,8 +109,8 @@ impl Custodian {
         let aad = blob::bound_aad(format, version.id, aad);
         match self.material(version, patience).await? {
             Material::OnToken => {
-                let wrapped = self.here()?.wrap(version.token_key(), aad, plaintext, patience, timing).await;
-                noting_a_loss(version, wrapped).map(Sealed::Gcm)
+                let wrapped = self.here()?.wrap(version.token_key(), aad, plaintext, true, patience, timing).await;
+                noting_a_loss(version, wrapped).map(Sealed::Checked)
             }
             Material::InProcess(key) => seal(format, key, &aad, plaintext.as_bytes()).map_err(|_| NO_RANDOM),
         }
@@ -167,14 +125,15 @@ impl Custodian {
         deadline: Instant,
         timing: &mut Timing,
     ) -> Result<Plaintext, Error> {
-        let (patience, format) = (Patience::Request(deadline), version.custody.format());
-        if sealed.format() != format {
+        let (patience, format) = (Patience::Request(deadline), sealed.format());
+        if !version.custody.opens(format) {
             return Err(Error::UnwrapFailed);
         }
         let aad = blob::bound_aad(format, version.id, aad);
         match (self.material(version, patience).await?, sealed) {
-            (Material::OnToken, Sealed::Gcm(sealed)) => {
-                let unwrapped = self.here()?.unwrap(version.token_key(), aad, sealed, patience, timing).await;
+            (Material::OnToken, Sealed::Gcm(sealed) | Sealed::Checked(sealed)) => {
+                let (shard, checked) = (self.here()?, format == Format::Checked);
+                let unwrapped = shard.unwrap(version.token_key(), aad, sealed, checked, patience, timing).await;
                 noting_a_loss(version, unwrapped)
             }
             (Material::OnToken, Sealed::Xaes(_)) => Err(Error::UnwrapFailed),
@@ -241,12 +200,8 @@ impl Custodian {
     }
 
     /// The HSM, or why it cannot be used.
-    fn here(&self) -> Result<&Replica, Unusable> {
-        let side = self.hsm.as_ref().ok_or_else(|| lasting("no HSM is configured here"))?;
-        side.replica.get().ok_or_else(|| {
-            let reason = side.away.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            Unusable::Passing(Error::HsmAway { reason })
-        })
+    fn here(&self) -> Result<&Shard, Unusable> {
+        self.shard.as_ref().ok_or_else(|| lasting("no HSM is configured here"))
     }
 
     /// Wraps a secret of ours under a root key on the HSM: a blob of format 1 that names the root key. `context` says what the secret is
@@ -254,7 +209,7 @@ impl Custodian {
     pub async fn wrap_secret(&self, root: VersionId, context: &[u8], secret: &[u8]) -> Result<Vec<u8>, Unusable> {
         let (key, aad) = (TokenKey { id: root, check_blob: None }, blob::secret_aad(root, context));
         let (secret, mut timing) = (Plaintext::new(secret.to_vec()), Timing::default());
-        let wrapped = self.here()?.wrap(key, aad, secret, own_patience(), &mut timing).await;
+        let wrapped = self.here()?.wrap(key, aad, secret, false, own_patience(), &mut timing).await;
         Ok(blob::encode(root, &Sealed::Gcm(wrapped.map_err(|error| under_root(root, error))?)))
     }
 
@@ -270,20 +225,20 @@ impl Custodian {
         blob: &[u8],
         patience: Patience,
     ) -> Result<Plaintext, Unusable> {
-        let replica = self.here()?;
+        let shard = self.here()?;
         let Some((root, Sealed::Gcm(sealed))) = blob::parse(blob) else {
             return Err(lasting("what should be wrapped by the root key is no blob of format 1"));
         };
         let (key, aad) = (TokenKey { id: root, check_blob: None }, blob::secret_aad(root, context));
-        let unwrapped = replica.unwrap(key, aad, sealed, patience, &mut Timing::default()).await;
+        let unwrapped = shard.unwrap(key, aad, sealed, false, patience, &mut Timing::default()).await;
         unwrapped.map_err(|error| under_root(root, error))
     }
 
     /// Makes a root key on the HSM and proves that it works. It can neither leave the token nor be used by any caller.
     pub async fn generate_root(&self) -> Result<VersionId, GenerateError> {
         let root = VersionId { key: Uuid::new_v4(), number: 1 };
-        let replica = self.hsm_for(Custody::HsmWrapped)?;
-        on_token(replica, move |token| token.generate_key(root, ROOT_LABEL)).await?;
+        let shard = self.hsm_for(Custody::HsmWrapped)?;
+        shard.generate_key(root, ROOT_LABEL).await.map_err(|error| not_made(root, error))?;
         let proof = async {
             let (context, text) = (b"proof", random::<32>().map_err(lasting)?);
             let wrapped = self.wrap_secret(root, context, &text).await?;
@@ -295,7 +250,7 @@ impl Custodian {
         match proof.await {
             Ok(()) => Ok(root),
             Err(unusable) => {
-                discard(replica, root).await;
+                discard(shard, root).await;
                 Err(GenerateError::FirstUse(unusable.to_string()))
             }
         }
@@ -322,11 +277,11 @@ impl Custodian {
                 self.first_use(in_process_record(custody, id, &material, wrapped)?).await
             }
             Custody::Hsm => {
-                let replica = self.hsm_for(custody)?;
-                on_token(replica, move |token| token.generate_key(id, &format!("ekm {id}"))).await?;
-                let record = self.first_wrap(replica, id).await;
+                let shard = self.hsm_for(custody)?;
+                shard.generate_key(id, &format!("ekm {id}")).await.map_err(|error| not_made(id, error))?;
+                let record = self.first_wrap(shard, id).await;
                 if record.is_err() {
-                    discard(replica, id).await;
+                    discard(shard, id).await;
                 }
                 record
             }
@@ -335,13 +290,13 @@ impl Custodian {
 
     /// Takes a destroyed version's key off the token.
     pub async fn destroy(&self, id: VersionId) -> Result<(), GenerateError> {
-        on_token(self.hsm_for(Custody::Hsm)?, move |token| token.discard_key(id)).await
+        self.hsm_for(Custody::Hsm)?.discard_key(id).await.map_err(|error| not_made(id, error))
     }
 
-    async fn first_wrap(&self, replica: &Replica, id: VersionId) -> Result<VersionRecord, GenerateError> {
+    async fn first_wrap(&self, shard: &Shard, id: VersionId) -> Result<VersionRecord, GenerateError> {
         let (key, aad) = (TokenKey { id, check_blob: None }, blob::bound_aad(Format::Gcm, id, b""));
         let (text, mut timing) = (Plaintext::new(CHECK_TEXT.to_vec()), Timing::default());
-        let sealed = replica.wrap(key, aad, text, own_patience(), &mut timing).await.map_err(first_use)?;
+        let sealed = shard.wrap(key, aad, text, false, own_patience(), &mut timing).await.map_err(first_use)?;
         let check_blob = blob::encode(id, &Sealed::Gcm(sealed));
         self.first_use(VersionRecord { id, custody: Custody::Hsm, wrapped_material: None, check_blob }).await
     }
@@ -354,7 +309,7 @@ impl Custodian {
         }
     }
 
-    fn hsm_for(&self, custody: Custody) -> Result<&Replica, GenerateError> {
+    fn hsm_for(&self, custody: Custody) -> Result<&Shard, GenerateError> {
         self.here().map_err(|unusable| match unusable {
             Unusable::Lasting(_) => GenerateError::NotConfigured(custody),
             Unusable::Passing(error) => GenerateError::Hsm(error),
@@ -396,6 +351,7 @@ fn seal(format: Format, key: &[u8; 32], aad: &[u8], plaintext: &[u8]) -> Result<
     match format {
         Format::Gcm => software::seal(key, aad, plaintext).map(Sealed::Gcm),
         Format::Xaes => xaes::seal(key, aad, plaintext).map(Sealed::Xaes),
+        Format::Checked => unreachable!("only an HSM's work is checked"),
     }
 }
 
@@ -403,6 +359,7 @@ fn open(key: &LockedKey, aad: &[u8], sealed: &Sealed) -> Option<Plaintext> {
     match sealed {
         Sealed::Gcm(sealed) => software::open(key, aad, sealed),
         Sealed::Xaes(sealed) => xaes::open(key, aad, sealed),
+        Sealed::Checked(_) => None,
     }
 }
 
@@ -427,20 +384,17 @@ fn under_root(root: VersionId, error: Error) -> Unusable {
     }
 }
 
-/// Key generation needs a session of its own, and blocks.
-async fn on_token(
-    replica: &Replica,
-    call: impl FnOnce(&Token) -> Result<(), TokenError> + Send + 'static,
-) -> Result<(), GenerateError> {
-    let token = Arc::clone(replica.token());
-    let called = tokio::task::spawn_blocking(move || call(&token)).await;
-    called.map_err(|_| GenerateError::FirstUse("a thread panicked".into()))?.map_err(GenerateError::Token)
+fn not_made(id: VersionId, error: MakeError) -> GenerateError {
+    match error {
+        MakeError::Exists => GenerateError::Token(TokenError::KeyExists(id)),
+        MakeError::Failed(error) => GenerateError::Hsm(error),
+    }
 }
 
 /// Takes a key away that was made and does not work.
-async fn discard(replica: &Replica, id: VersionId) {
-    if let Err(error) = on_token(replica, move |token| token.discard_key(id)).await {
-        tracing::error!(%error, key = %id, "a key that does not work stays on the token");
+async fn discard(shard: &Shard, id: VersionId) {
+    if let Err(error) = shard.discard_key(id).await {
+        tracing::error!(?error, key = %id, "a key that does not work stays on the token");
     }
 }
 
@@ -452,7 +406,7 @@ mod tests {
     use crate::version::VersionState;
 
     fn custodian() -> Custodian {
-        Custodian::new(Some(KeyFile::parse(&KeyFile::generate().unwrap()).unwrap()), Hsm::NotConfigured)
+        Custodian::new(Some(KeyFile::parse(&KeyFile::generate().unwrap()).unwrap()), None)
     }
 
     fn id() -> VersionId {
@@ -548,7 +502,7 @@ mod tests {
             assert!(matches!(wrap(&custodian, &version, b"", b"text"), Err(Error::KeyUnavailable)));
             assert!(matches!(version.state(), VersionState::Failed { .. }));
         }
-        let elsewhere = Custodian::new(None, Hsm::NotConfigured);
+        let elsewhere = Custodian::new(None, None);
         for custody in [Custody::Software, Custody::Hsm, Custody::HsmWrapped] {
             let version = elsewhere.version(&VersionRecord { custody, ..record.clone() });
             assert!(matches!(wait(elsewhere.prove(&version)), Err(Error::KeyUnavailable)));

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use ekm_core::custody::Custodian;
+use ekm_core::hsm::Shard;
 use ekm_core::{Ekm, KeyPath, Snapshot};
 use ekm_storage::CatalogStore;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,7 +20,7 @@ use crate::auth::Authenticator;
 use crate::background::{Unserved, watch_certificates, watch_hangup, watch_health, watch_versions};
 use crate::catalog::{self, Follower, Gate, Upkeep};
 use crate::config::Config;
-use crate::custodian::{self, AwayHsm};
+use crate::custodian;
 use crate::health::Health;
 use crate::listener::Listener;
 use crate::metrics::Metrics;
@@ -42,7 +43,6 @@ pub struct App {
     drain_delay: Duration,
     drain_timeout: Duration,
     health_patience: Duration,
-    away_hsm: Option<AwayHsm>,
 }
 
 /// How a run ended.
@@ -56,19 +56,16 @@ pub struct Drained {
 impl App {
     /// Opens the HSM, the catalog, and the listeners. Everything that can fail at start fails here; an HSM that is away may come later.
     pub async fn build(config: &Config) -> Result<Self, StartError> {
-        let (custodian, away) = custodian::open_for_service(config).await?;
+        let custodian = custodian::open_for_service(config).await?;
         let store = catalog::open_store(&config.catalog, false).await?;
-        Ok(Self { away_hsm: away, ..Self::build_with(config, custodian, store).await? })
+        Self::build_with(config, custodian, store).await
     }
 
     /// As [`Self::build`], with a custodian and a catalog that are open already: a token is logged in once per process.
     pub async fn build_with(config: &Config, custodian: Custodian, store: CatalogStore) -> Result<Self, StartError> {
-        let replica = match (custodian.replica(), &config.hsm) {
-            (Some(replica), _) => replica.token().label(),
-            (None, Some(hsm)) => hsm.token_name(),
-            (None, None) => "software",
-        };
-        let metrics = Arc::new(Metrics::new(config.profile.name(), replica));
+        let replicas = custodian.shard().map(Shard::replicas).unwrap_or_default();
+        let replicas: Vec<&str> = replicas.iter().map(|replica| replica.name()).collect();
+        let metrics = Arc::new(Metrics::new(config.profile.name(), &replicas));
         let (certificate, key) = (&config.server.certificate_file, &config.server.private_key_file);
         let certificate = Arc::new(Certificate::load(certificate, key)?);
         let tls = tls::server_config(Arc::clone(&certificate), None).map_err(CertificateError::Pair)?;
@@ -126,7 +123,6 @@ impl App {
             drain_delay: Duration::from_millis(config.limits.drain_delay_ms),
             drain_timeout: Duration::from_millis(config.limits.drain_timeout_ms),
             health_patience: config.request_deadline(),
-            away_hsm: None,
         })
     }
 
@@ -167,10 +163,6 @@ impl App {
         let (stop_following, stopped) = watch::channel(false);
         let following = tokio::task::spawn_blocking(move || self.follower.run(stopped));
         background.spawn(watch_versions(Arc::clone(&self.plane)));
-        if let Some(away) = self.away_hsm {
-            let plane = Arc::clone(&self.plane);
-            background.spawn(async move { away.wait(plane.ekm.custodian()).await });
-        }
         let mut certificates = vec![self.certificate];
         certificates.extend(self.admin.as_ref().and_then(AdminPlane::certificate).map(Arc::clone));
         let refresh_admin = self.admin.as_ref().map(AdminPlane::refresher);

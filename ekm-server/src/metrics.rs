@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use ekm_core::Trace;
+use ekm_core::hsm::{Shard, State};
 use ekm_core::policy::Verb;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
@@ -23,8 +24,10 @@ pub struct Metrics {
     /// Requests of the admin API by outcome.
     pub admin_requests: IntCounterVec,
     request_seconds: [Histogram; 3],
-    hsm_queue_seconds: Histogram,
-    hsm_operation_seconds: [Histogram; 2],
+    /// In the order of the configuration; one, named `software`, without an HSM.
+    hsm: Vec<HsmMetrics>,
+    hsm_state: IntGaugeVec,
+    hsm_extra: [IntCounter; 2],
     /// Open connections by listener.
     pub connections: IntGaugeVec,
     /// Connections by listener and how they ended.
@@ -61,21 +64,31 @@ pub struct Metrics {
     pub certificate_reloads: IntCounterVec,
     /// 1 if ready.
     pub ready: IntGauge,
-    /// Jobs that wait for the HSM.
-    pub hsm_queue: IntGauge,
     /// Requests whose handler panicked.
     pub panics: IntCounter,
 }
 
+/// What is known of one replica.
+struct HsmMetrics {
+    queue_seconds: Histogram,
+    operation_seconds: [Histogram; 2],
+    queue: IntGauge,
+    in_flight: IntGauge,
+    missing_keys: IntGauge,
+    operations: IntCounter,
+    faults: IntCounter,
+    ejections: IntCounter,
+    losses: IntCounter,
+}
+
 impl Metrics {
-    /// `replica` is the token's label, or `software`.
-    pub fn new(profile: &str, replica: &str) -> Self {
+    /// `replicas` are the names of the HSM's.
+    pub fn new(profile: &str, replicas: &[&str]) -> Self {
         let registry = Registry::new();
         let make = Maker { registry: &registry };
         let request_seconds =
             make.histograms("ekm_request_seconds", "From the request's head to the answer.", &["verb"]);
-        let queue = make.histograms("ekm_hsm_queue_seconds", "Waiting for the HSM.", &["replica"]);
-        let operation = make.histograms("ekm_hsm_operation_seconds", "Inside the HSM only.", &["replica", "operation"]);
+        let hsm = make.hsm(if replicas.is_empty() { &["software"] } else { replicas });
         let build = make.gauges("ekm_build_info", "1, with the version as label.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         make.gauges("ekm_profile", "1, with the profile as label.", &["profile"]).with_label_values(&[profile]).set(1);
@@ -83,8 +96,12 @@ impl Metrics {
             requests: make.counters("ekm_requests_total", "Requests by verb and outcome.", &["verb", "code"]),
             admin_requests: make.counters("ekm_admin_requests_total", "Admin requests by outcome.", &["code"]),
             request_seconds: ["wrap", "unwrap", "-"].map(|verb| request_seconds.with_label_values(&[verb])),
-            hsm_queue_seconds: queue.with_label_values(&[replica]),
-            hsm_operation_seconds: ["wrap", "unwrap"].map(|verb| operation.with_label_values(&[replica, verb])),
+            hsm,
+            hsm_state: make.gauges("ekm_hsm_replica_state", "1 for the state of a replica.", &["replica", "state"]),
+            hsm_extra: [
+                make.counter("ekm_hsm_hedges_total", "Operations sent to a second replica because the first was late."),
+                make.counter("ekm_hsm_retries_total", "Operations sent to a second replica because the first failed."),
+            ],
             connections: make.gauges("ekm_connections", "Open connections.", &["listener"]),
             connections_closed: make.counters(
                 "ekm_connections_closed_total",
@@ -111,7 +128,6 @@ impl Metrics {
             catalog_rejected: make.gauge("ekm_catalog_rejected_rows", "Rows left out of the snapshot."),
             certificate_reloads: make.counters("ekm_certificate_reloads_total", "Certificate reloads.", &["result"]),
             ready: make.gauge("ekm_ready", "1 if ready for traffic."),
-            hsm_queue: make.gauge("ekm_hsm_queue_length", "Operations that wait for the HSM."),
             panics: make.counter("ekm_panics_total", "Requests that ended in a panic."),
             registry,
         };
@@ -139,9 +155,35 @@ impl Metrics {
             self.destroy_scheduled_uses.inc();
         }
         if !trace.hsm.device.is_zero() && index < 2 {
-            self.hsm_queue_seconds.observe(trace.hsm.queue.as_secs_f64());
-            self.hsm_operation_seconds[index].observe(trace.hsm.device.as_secs_f64());
+            let hsm = &self.hsm[trace.hsm.replica];
+            hsm.queue_seconds.observe(trace.hsm.queue.as_secs_f64());
+            hsm.operation_seconds[index].observe(trace.hsm.device.as_secs_f64());
         }
+    }
+
+    /// Takes over how the replicas are now.
+    pub fn set_hsm(&self, shard: &Shard) {
+        for (replica, hsm) in shard.replicas().iter().zip(&self.hsm) {
+            let status = replica.status();
+            for state in State::ALL {
+                let gauge = self.hsm_state.with_label_values(&[status.name.as_str(), state.name()]);
+                gauge.set((state == status.state).into());
+            }
+            hsm.queue.set(status.queue as i64);
+            hsm.in_flight.set(status.in_flight.into());
+            hsm.missing_keys.set(status.lacks as i64);
+            for (counter, value) in [
+                (&hsm.operations, status.operations),
+                (&hsm.faults, status.faults),
+                (&hsm.ejections, status.ejections),
+                (&hsm.losses, status.losses),
+            ] {
+                advance(counter, value);
+            }
+        }
+        let [hedges, retries] = &self.hsm_extra;
+        advance(hedges, shard.counts().hedges);
+        advance(retries, shard.counts().retries);
     }
 
     /// Everything in Prometheus' text format.
@@ -150,6 +192,11 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("writing to memory does not fail");
         text
     }
+}
+
+/// Takes over a count that is kept elsewhere.
+fn advance(counter: &IntCounter, value: u64) {
+    counter.inc_by(value.saturating_sub(counter.get()));
 }
 
 /// Makes and registers; a name used twice is a bug found by the first test that starts.
@@ -162,6 +209,30 @@ impl Maker<'_> {
         let collector = made.expect("a valid name");
         self.registry.register(Box::new(collector.clone())).expect("a name that is not taken");
         collector
+    }
+    fn hsm(&self, replicas: &[&str]) -> Vec<HsmMetrics> {
+        let by = &["replica"];
+        let queue_seconds = self.histograms("ekm_hsm_queue_seconds", "Waiting for the HSM.", by);
+        let operation = self.histograms("ekm_hsm_operation_seconds", "Inside the HSM only.", &["replica", "operation"]);
+        let queue = self.gauges("ekm_hsm_queue_length", "Operations that wait for the HSM.", by);
+        let in_flight = self.gauges("ekm_hsm_in_flight", "Operations under way, waiting ones included.", by);
+        let missing = self.gauges("ekm_hsm_missing_keys", "Keys that a replica lately did not hold.", by);
+        let operations = self.counters("ekm_hsm_operations_total", "Operations.", by);
+        let faults = self.counters("ekm_hsm_faults_total", "Operations and probes that failed by the HSM's fault.", by);
+        let ejections = self.counters("ekm_hsm_ejections_total", "How often a replica was taken out of use.", by);
+        let losses = self.counters("ekm_hsm_losses_total", "How often the way to a token was lost, or killed.", by);
+        let of = |name: &&str| HsmMetrics {
+            queue_seconds: queue_seconds.with_label_values(&[name]),
+            operation_seconds: ["wrap", "unwrap"].map(|verb| operation.with_label_values(&[*name, verb])),
+            queue: queue.with_label_values(&[name]),
+            in_flight: in_flight.with_label_values(&[name]),
+            missing_keys: missing.with_label_values(&[name]),
+            operations: operations.with_label_values(&[name]),
+            faults: faults.with_label_values(&[name]),
+            ejections: ejections.with_label_values(&[name]),
+            losses: losses.with_label_values(&[name]),
+        };
+        replicas.iter().map(of).collect()
     }
     fn counter(&self, name: &str, help: &str) -> IntCounter {
         self.add(IntCounter::new(name, help))

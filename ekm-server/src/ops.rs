@@ -98,7 +98,9 @@ async fn metrics(State(ops): State<Ops>) -> Response {
     metrics.catalog_unavailable.set(plane.unserved.list().len() as i64);
     metrics.catalog_rejected.set(snapshot.refused().len() as i64);
     metrics.audit_queue.set(plane.audit.queue_length() as i64);
-    metrics.hsm_queue.set(plane.ekm.custodian().replica().map_or(0, |replica| replica.queue_length() as i64));
+    if let Some(shard) = plane.ekm.custodian().shard() {
+        metrics.set_hsm(shard);
+    }
     metrics.ready.set(ops.health.is_ready().into());
     for (issuer, age) in plane.authenticator.key_set_ages() {
         let seconds = age.map_or(f64::INFINITY, |age| age.as_secs_f64());

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use clap::ValueEnum;
 
-use crate::config::Config;
+use crate::config::{Config, Isolation};
 use crate::start_error::StartError;
 use crate::{hardening, logging};
 
@@ -21,8 +21,9 @@ pub enum Output {
 
 /// What every command that holds keys does first: environment, log, hardening.
 pub fn start_process(config: &Config) -> Result<(), StartError> {
-    if let Some(hsm) = &config.hsm {
-        ensure_environment(&hsm.environment)?;
+    if let Some(hsm) = config.hsm.as_ref().filter(|hsm| hsm.isolation == Isolation::Thread) {
+        let variables = hsm.replica.iter().flat_map(|replica| replica.get_ref().environment.clone());
+        ensure_environment(&variables.collect())?;
     }
     let started = logging::start(&config.log);
     started.map_err(|problem| StartError::Io { what: problem, cause: std::io::ErrorKind::InvalidInput.into() })?;
@@ -40,7 +41,7 @@ pub fn ensure_environment(wanted: &BTreeMap<String, String>) -> Result<(), Start
     }
     let this = std::env::current_exe().map_err(StartError::io("cannot find this program's file"))?;
     let error = Command::new(this).args(std::env::args_os().skip(1)).envs(wanted).exec();
-    Err(StartError::io("cannot start anew with hsm.environment")(error))
+    Err(StartError::io("cannot start anew with hsm.replica.environment")(error))
 }
 
 /// The async runtime, one worker for each core.

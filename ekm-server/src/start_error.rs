@@ -1,6 +1,7 @@
 //! Why a command or a start fails: one enum, each variant with its code in the error reference.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use ekm_core::hsm::TokenError;
 use ekm_core::software::SoftwareError;
@@ -19,7 +20,7 @@ pub enum StartError {
     Config(#[from] ConfigError),
     /// The HSM.
     #[error("{0}")]
-    Token(#[from] TokenError),
+    Token(#[from] Arc<TokenError>),
     /// The key file of custody `software`, or memory for keys.
     #[error("{0}")]
     Software(#[from] SoftwareError),

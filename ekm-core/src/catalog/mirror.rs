@@ -295,12 +295,7 @@ impl Loading {
     }
 
     /// All rows have been taken. `before` is what was in use: this one must not be from further in the past.
-    pub fn finish(
-        mut self,
-        head: &SealedHead,
-        before: &Mirror,
-        custodian: &Custodian,
-    ) -> Result<Mirror, Tampered> {
+    pub fn finish(mut self, head: &SealedHead, before: &Mirror, custodian: &Custodian) -> Result<Mirror, Tampered> {
         let head = before.newer(head)?;
         while !self.opening.is_empty() {
             self.take_next(custodian);

@@ -211,12 +211,18 @@ impl KeyRecord {
 }
 
 impl Custody {
-    /// The one format of blobs that its versions make and open.
+    /// The format of blobs that its versions make.
     pub fn format(self) -> Format {
         match self {
-            Self::Hsm | Self::Software => Format::Gcm,
+            Self::Hsm => Format::Checked,
             Self::HsmWrapped => Format::Xaes,
+            Self::Software => Format::Gcm,
         }
+    }
+
+    /// Whether its versions open blobs of a format: the one that they make, and those that they once made.
+    pub fn opens(self, format: Format) -> bool {
+        format == self.format() || (self, format) == (Self::Hsm, Format::Gcm)
     }
 }
 

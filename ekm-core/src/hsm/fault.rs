@@ -34,12 +34,56 @@ pub enum Class {
     Credential,
     /// The key or mechanism does not do what it should: configuration, or a lying device.
     Integrity,
+    /// This key: it is not on this token, or twice, or with other material. The device is not to blame; another replica may have it.
+    Key,
+}
+
+impl Class {
+    const ALL: [Self; 8] = [
+        Self::Caller,
+        Self::Ambiguous,
+        Self::Session,
+        Self::Capacity,
+        Self::Device,
+        Self::Credential,
+        Self::Integrity,
+        Self::Key,
+    ];
+
+    /// The word between a worker and its frontend.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Caller => "caller",
+            Self::Ambiguous => "ambiguous",
+            Self::Session => "session",
+            Self::Capacity => "capacity",
+            Self::Device => "device",
+            Self::Credential => "credential",
+            Self::Integrity => "integrity",
+            Self::Key => "key",
+        }
+    }
+
+    /// The reverse of [`Self::name`].
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.name() == name)
+    }
 }
 
 impl Fault {
     /// A fault that we found ourselves.
     pub fn integrity(function: &str, what: &str) -> Self {
         Self { class: Class::Integrity, function: function.into(), code: what.into() }
+    }
+
+    /// That this token cannot serve this key.
+    pub fn key(what: &str) -> Self {
+        Self { class: Class::Key, function: "C_FindObjects".into(), code: what.into() }
+    }
+
+    /// Whether the token refused a ciphertext: mostly the caller's fault.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.class, Class::Caller | Class::Ambiguous)
     }
 }
 

@@ -1,21 +1,39 @@
-//! The HSM: a PKCS#11 token, and the threads that work on it.
+//! The HSM: PKCS#11 tokens, the processes and threads that work on them, and the choice between them.
 //!
-//! - [`Module`]: the vendor's library. [`Token`]: the module is initialised once, the user logged in once, and the token proves itself before first use.
+//! A request goes this way:
+//!
+//! - [`Shard`]: chooses among replicas that hold the same keys, asks a second one if the first is late or fails.
+//! - [`Replica`]: one token, with its state (`health`), and the task that keeps it usable.
+//! - `link`: the bounded queue in front of its sessions. They run on threads of this process, or in a worker process of their own
+//!   (`process` is the frontend's side of it, [`worker`] the other, `frame` what goes between them).
 //! - `session`: one logged-in session with its cache of key handles; blocking. `gcm`: the two calls that it makes.
-//! - [`Replica`]: threads that own one session each, behind one bounded queue; async.
-//! - [`fault`]: what a PKCS#11 return code means.
+//!
+//! [`Module`] is the vendor's library, [`Token`] is found, logged in to and tested; [`fault`] says what a PKCS#11 return code means.
 //!
 //! No PKCS#11 call ever runs on an async worker. There is no trait over tokens: PKCS#11 is the one way to an HSM, and
 //! custody `software` needs no token.
 
 pub mod fault;
+mod frame;
 mod gcm;
+mod health;
+mod job;
+mod link;
+mod process;
 mod replica;
 mod self_test;
 mod session;
+mod shard;
 #[cfg(test)]
 mod tests;
 mod token;
+pub mod worker;
 
-pub use replica::{Patience, Replica, ReplicaOptions, Timing, TokenKey};
+pub use health::State;
+pub(crate) use job::DIGEST_BYTES;
+pub use job::{Patience, Timing, TokenKey};
+pub use link::TokenInfo;
+pub use process::WorkerCommand;
+pub use replica::{Isolation, Replica, ReplicaOptions, ReplicaStatus};
+pub use shard::{MakeError, Shard, ShardCounts, ShardOptions};
 pub use token::{Module, Token, TokenError, TokenOptions, TokenSelector, initialize_softhsm_token};

@@ -1,243 +1,475 @@
-//! A replica: the threads that work on one token, behind one bounded queue.
+//! A replica: one token that holds a full copy of a shard's keys, kept usable by a task of its own.
 
-use std::sync::Arc;
-use std::thread;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use arc_swap::ArcSwapOption;
+use secrecy::SecretString;
+use tokio::sync::{Notify, oneshot, watch};
 
-use super::fault::Fault;
-use super::session::TokenSession;
-use super::token::{Module, Token, TokenError, TokenOptions};
-use crate::blob::{GcmSealed, VersionId};
-use crate::error::Error;
-use crate::secret::Plaintext;
-use crate::version::Unusable;
+use super::fault::{Class, Fault};
+use super::health::{Health, State, Verdict, pause, slow_limit};
+use super::job::{Answer, Job, Patience, Request, Timing, without_digest};
+use super::link::{Link, TokenInfo};
+use super::process::{self, WorkerCommand};
+use super::token::{Module, TokenError, TokenOptions, TokenSelector};
+use crate::blob::VersionId;
 
-/// How long a call may still run when the process wants to end. A hung one cannot be cancelled.
-const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
+/// How often slowness is looked for.
+const TICK: Duration = Duration::from_millis(100);
+/// How long a replica that does not hold a key is not asked for it again.
+const LACK_FOR: Duration = Duration::from_secs(10);
+/// A way to a token that was lost after that time is opened again at once; one that does not live that long is not.
+const STABLE_AFTER: Duration = Duration::from_secs(5);
+/// After so many failed probes in a row the way to the token is opened anew: many libraries recover in no other way.
+const PROBES_PER_LINK: usize = 2;
 
-/// How a replica works.
-#[derive(Clone, Copy, Debug)]
-pub struct ReplicaOptions {
-    /// Threads, each with a session of its own; `None` lets the token's kind decide.
-    pub sessions: Option<usize>,
-    /// How many jobs may wait; one more is refused with [`Error::Overloaded`].
-    pub queue_length: usize,
-    /// How long one operation may take, waiting included. Shorter than any request's deadline.
-    pub deadline: Duration,
-}
-
-/// How long a job waited, and how long the token worked on it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Timing {
-    /// From entering the queue to a worker taking it.
-    pub queue: Duration,
-    /// Inside PKCS#11 only.
-    pub device: Duration,
-}
-
-/// The way to one token. Dropping it waits for its threads, which blocks: their sessions must be closed before the process
-/// ends, or the module's own clean-up at exit races with them.
-pub struct Replica {
-    token: Arc<Token>,
-    jobs: flume::Sender<Job>,
-    threads: Vec<thread::JoinHandle<()>>,
-    deadline: Duration,
-}
-
-/// An AES-256 key on the token, and the way in which it shows that it works.
+/// Where a token is, and how to log in.
 #[derive(Clone)]
-pub struct TokenKey {
-    /// CKA_ID.
-    pub id: VersionId,
-    /// The known answer: a blob of this key with a known text. Without one, such as for the root key, it is a round trip.
-    pub check_blob: Option<Arc<[u8]>>,
+pub struct ReplicaOptions {
+    /// What operators call it: the `replica` label of metrics, and the argument of `ekm hsm drain`.
+    pub name: String,
+    /// The vendor's library.
+    pub module: PathBuf,
+    /// Which of the module's tokens.
+    pub selector: TokenSelector,
+    /// The user PIN.
+    pub pin: SecretString,
+    /// Sessions for requests; `None` lets the token's kind decide.
+    pub sessions: Option<usize>,
+    /// In which process its library runs.
+    pub isolation: Isolation,
 }
 
-/// Whose time a job takes.
-#[derive(Clone, Copy, Debug)]
-pub enum Patience {
-    /// A request's. The job ends at the request's deadline or at the HSM's, whichever is first, and is shed if the queue is full.
-    Request(Instant),
-    /// Our own. The job waits for room in the queue, until then.
-    Own(Instant),
+/// In which process a vendor's library runs.
+#[derive(Clone, Debug)]
+pub enum Isolation {
+    /// In this one, on threads. A call that hangs keeps its thread until the process ends.
+    Thread,
+    /// In a process of its own, which is killed when a call hangs.
+    Process(WorkerCommand),
 }
 
-impl Patience {
-    /// When nobody waits any more.
-    pub(crate) fn end(self) -> Instant {
-        match self {
-            Self::Request(end) | Self::Own(end) => end,
-        }
-    }
+/// The way to one token, and how it is.
+pub struct Replica {
+    pub(super) options: ReplicaOptions,
+    queue_length: usize,
+    deadline: Duration,
+    pub(super) health: Health,
+    link: ArcSwapOption<Link>,
+    /// Wakes the keeper: something is wrong, or an operator wants something.
+    wake: Notify,
+    drained: watch::Sender<bool>,
+    /// Keys that it did not hold when it was last asked.
+    lacks: Mutex<HashMap<VersionId, Instant>>,
+    /// How the first attempt to open it ended, or the last one if that failed.
+    first: watch::Sender<Option<Result<(), Arc<TokenError>>>>,
+    /// The library, once it is loaded into this process: never unloaded, because some start threads of their own.
+    module: OnceLock<Arc<Module>>,
 }
 
-struct Job {
-    key: TokenKey,
-    work: Work,
-    entered: Instant,
-    deadline: Instant,
+/// Why an operation on one replica has no result.
+pub(super) enum Failure {
+    /// Its token said so, or the way to it.
+    Fault(Fault),
+    /// There is no way to its token now.
+    Away(String),
+    /// Its queue is full.
+    Full,
+    /// It did not answer in time.
+    Timeout,
 }
 
-/// The additional authenticated data are whole: what of a blob they bind is decided by custody.
-enum Work {
-    Wrap { aad: Vec<u8>, plaintext: Plaintext, reply: Reply<GcmSealed> },
-    Unwrap { aad: Vec<u8>, sealed: GcmSealed, reply: Reply<Plaintext> },
-    Check { reply: Reply<Result<(), Unusable>> },
+/// A replica as it is now, for operators.
+#[derive(Clone, Debug)]
+pub struct ReplicaStatus {
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub state: State,
+    /// How long it has stood there.
+    pub since: Duration,
+    /// Why.
+    pub reason: String,
+    /// What is at its other end, if it is connected.
+    pub token: Option<TokenInfo>,
+    /// Operations under way, waiting ones included.
+    pub in_flight: u32,
+    /// Operations that wait.
+    pub queue: usize,
+    /// What an operation takes, on average.
+    pub latency: Duration,
+    /// Operations since the start.
+    pub operations: u64,
+    /// Those that failed, by the replica's fault; and probes that did.
+    pub faults: u64,
+    /// How often it was ejected.
+    pub ejections: u64,
+    /// How often the way to its token was lost: workers that crashed, or were killed because a call hung.
+    pub losses: u64,
+    /// Keys that it did not hold when it was last asked.
+    pub lacks: usize,
 }
-
-type Reply<T> = oneshot::Sender<(Result<T, Error>, Timing)>;
 
 impl Replica {
-    /// Finds the token, logs in, tests it, and starts the threads. After a failure it can be tried again, if
-    /// [`TokenError::is_away`] says so. Blocking.
-    pub fn open(module: &Module, token: &TokenOptions, options: ReplicaOptions) -> Result<Self, TokenError> {
-        module.initialized(|module| Ok(Self::start(Arc::new(Token::open(module, token)?), options)?))
-    }
-
-    /// Opens the sessions one after the other and starts a thread for each: the first failure stops the start, so that nothing is
-    /// tried twice on a token that counts failures.
-    fn start(token: Arc<Token>, options: ReplicaOptions) -> Result<Self, Fault> {
-        let count = options.sessions.unwrap_or_else(|| token.preferred_sessions());
-        let sessions = (0..count).map(|_| TokenSession::open(Arc::clone(&token))).collect::<Result<Vec<_>, _>>()?;
-        let (jobs, queue) = flume::bounded(options.queue_length);
-        let mut threads = Vec::new();
-        for (number, session) in sessions.into_iter().enumerate() {
-            let queue = queue.clone();
-            let named = thread::Builder::new().name(format!("hsm-{number}"));
-            let spawned = named.spawn(move || work(session, &queue));
-            threads.push(spawned.map_err(|error| Fault::integrity("thread", &error.to_string()))?);
+    pub(super) fn new(options: ReplicaOptions, queue_length: usize, deadline: Duration) -> Self {
+        Self {
+            options,
+            queue_length,
+            deadline,
+            health: Health::new(Instant::now()),
+            link: ArcSwapOption::empty(),
+            wake: Notify::new(),
+            drained: watch::channel(false).0,
+            lacks: Mutex::default(),
+            first: watch::channel(None).0,
+            module: OnceLock::new(),
         }
-        Ok(Self { token, jobs, threads, deadline: options.deadline })
     }
 
-    /// The token behind the threads, for making keys. Its label is the `replica` label of metrics.
-    pub fn token(&self) -> &Arc<Token> {
-        &self.token
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.options.name
     }
 
-    /// How many jobs wait.
-    pub fn queue_length(&self) -> usize {
-        self.jobs.len()
+    /// How it is.
+    pub fn status(&self) -> ReplicaStatus {
+        let (state, since, reason) = self.health.now();
+        let (link, counts) = (self.link.load(), &self.health.counts);
+        let count = |count: &std::sync::atomic::AtomicU64| count.load(std::sync::atomic::Ordering::Relaxed);
+        ReplicaStatus {
+            name: self.options.name.clone(),
+            state,
+            since: since.elapsed(),
+            reason,
+            token: link.as_ref().map(|link| link.token.clone()),
+            in_flight: self.health.in_flight(),
+            queue: link.as_ref().map_or(0, |link| link.work.len()),
+            latency: self.health.latency(),
+            operations: count(&counts.operations),
+            faults: count(&counts.faults),
+            ejections: count(&counts.ejections),
+            losses: count(&counts.losses),
+            lacks: self.lacks().len(),
+        }
     }
 
-    /// Encrypts under a key on the token.
-    pub async fn wrap(
+    /// Takes it out of use, or back. Operations under way finish.
+    pub fn set_drained(&self, drained: bool) {
+        let changed = self.drained.send_replace(drained) != drained;
+        if changed {
+            match drained {
+                true => self.health.drain(Instant::now()),
+                false => self.health.resume(Instant::now()),
+            }
+            tracing::info!(replica = self.name(), drained, "an operator has changed a replica");
+            self.wake.notify_one();
+        }
+    }
+
+    /// Whether it did not hold a key when it was last asked, lately.
+    pub(super) fn lacks_key(&self, key: VersionId) -> bool {
+        self.lacks().get(&key).is_some_and(|at| at.elapsed() < LACK_FOR)
+    }
+
+    fn lacks(&self) -> std::sync::MutexGuard<'_, HashMap<VersionId, Instant>> {
+        self.lacks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until it was tried to open it once. Whether that worked, and if not, why.
+    pub(super) async fn first_attempt(&self) -> Result<(), Arc<TokenError>> {
+        let mut first = self.first.subscribe();
+        match first.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Why the last attempt to open it failed, if it did.
+    pub(super) fn first_error(&self) -> Option<Arc<TokenError>> {
+        self.first.borrow().as_ref().and_then(|first| first.as_ref().err().map(Arc::clone))
+    }
+
+    /// One operation for a request, on a session that it shares with others.
+    pub(super) async fn run(
         &self,
-        key: TokenKey,
-        aad: Vec<u8>,
-        plaintext: Plaintext,
+        request: &Arc<Request>,
+        confirm: bool,
         patience: Patience,
-        timing: &mut Timing,
-    ) -> Result<GcmSealed, Error> {
-        self.run(key, patience, timing, |reply| Work::Wrap { aad, plaintext, reply }).await
-    }
-
-    /// Decrypts under a key on the token.
-    pub async fn unwrap(
-        &self,
-        key: TokenKey,
-        aad: Vec<u8>,
-        sealed: GcmSealed,
-        patience: Patience,
-        timing: &mut Timing,
-    ) -> Result<Plaintext, Error> {
-        self.run(key, patience, timing, |reply| Work::Unwrap { aad, sealed, reply }).await
-    }
-
-    /// The known-answer test of one key.
-    pub async fn check(&self, key: TokenKey, patience: Patience) -> Result<(), Unusable> {
-        let checked = self.run(key, patience, &mut Timing::default(), |reply| Work::Check { reply }).await;
-        checked.map_err(Unusable::Passing)?
-    }
-
-    async fn run<T>(
-        &self,
-        key: TokenKey,
-        patience: Patience,
-        timing: &mut Timing,
-        work: impl FnOnce(Reply<T>) -> Work,
-    ) -> Result<T, Error> {
-        let (reply, answer) = oneshot::channel();
-        let entered = Instant::now();
+    ) -> Result<(Answer, Timing), Failure> {
+        let Some(link) = self.link.load_full() else { return Err(Failure::Away(self.health.now().2)) };
+        let (entered, _in_flight) = (Instant::now(), self.health.begin());
         let deadline = match patience {
             Patience::Request(deadline) => deadline.min(entered + self.deadline),
             Patience::Own(deadline) => deadline,
         };
-        let job = Job { key, work: work(reply), entered, deadline };
-        let gone = Error::Internal("the HSM threads are gone");
+        let outcome = self.send(&link.work, request, confirm, deadline, patience).await.and_then(|(answer, timing)| {
+            let answer = checked(request, answer).map_err(Failure::Fault)?;
+            Ok((answer, timing))
+        });
+        let verdict = match &outcome {
+            Ok((_, timing)) => Some(Verdict::Sound(timing.queue + timing.device)),
+            Err(Failure::Fault(fault)) => match fault.class {
+                Class::Caller | Class::Ambiguous => Some(Verdict::Sound(entered.elapsed())),
+                Class::Capacity => None,
+                Class::Key => {
+                    self.note_lack(request, fault);
+                    None
+                }
+                Class::Session | Class::Device | Class::Credential | Class::Integrity => {
+                    Some(Verdict::Fault(&fault.code))
+                }
+            },
+            Err(Failure::Timeout) => Some(Verdict::Fault("it did not answer in time")),
+            Err(Failure::Away(_)) => Some(Verdict::Fault("the way to its token was lost")),
+            Err(Failure::Full) => None,
+        };
+        if let Some(verdict) = verdict
+            && self.health.note(verdict, Instant::now())
+        {
+            tracing::warn!(replica = self.name(), reason = self.health.now().2, "replica suspect");
+            self.wake.notify_one();
+        }
+        outcome
+    }
+
+    /// It was not as it should be, as another replica has shown.
+    pub(super) fn blame(&self, reason: &str) {
+        if self.health.note(Verdict::Fault(reason), Instant::now()) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Something of our own, on a session that requests do not use.
+    pub(super) async fn control(&self, request: Request, within: Duration) -> Result<Answer, Failure> {
+        let Some(link) = self.link.load_full() else { return Err(Failure::Away(self.health.now().2)) };
+        let deadline = Instant::now() + within;
+        let sent = self.send(&link.control, &Arc::new(request), false, deadline, Patience::Own(deadline)).await;
+        sent.map(|(answer, _)| answer)
+    }
+
+    async fn send(
+        &self,
+        queue: &flume::Sender<Job>,
+        request: &Arc<Request>,
+        confirm: bool,
+        deadline: Instant,
+        patience: Patience,
+    ) -> Result<(Answer, Timing), Failure> {
+        let (reply, answer) = oneshot::channel();
+        let entered = Instant::now();
+        let job = Job { request: Arc::clone(request), confirm, deadline, reply };
+        let lost = || Failure::Away("the way to the token was lost".into());
         match patience {
-            Patience::Request(_) => self.jobs.try_send(job).map_err(|refused| match refused {
-                flume::TrySendError::Full(_) => Error::Overloaded,
-                flume::TrySendError::Disconnected(_) => gone,
+            Patience::Request(_) => queue.try_send(job).map_err(|refused| match refused {
+                flume::TrySendError::Full(_) => Failure::Full,
+                flume::TrySendError::Disconnected(_) => lost(),
             })?,
             Patience::Own(_) => {
-                let sent = tokio::time::timeout_at(deadline.into(), self.jobs.send_async(job)).await;
-                sent.map_err(|_| Error::HsmTimeout)?.map_err(|_| gone)?;
+                let sent = tokio::time::timeout_at(deadline.into(), queue.send_async(job)).await;
+                sent.map_err(|_| Failure::Timeout)?.map_err(|_| lost())?;
             }
         }
-        // Dropping `answer` tells the worker that nobody waits any more.
+        // Dropping `answer` tells the session that nobody waits any more.
         match tokio::time::timeout_at(deadline.into(), answer).await {
-            Ok(Ok((outcome, measured))) => {
-                *timing = measured;
-                outcome
+            Ok(Ok((taken, (result, device)))) => {
+                let timing = Timing { queue: taken - entered, device, replica: 0 };
+                result.map(|answer| (answer, timing)).map_err(Failure::Fault)
             }
-            Ok(Err(_)) | Err(_) => Err(Error::HsmTimeout),
+            Ok(Err(_)) => Err(lost()),
+            Err(_) => Err(Failure::Timeout),
+        }
+    }
+
+    fn note_lack(&self, request: &Request, fault: &Fault) {
+        let Some(key) = request.key() else { return };
+        let mut lacks = self.lacks();
+        lacks.retain(|_, at| at.elapsed() < LACK_FOR);
+        if lacks.insert(key.id, Instant::now()).is_none() {
+            tracing::error!(
+                code = "hsm_key_missing", replica = self.name(), key = %key.id, cause = fault.code,
+                "this replica cannot serve a key; it is skipped for that key only"
+            );
+        }
+    }
+
+    /// What operations take on the replicas beside this one: the median.
+    fn others(&self, all: &[Arc<Self>]) -> Option<Duration> {
+        let others = all.iter().filter(|other| other.name() != self.name() && other.health.state() == State::Serving);
+        let mut latencies: Vec<_> = others.map(|other| other.health.latency()).filter(|took| !took.is_zero()).collect();
+        latencies.sort();
+        latencies.get(latencies.len() / 2).copied()
+    }
+
+    /// Whether the shard can do without this one: never without the last, and never without more than half of all.
+    fn may_be_ejected(&self, all: &[Arc<Self>]) -> bool {
+        let others = || all.iter().filter(|other| other.name() != self.name()).map(|other| other.health.state());
+        let ejected = others().filter(|state| matches!(state, State::Ejected | State::Probing)).count();
+        others().any(State::is_usable) && ejected < all.len() / 2
+    }
+
+    /// Keeps the replica usable: opens it, probes it, opens it again. Ends when the token refuses the PIN, or cannot do what is needed.
+    pub(super) async fn keep(self: Arc<Self>, all: Arc<[Arc<Self>]>) {
+        let mut failures = 0;
+        loop {
+            match self.open().await {
+                Ok(link) => {
+                    let (link, opened_at) = (Arc::new(link), Instant::now());
+                    self.health.opened(Instant::now());
+                    if *self.drained.borrow() {
+                        self.health.drain(Instant::now());
+                    }
+                    self.link.store(Some(Arc::clone(&link)));
+                    tracing::info!(replica = self.name(), token = link.token.label, "replica opened");
+                    let reason = self.watch(&link, &all).await;
+                    self.health.counts.losses.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    self.health.lost(&reason, Instant::now());
+                    self.link.store(None);
+                    tracing::error!(
+                        code = "hsm_replica_lost",
+                        replica = self.name(),
+                        reason,
+                        "the way to a replica is lost"
+                    );
+                    // Ending threads or a process blocks.
+                    let _ = tokio::task::spawn_blocking(move || drop(link)).await;
+                    if opened_at.elapsed() > STABLE_AFTER {
+                        failures = 0;
+                        continue; // at once
+                    }
+                }
+                Err(error) => {
+                    let (code, text) = (error.code(), error.to_string());
+                    let error = Arc::new(error);
+                    let first = self.first.send_replace(Some(Err(Arc::clone(&error)))).is_none();
+                    if error.is_away() {
+                        self.health.lost(&text, Instant::now());
+                        if first || failures % 10 == 1 {
+                            tracing::warn!(
+                                code,
+                                error = text,
+                                replica = self.name(),
+                                "the HSM is away; it is tried again"
+                            );
+                        }
+                    } else {
+                        self.health.refused(&text, Instant::now());
+                        tracing::error!(
+                            code,
+                            error = text,
+                            replica = self.name(),
+                            "the HSM is not tried again; correct it and restart"
+                        );
+                        return;
+                    }
+                }
+            }
+            tokio::time::sleep(pause(failures)).await;
+            failures += 1;
+        }
+    }
+
+    /// Watches an open link until it is of no use any more; says why.
+    async fn watch(&self, link: &Link, all: &[Arc<Self>]) -> String {
+        let (mut next_probe, mut failed) = (Instant::now(), 0);
+        let mut lost = std::pin::pin!(link.loss());
+        loop {
+            tokio::select! {
+                reason = &mut lost => return reason,
+                () = self.wake.notified() => next_probe = Instant::now(),
+                () = tokio::time::sleep_until(next_probe.min(Instant::now() + TICK).into()) => {}
+            }
+            let (now, others) = (Instant::now(), self.others(all));
+            if self.health.note_slowness(others, now) {
+                tracing::warn!(replica = self.name(), reason = self.health.now().2, "replica suspect");
+                next_probe = now;
+            }
+            if now < next_probe {
+                continue;
+            }
+            self.health.begin_probe(now);
+            let before = self.health.state();
+            let outcome = tokio::select! {
+                reason = &mut lost => return reason,
+                outcome = self.probe() => outcome,
+            };
+            failed = if outcome.is_ok() { 0 } else { failed + 1 };
+            let wait = self.health.probed(outcome, slow_limit(others), || self.may_be_ejected(all), Instant::now());
+            self.tell(before);
+            if self.health.state() == State::Serving {
+                self.first.send_if_modified(|first| first.replace(Ok(())).is_none_or(|first| first.is_err()));
+            }
+            next_probe = Instant::now() + wait;
+            if failed > PROBES_PER_LINK && self.health.state() == State::Ejected {
+                return format!("{failed} probes in a row have failed: {}", self.health.now().2);
+            }
+        }
+    }
+
+    /// Whether the token does what it should now.
+    async fn probe(&self) -> Result<Duration, String> {
+        let began = Instant::now();
+        match self.control(Request::Probe, self.deadline).await {
+            Ok(_) => Ok(began.elapsed()),
+            Err(Failure::Fault(fault)) => Err(fault.to_string()),
+            Err(Failure::Away(reason)) => Err(reason),
+            Err(Failure::Full | Failure::Timeout) => {
+                Err(format!("a probe had no answer after {} ms", self.deadline.as_millis()))
+            }
+        }
+    }
+
+    fn tell(&self, before: State) {
+        let (state, _, reason) = self.health.now();
+        match state {
+            _ if state == before => {}
+            State::Serving => tracing::info!(replica = self.name(), reason, "replica serving"),
+            State::Ejected if before != State::Probing => {
+                tracing::error!(code = "hsm_replica_ejected", replica = self.name(), reason, "replica ejected");
+            }
+            _ => {}
+        }
+    }
+
+    /// One attempt, on a thread of its own: it blocks, perhaps for ever, and must not hold up the end of the process.
+    async fn open(self: &Arc<Self>) -> Result<Link, TokenError> {
+        let (answer, opened) = oneshot::channel();
+        let (this, runtime) = (Arc::clone(self), tokio::runtime::Handle::current());
+        std::thread::spawn(move || {
+            let _entered = runtime.enter();
+            let _ = answer.send(this.open_blocking());
+        });
+        opened.await.unwrap_or_else(|_| Err(TokenError::SelfTest("the PKCS#11 module panicked".into())))
+    }
+
+    fn open_blocking(&self) -> Result<Link, TokenError> {
+        let ReplicaOptions { module, selector, pin, sessions, isolation, .. } = &self.options;
+        let token = TokenOptions { selector: selector.clone(), pin: pin.clone() };
+        match isolation {
+            Isolation::Thread => {
+                let loaded = match self.module.get() {
+                    Some(module) => Arc::clone(module),
+                    None => Arc::new(Module::load(module)?),
+                };
+                let _ = self.module.set(Arc::clone(&loaded));
+                Link::in_threads(&loaded, &token, *sessions, self.queue_length)
+            }
+            Isolation::Process(worker) => process::open(worker, module, &token, *sessions, self.queue_length),
         }
     }
 }
 
-impl Drop for Replica {
-    fn drop(&mut self) {
-        // Without a sender the threads end after their current job.
-        (self.jobs, _) = flume::bounded(0);
-        let patience = Instant::now() + SHUTDOWN_PATIENCE;
-        for thread in self.threads.drain(..) {
-            while !thread.is_finished() && Instant::now() < patience {
-                thread::sleep(Duration::from_millis(1));
-            }
-            if thread.is_finished() {
-                let _ = thread.join();
-            } else {
-                tracing::error!("a PKCS#11 call hangs; the process ends without waiting for it");
-            }
+/// A plaintext without its digest, if it carries one.
+fn checked(request: &Request, answer: Answer) -> Result<Answer, Fault> {
+    match (request, answer) {
+        (Request::Unwrap { checked: true, .. }, Answer::Unwrapped(plaintext)) => {
+            let plaintext = without_digest(&plaintext);
+            plaintext
+                .map(Answer::Unwrapped)
+                .ok_or_else(|| Fault::integrity("C_Decrypt", "a plaintext that was changed"))
         }
-    }
-}
-
-impl Job {
-    fn abandoned(&self) -> bool {
-        let closed = match &self.work {
-            Work::Wrap { reply, .. } => reply.is_closed(),
-            Work::Unwrap { reply, .. } => reply.is_closed(),
-            Work::Check { reply } => reply.is_closed(),
-        };
-        closed || self.deadline <= Instant::now()
-    }
-}
-
-/// A worker's life: take a job, drop it if nobody waits for it any more, else do it.
-fn work(mut session: TokenSession, queue: &flume::Receiver<Job>) {
-    while let Ok(job) = queue.recv() {
-        if job.abandoned() {
-            continue;
-        }
-        let started = Instant::now();
-        let timing = |started: Instant| Timing { queue: started - job.entered, device: started.elapsed() };
-        match job.work {
-            Work::Wrap { aad, plaintext, reply } => {
-                let outcome = session.wrap(&job.key, &aad, &plaintext);
-                let _ = reply.send((outcome, timing(started)));
-            }
-            Work::Unwrap { aad, sealed, reply } => {
-                let outcome = session.unwrap(&job.key, &aad, &sealed);
-                let _ = reply.send((outcome, timing(started)));
-            }
-            Work::Check { reply } => {
-                let outcome = session.check(&job.key);
-                let _ = reply.send((Ok(outcome), timing(started)));
-            }
-        }
+        (_, answer) => Ok(answer),
     }
 }

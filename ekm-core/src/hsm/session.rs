@@ -1,114 +1,114 @@
-//! One session on a token, owned by one thread, with its cache of key handles.
+//! One session on a token, owned by one thread, with its cache of key handles. Everything that a token is asked for happens here.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use cryptoki::mechanism::Mechanism;
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 
 use super::fault::{Class, Fault};
 use super::gcm::{decrypt, encrypt};
-use super::replica::TokenKey;
-use super::token::{Token, key_template, logged_in};
+use super::job::{Answer, Request, TokenKey};
+use super::token::{Token, TokenError, aes_template, key_template, logged_in};
 use crate::blob::{self, Format, GcmSealed, Sealed, VersionId};
 use crate::custody::CHECK_TEXT;
-use crate::error::Error;
 use crate::secret::Plaintext;
-use crate::version::Unusable;
 
 pub(super) struct TokenSession {
     token: Arc<Token>,
     session: Session,
     handles: HashMap<VersionId, ObjectHandle>,
+    /// A key that lives as long as the session, for probes.
+    probe: Option<ObjectHandle>,
 }
 
 impl TokenSession {
     pub(super) fn open(token: Arc<Token>) -> Result<Self, Fault> {
         let session = token.session()?;
-        Ok(Self { token, session, handles: HashMap::new() })
+        Ok(Self { token, session, handles: HashMap::new(), probe: None })
     }
 
-    pub(super) fn wrap(&mut self, key: &TokenKey, aad: &[u8], plaintext: &Plaintext) -> Result<GcmSealed, Error> {
-        self.encrypt(key.id, aad, plaintext.as_bytes()).map_err(ours)
+    /// Does what is asked for. `confirm` as in [`super::job::Job`].
+    pub(super) fn serve(&mut self, request: &Request, confirm: bool) -> Result<Answer, Fault> {
+        match request {
+            Request::Wrap { key, aad, plaintext } => self.wrap(key, aad, plaintext).map(Answer::Wrapped),
+            Request::Unwrap { key, aad, sealed, .. } => self.unwrap(key, aad, sealed, confirm).map(Answer::Unwrapped),
+            Request::Check { key } => self.check(key).map(|()| Answer::Done),
+            Request::Probe => self.probe().map(|()| Answer::Done),
+            Request::Generate { id, label } => {
+                self.token.generate_key(*id, label).map(|()| Answer::Done).map_err(fault)
+            }
+            Request::Discard { id } => {
+                self.handles.remove(id);
+                self.token.discard_key(*id).map(|()| Answer::Done).map_err(fault)
+            }
+        }
     }
 
-    /// An ambiguous refusal is the caller's fault only if the same key, on the same session, still shows that it works.
-    pub(super) fn unwrap(&mut self, key: &TokenKey, aad: &[u8], sealed: &GcmSealed) -> Result<Plaintext, Error> {
-        match self.decrypt(key.id, aad, sealed) {
-            Ok(plaintext) => Ok(plaintext),
-            Err(fault) if fault.class == Class::Caller => Err(Error::UnwrapFailed),
-            Err(fault) if fault.class == Class::Ambiguous => match self.try_check(key) {
-                Ok(()) => Err(Error::UnwrapFailed),
-                Err(_) => {
-                    self.renew().map_err(ours)?;
-                    Err(ours(fault))
+    /// An HSM that answers wrong and calls it success would lose a data key for ever: what cannot be opened again was not wrapped.
+    fn wrap(&mut self, key: &TokenKey, aad: &[u8], plaintext: &Plaintext) -> Result<GcmSealed, Fault> {
+        self.renewing(key, |session, handle| {
+            let (nonce, ciphertext) = encrypt(session, handle, aad, plaintext.as_bytes())?;
+            let opened = decrypt(session, handle, nonce, aad, &ciphertext).map_err(devices)?;
+            match opened.as_bytes() == plaintext.as_bytes() {
+                true => Ok(GcmSealed { nonce, ciphertext }),
+                false => Err(Fault::integrity("C_Encrypt", "what it made does not open to what was encrypted")),
+            }
+        })
+    }
+
+    fn unwrap(&mut self, key: &TokenKey, aad: &[u8], sealed: &GcmSealed, confirm: bool) -> Result<Plaintext, Fault> {
+        let unwrapped =
+            self.renewing(key, |session, handle| decrypt(session, handle, sealed.nonce, aad, &sealed.ciphertext));
+        match unwrapped {
+            // It is the caller's fault only if the same key, on the same session, still shows that it works.
+            Err(refusal) if confirm && refusal.is_refusal() => match self.check(key) {
+                Ok(()) => Err(refusal),
+                Err(broken) => {
+                    self.renew()?;
+                    Err(broken)
                 }
             },
-            Err(fault) => Err(ours(fault)),
+            unwrapped => unwrapped,
         }
     }
 
     /// The known-answer test of one key.
-    pub(super) fn check(&mut self, key: &TokenKey) -> Result<(), Unusable> {
-        self.try_check(key).map_err(|fault| match fault.class {
-            Class::Integrity => Unusable::Lasting(fault.to_string()),
-            _ => Unusable::Passing(ours(fault)),
-        })
+    fn check(&mut self, key: &TokenKey) -> Result<(), Fault> {
+        self.renewing(key, |session, handle| prove(session, handle, key))
     }
 
-    /// The check blob opens to the known text. If it is refused: does the key work at all, and is it just not the one that made it?
-    fn try_check(&mut self, key: &TokenKey) -> Result<(), Fault> {
-        let wrong = || Fault::integrity("C_Decrypt", "the check blob does not open to its known text");
-        let Some(check_blob) = &key.check_blob else { return self.round_trip(key.id) };
-        let Some((id, Sealed::Gcm(sealed))) = blob::parse(check_blob) else { return Err(wrong()) };
-        match self.decrypt(key.id, &blob::bound_aad(Format::Gcm, key.id, b""), &sealed) {
-            Ok(opened) if id == key.id && opened.as_bytes() == CHECK_TEXT => Ok(()),
-            Ok(_) => Err(wrong()),
-            Err(fault) if matches!(fault.class, Class::Caller | Class::Ambiguous) => {
-                self.round_trip(key.id)?;
-                Err(wrong())
-            }
-            Err(fault) => Err(fault),
+    /// A round trip under a key of this session.
+    fn probe(&mut self) -> Result<(), Fault> {
+        if !logged_in(&self.session)? {
+            self.renew()?;
         }
-    }
-
-    /// The key encrypts, and decrypts it again. A refusal of its own ciphertext is the device's fault.
-    fn round_trip(&mut self, id: VersionId) -> Result<(), Fault> {
-        let aad = blob::secret_aad(id, b"round trip");
-        let sealed = self.encrypt(id, &aad, CHECK_TEXT)?;
-        let opened = self.decrypt(id, &aad, &sealed).map_err(|fault| match fault.class {
-            Class::Caller | Class::Ambiguous => Fault { class: Class::Device, ..fault },
-            _ => fault,
-        })?;
-        match opened.as_bytes() == CHECK_TEXT {
-            true => Ok(()),
-            false => Err(Fault::integrity("C_Decrypt", "it does not give back what was encrypted")),
+        let key = match self.probe {
+            Some(key) => key,
+            None => *self.probe.insert(self.session.generate_key(&Mechanism::AesKeyGen, &aes_template(false))?),
+        };
+        let tried = round_trip(&self.session, key, b"probe");
+        if tried.is_err() {
+            self.renew()?;
         }
-    }
-
-    fn encrypt(&mut self, id: VersionId, aad: &[u8], plaintext: &[u8]) -> Result<GcmSealed, Fault> {
-        let (nonce, ciphertext) = self.renewing(id, |session, key| encrypt(session, key, aad, plaintext))?;
-        Ok(GcmSealed { nonce, ciphertext })
-    }
-
-    fn decrypt(&mut self, id: VersionId, aad: &[u8], sealed: &GcmSealed) -> Result<Plaintext, Fault> {
-        self.renewing(id, |session, key| decrypt(session, key, sealed.nonce, aad, &sealed.ciphertext))
+        tried
     }
 
     /// Runs a call with a key's handle, and once more on a new session if this one turns out to be invalid. After a device's fault
     /// the session is replaced too, but the call is not repeated: the caller's time is better spent elsewhere.
     fn renewing<T>(
         &mut self,
-        id: VersionId,
+        key: &TokenKey,
         call: impl Fn(&Session, ObjectHandle) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
-        match self.handle(id).and_then(|key| call(&self.session, key)) {
-            Err(fault) if fault.class == Class::Session => {
+        match self.handle(key).and_then(|handle| call(&self.session, handle)) {
+            Err(fault) if fault.class == Class::Session || self.has_lost_its_login(&fault) => {
                 self.renew()?;
-                let key = self.handle(id)?;
-                call(&self.session, key)
+                let handle = self.handle(key)?;
+                call(&self.session, handle)
             }
-            Err(fault) if fault.class == Class::Device => {
+            Err(fault) if matches!(fault.class, Class::Device | Class::Integrity) => {
                 self.renew()?;
                 Err(fault)
             }
@@ -116,20 +116,31 @@ impl TokenSession {
         }
     }
 
+    /// kryoptic says CKR_GENERAL_ERROR then.
+    fn has_lost_its_login(&self, fault: &Fault) -> bool {
+        matches!(fault.class, Class::Device | Class::Ambiguous) && matches!(logged_in(&self.session), Ok(false))
+    }
+
     fn renew(&mut self) -> Result<(), Fault> {
         self.handles.clear();
+        self.probe = None;
         self.session = self.token.session()?;
         Ok(())
     }
 
-    fn handle(&mut self, id: VersionId) -> Result<ObjectHandle, Fault> {
-        if let Some(&handle) = self.handles.get(&id) {
+    /// A key is looked for, and shows that it is the one that made its check blob, before its first use on every new session: after a
+    /// failover of the vendor's own, the same id may stand for other material.
+    fn handle(&mut self, key: &TokenKey) -> Result<ObjectHandle, Fault> {
+        if let Some(&handle) = self.handles.get(&key.id) {
             return Ok(handle);
         }
-        match self.session.find_objects(&key_template(id))?[..] {
+        match self.session.find_objects(&key_template(key.id))?[..] {
             [object] => {
                 let handle = self.token.usable(&self.session, object);
-                self.handles.insert(id, handle);
+                if key.check_blob.is_some() {
+                    prove(&self.session, handle, key)?;
+                }
+                self.handles.insert(key.id, handle);
                 Ok(handle)
             }
             // A search without a login, or on a token that went away, finds nothing and calls it success.
@@ -139,17 +150,51 @@ impl TokenSession {
             [] if !self.token.is_present() => {
                 Err(Fault { class: Class::Device, function: "C_GetTokenInfo".into(), code: "the token is gone".into() })
             }
-            [] => Err(Fault::integrity("C_FindObjects", "the token does not hold the key")),
-            _ => Err(Fault::integrity("C_FindObjects", "the token holds two keys with the same CKA_ID")),
+            [] => Err(Fault::key("the token does not hold the key")),
+            _ => Err(Fault::key("the token holds two keys with the same CKA_ID")),
         }
     }
 }
 
-/// A fault as the request's error: never the caller's.
-fn ours(fault: Fault) -> Error {
-    match fault.class {
-        Class::Integrity if fault.function == "C_FindObjects" => Error::KeyUnavailable,
-        Class::Capacity => Error::Overloaded,
-        _ => Error::HsmFault { function: fault.function, code: fault.code },
+/// The check blob opens to the known text. If it is refused: does the key work at all, and is it just not the one that made it?
+fn prove(session: &Session, handle: ObjectHandle, key: &TokenKey) -> Result<(), Fault> {
+    let wrong = || Fault::key("the check blob does not open to its known text: the material is another one");
+    let Some(check_blob) = &key.check_blob else { return round_trip(session, handle, b"round trip") };
+    let Some((id, Sealed::Gcm(sealed))) = blob::parse(check_blob) else { return Err(wrong()) };
+    let aad = blob::bound_aad(Format::Gcm, key.id, b"");
+    let known_answer = || decrypt(session, handle, sealed.nonce, &aad, &sealed.ciphertext);
+    // A device that fails now and then may do so here: one refusal is not enough to call a key another one.
+    match known_answer().or_else(|fault| if fault.is_refusal() { known_answer() } else { Err(fault) }) {
+        Ok(opened) if id == key.id && opened.as_bytes() == CHECK_TEXT => Ok(()),
+        Err(fault) if !fault.is_refusal() => Err(fault),
+        Ok(_) | Err(_) => {
+            round_trip(session, handle, b"round trip")?;
+            Err(wrong())
+        }
+    }
+}
+
+/// The key encrypts, and decrypts it again.
+fn round_trip(session: &Session, handle: ObjectHandle, aad: &[u8]) -> Result<(), Fault> {
+    let (nonce, ciphertext) = encrypt(session, handle, aad, CHECK_TEXT)?;
+    let opened = decrypt(session, handle, nonce, aad, &ciphertext).map_err(devices)?;
+    match opened.as_bytes() == CHECK_TEXT {
+        true => Ok(()),
+        false => Err(Fault::integrity("C_Decrypt", "it does not give back what was encrypted")),
+    }
+}
+
+/// A refusal of the token's own ciphertext is the device's fault.
+fn devices(fault: Fault) -> Fault {
+    if fault.is_refusal() { Fault { class: Class::Device, ..fault } } else { fault }
+}
+
+fn fault(error: TokenError) -> Fault {
+    match error {
+        TokenError::Fault(fault) => fault,
+        TokenError::KeyExists(_) => {
+            Fault { class: Class::Key, ..Fault::integrity("C_GenerateKey", &error.to_string()) }
+        }
+        error => Fault::integrity("PKCS#11", &error.to_string()),
     }
 }

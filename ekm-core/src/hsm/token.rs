@@ -16,8 +16,7 @@ use super::fault::{Class, Fault};
 use super::self_test;
 use crate::blob::VersionId;
 
-/// A vendor's PKCS#11 library. It stays loaded while attempts to use it fail and are repeated: some start threads of their own, and
-/// must not be unloaded under them.
+/// A vendor's PKCS#11 library. It is never unloaded: some start threads of their own, which would lose their code.
 pub struct Module {
     library: Pkcs11,
     path: String,
@@ -97,10 +96,32 @@ pub enum TokenError {
          that does not help, make sure that no catalog has this version, and remove the object by hand"
     )]
     KeyExists(VersionId),
+    /// What a worker process met.
+    #[error("{text}")]
+    Worker {
+        /// As the worker's own error has it.
+        code: &'static str,
+        /// Its text.
+        text: String,
+        /// See [`TokenError::is_away`].
+        away: bool,
+    },
     /// Any other failed call.
     #[error("{0}")]
     Fault(Fault),
 }
+
+/// Every code that a worker can say.
+const WORKER_CODES: [&str; 8] = [
+    "hsm_module",
+    "hsm_initialize",
+    "hsm_token_not_found",
+    "hsm_token_not_unique",
+    "hsm_pin",
+    "hsm_mechanism",
+    "hsm_self_test",
+    "hsm_start_fault",
+];
 
 impl From<Pkcs11Error> for TokenError {
     fn from(error: Pkcs11Error) -> Self {
@@ -126,8 +147,15 @@ impl TokenError {
             Self::Mechanism(_) => "hsm_mechanism",
             Self::SelfTest(_) => "hsm_self_test",
             Self::KeyExists(_) => "hsm_key_exists",
+            Self::Worker { code, .. } => code,
             Self::Fault(_) => "hsm_start_fault",
         }
+    }
+
+    /// As a worker process has told it.
+    pub(super) fn of_worker(code: &str, text: &str, away: bool) -> Self {
+        let known = WORKER_CODES.into_iter().find(|known| *known == code);
+        Self::Worker { code: known.unwrap_or("hsm_worker"), text: text.into(), away }
     }
 
     /// Whether the HSM, or the way to it, may just be away, so that the same attempt can succeed later. All else needs an operator
@@ -135,6 +163,7 @@ impl TokenError {
     pub fn is_away(&self) -> bool {
         match self {
             Self::NotFound { .. } | Self::Initialize { .. } => true,
+            Self::Worker { away, .. } => *away,
             Self::Fault(fault) => !matches!(fault.class, Class::Credential | Class::Integrity),
             Self::Module { .. }
             | Self::NotUnique { .. }
@@ -151,6 +180,8 @@ impl Module {
     pub fn load(path: &Path) -> Result<Self, TokenError> {
         let library = Pkcs11::new(path)
             .map_err(|error| TokenError::Module { module: path.display().to_string(), cause: error.to_string() })?;
+        // One reference more than anybody holds: it stays loaded.
+        std::mem::forget(library.clone());
         Ok(Self { library, path: path.display().to_string() })
     }
 
@@ -167,9 +198,14 @@ impl Module {
         }
         let used = use_it(&self.library);
         if used.is_err() {
-            let _ = self.library.clone().finalize();
+            self.finalize();
         }
         used
+    }
+
+    /// `C_Finalize`. Whoever calls it knows that nothing of the module is in use.
+    pub(super) fn finalize(&self) {
+        let _ = self.library.clone().finalize();
     }
 }
 
@@ -179,6 +215,7 @@ pub struct Token {
     module: Pkcs11,
     slot: Slot,
     label: String,
+    manufacturer: String,
     is_softhsm: bool,
     pin: AuthPin,
     login: Mutex<Login>,
@@ -206,6 +243,7 @@ impl Token {
             module: module.clone(),
             slot,
             label,
+            manufacturer: manufacturer.trim_end().to_owned(),
             is_softhsm,
             pin: options.pin.clone(),
             login,
@@ -218,6 +256,11 @@ impl Token {
     /// The token's label, for metrics and messages.
     pub fn label(&self) -> &str {
         &self.label
+    }
+
+    /// The module's manufacturer.
+    pub fn manufacturer(&self) -> &str {
+        &self.manufacturer
     }
 
     /// How many sessions serve it best if nobody says otherwise. SoftHSM has one lock around everything: measured, a second

@@ -165,7 +165,7 @@ pub async fn unlock(
 
 /// The custody that a configuration stands for when nothing else is said.
 pub fn default_custody(custodian: &Custodian) -> Custody {
-    if custodian.has_hsm() { Custody::Hsm } else { Custody::Software }
+    if custodian.shard().is_some() { Custody::Hsm } else { Custody::Software }
 }
 
 /// Opens the catalog in a database; begins it, with a key of its own and the health key, if there is none. Takes over the rows of
@@ -254,7 +254,7 @@ async fn wrap_everywhere(
     key_file: Option<&KeyFile>,
 ) -> Result<Vec<(&'static str, Vec<u8>)>, CatalogError> {
     let mut wrapped = Vec::new();
-    if custodian.has_hsm() {
+    if custodian.shard().is_some() {
         let root = custodian.generate_root().await?;
         custodian.set_root(root);
         let by_hsm = custodian.wrap_secret(root, &context(catalog), material).await;
@@ -361,7 +361,7 @@ async fn wrap_by_what_is_new(
     if let Some(file) = key_file.filter(|_| missing("file")) {
         store.put_catalog_key("file", &file.wrap_secret(&context(catalog), key.material())?).await?;
     }
-    if custodian.replica().is_some() && missing("hsm") {
+    if custodian.shard().is_some_and(|shard| shard.away().is_none()) && missing("hsm") {
         let root = custodian.generate_root().await?;
         custodian.set_root(root);
         let wrapped = custodian.wrap_secret(root, &context(catalog), key.material()).await;

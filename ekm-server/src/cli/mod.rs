@@ -22,6 +22,7 @@ use crate::admin::AdminPlane;
 use crate::app::{App, termination};
 use crate::config::Config;
 use crate::dev;
+use crate::hardening;
 use crate::process::{runtime, start_process};
 use crate::start_error::StartError;
 pub use error::CliError;
@@ -72,6 +73,9 @@ enum Command {
     Approval(approval::ApprovalArgs),
     /// Bring the catalog to what a file says: keys as code
     Apply(apply::ApplyArgs),
+    /// Talk to one HSM token for 'ekm serve', which starts this process
+    #[command(hide = true)]
+    HsmWorker,
     /// Print a script that completes commands in your shell
     Completion(completion::CompletionArgs),
     /// Write manual pages
@@ -116,6 +120,7 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Catalog(args) => return runtime()?.block_on(catalog::run(args)),
         Command::Approval(args) => return runtime()?.block_on(approval::run(args)),
         Command::Apply(args) => return runtime()?.block_on(apply::run(args)),
+        Command::HsmWorker => hsm_worker()?,
         Command::Completion(args) => return Ok(completion::completion(&args, Cli::command())),
         Command::Man(args) => return completion::man(&args, Cli::command()),
     }
@@ -137,6 +142,11 @@ fn serve(args: &ServeArgs) -> Result<(), StartError> {
         tracing::info!(cut = drained.cut, took_ms = drained.took.as_millis() as u64, "drained");
         Ok(())
     })
+}
+
+fn hsm_worker() -> Result<(), StartError> {
+    hardening::harden();
+    ekm_core::hsm::worker::run().map_err(StartError::io("the HSM worker ends"))
 }
 
 #[expect(clippy::print_stdout, reason = "the answer")]

@@ -1,9 +1,10 @@
 //! What TOML's grammar cannot say: values that contradict each other or can never work.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::error::Finding;
-use super::{Config, Hsm, Issuer, PostgresTls, Profile, admin};
+use super::{Config, Hsm, HsmReplica, Isolation, Issuer, PostgresTls, Profile, admin};
 
 /// Cloud KMS's clock, which also runs on the network between.
 const CLOUD_KMS_TIMEOUT_MS: u64 = 150;
@@ -224,24 +225,61 @@ fn check_catalog(config: &Config) -> Result<(), Finding> {
 }
 
 fn check_hsm(config: &Config, hsm: &Hsm) -> Result<(), Finding> {
-    let span = hsm.module.span();
-    if hsm.token_label.is_some() == hsm.token_serial.is_some() {
-        return finding(span, "hsm needs either token_label or token_serial", "write exactly one of the two");
+    if hsm.queue_length == 0 || config.audit.queue_length == 0 {
+        return finding(0..0, "a queue_length is 0, so nothing could ever wait", "leave it out for the default");
     }
-    if hsm.pin_file.is_some() == hsm.pin_env.is_some() {
-        return finding(span, "hsm needs either pin_file or pin_env", "write exactly one of the two");
-    }
-    if let Some(sessions) = &hsm.sessions
-        && !(1..=256).contains(sessions.get_ref())
-    {
+    if hsm.hang_ms.get_ref() <= hsm.deadline_ms.get_ref() {
         return finding(
-            sessions.span(),
-            "hsm.sessions must be 1 to 256",
-            "leave it out for a default that fits the token",
+            hsm.hang_ms.span(),
+            format!("hsm.hang_ms must be longer than hsm.deadline_ms, which is {}", hsm.deadline_ms.get_ref()),
+            "leave it out for 1000: an HSM that is merely slow is not to lose its worker process",
         );
     }
-    if hsm.queue_length == 0 || config.audit.queue_length == 0 {
-        return finding(span, "a queue_length is 0, so nothing could ever wait", "leave it out for the default");
+    let (mut names, mut modules) = (BTreeSet::new(), BTreeSet::new());
+    for replica in &hsm.replica {
+        check_replica(replica.get_ref())?;
+        let (name, module) = (replica.get_ref().name(), replica.get_ref().module.get_ref());
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
+            return finding(
+                replica.span(),
+                format!("'{name}' is no name for a replica"),
+                "write a name of A-Z a-z 0-9 - _ .",
+            );
+        }
+        if !names.insert(name) {
+            return finding(
+                replica.span(),
+                format!("replica {name} is there twice"),
+                "give each replica a name of its own",
+            );
+        }
+        if !modules.insert(module) && hsm.isolation == Isolation::Thread {
+            return finding(
+                replica.get_ref().module.span(),
+                format!("with isolation \"thread\", {} is there twice", module.display()),
+                "a library is initialised once in a process: leave isolation out, so that each replica has a process of its own",
+            );
+        }
+    }
+    match hsm.replica.len() {
+        1..=64 => Ok(()),
+        0 => finding(0..0, "hsm has no replica", "write a [[hsm.replica]] table for each token"),
+        _ => finding(0..0, "hsm has more than 64 replicas", "divide them among several services"),
+    }
+}
+
+fn check_replica(replica: &HsmReplica) -> Result<(), Finding> {
+    let span = replica.module.span();
+    if replica.token_label.is_some() == replica.token_serial.is_some() {
+        return finding(span, "a replica needs either token_label or token_serial", "write exactly one of the two");
+    }
+    if replica.pin_file.is_some() == replica.pin_env.is_some() {
+        return finding(span, "a replica needs either pin_file or pin_env", "write exactly one of the two");
+    }
+    if let Some(sessions) = &replica.sessions
+        && !(1..=256).contains(sessions.get_ref())
+    {
+        return finding(sessions.span(), "sessions must be 1 to 256", "leave it out for a default that fits the token");
     }
     Ok(())
 }

@@ -223,10 +223,32 @@ mod hosts {
     }
 }
 
-/// The HSM: one token of a PKCS#11 module.
+/// The HSM: tokens of PKCS#11 modules that hold the same keys.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hsm {
+    /// In which process the vendors' libraries run.
+    #[serde(default)]
+    pub isolation: Isolation,
+    /// How many operations may wait for each token; one more is shed with 429.
+    #[serde(default = "defaults::queue_length")]
+    pub queue_length: usize,
+    /// How long an operation may take on one token, waiting included.
+    #[serde(default = "defaults::hsm_deadline_ms")]
+    pub deadline_ms: Spanned<u64>,
+    /// A call that takes longer hangs: its worker process is killed, and started anew.
+    #[serde(default = "defaults::hang_ms")]
+    pub hang_ms: Spanned<u64>,
+    /// The tokens. Requests go to whichever does best; one that is sick is left out.
+    pub replica: Vec<Spanned<HsmReplica>>,
+}
+
+/// One token that holds a full copy of the keys.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct HsmReplica {
+    /// What operators and metrics call it, the same on every frontend. Default: the token's label or serial.
+    pub name: Option<String>,
     /// The vendor's library.
     pub module: Spanned<PathBuf>,
     /// The token's label. Slots have no fixed numbers, so they cannot be named.
@@ -237,23 +259,38 @@ pub struct Hsm {
     pub pin_file: Option<PathBuf>,
     /// An environment variable that holds the user PIN.
     pub pin_env: Option<String>,
-    /// Worker threads, each with a session of its own. Default: 1 for SoftHSM, which has one lock around everything, else 8.
+    /// Sessions for requests. Default: 1 for SoftHSM, which has one lock around everything, else 8.
     pub sessions: Option<Spanned<usize>>,
-    /// How many operations may wait; one more is shed with 429.
-    #[serde(default = "defaults::queue_length")]
-    pub queue_length: usize,
-    /// How long an operation may take, waiting included.
-    #[serde(default = "defaults::hsm_deadline_ms")]
-    pub deadline_ms: Spanned<u64>,
-    /// Environment variables that the vendor's library reads, such as SOFTHSM2_CONF. ekm starts itself anew with them.
+    /// Environment variables that the vendor's library reads, such as SOFTHSM2_CONF. With isolation "thread", ekm starts itself anew
+    /// with them.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
 }
 
+/// In which process the vendors' libraries run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// In a worker process for each replica: a call that hangs, or a library that crashes, costs that process and no request.
+    #[default]
+    Process,
+    /// In this one. A little faster, and a library that crashes takes everything with it.
+    Thread,
+}
+
 impl Hsm {
-    /// The token as the configuration names it.
-    pub fn token_name(&self) -> &str {
-        self.token_label.as_deref().or(self.token_serial.as_deref()).unwrap_or_default()
+    /// The libraries, for messages.
+    pub fn modules(&self) -> String {
+        let modules = self.replica.iter().map(|replica| replica.get_ref().module.get_ref().display().to_string());
+        modules.collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl HsmReplica {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        let token = self.token_label.as_deref().or(self.token_serial.as_deref());
+        self.name.as_deref().or(token).unwrap_or_default()
     }
 }
 
@@ -384,6 +421,9 @@ mod defaults {
     pub(super) fn queue_length() -> usize {
         256
     }
+    pub(super) fn hang_ms() -> Spanned<u64> {
+        Spanned::new(0..0, 1000)
+    }
     pub(super) fn hsm_deadline_ms() -> Spanned<u64> {
         Spanned::new(0..0, 60)
     }
@@ -437,8 +477,8 @@ impl Config {
             files.extend(&mut issuer.jwks_ca_file);
             files.extend(&mut issuer.jwks_cache_file);
         }
-        if let Some(hsm) = &mut self.hsm {
-            files.extend(&mut hsm.pin_file);
+        for replica in self.hsm.iter_mut().flat_map(|hsm| &mut hsm.replica) {
+            files.extend(&mut replica.get_mut().pin_file);
         }
         if let Some(software) = &mut self.software {
             files.push(&mut software.get_mut().key_file);
@@ -543,6 +583,10 @@ mod tests {
             ("deadline_ms = 60", "deadline_ms = 100", "shorter than limits.request_deadline_ms"),
             ("request_deadline_ms = 100", "request_deadline_ms = 150", "Cloud KMS gives up after 150 ms"),
             ("deadline_ms = 60", "deadline_ms = \"60 ms\"", "invalid type: string"),
+            ("#hang_ms = 1000", "hang_ms = 50", "hsm.hang_ms"),
+            ("#isolation = ", "isolation = \"thread\"\n#", "libsofthsm2.so is there twice"),
+            ("name = \"hsm-b\"", "name = \"hsm-a\"", "hsm-a is there twice"),
+            ("name = \"hsm-b\"", "name = \"\"", "is no name"),
             ("max_body_bytes = 262144", "max_body_bytes = 1000", "max_body_bytes"),
             ("audiences = [\"https://ekm.example.com\"]", "audiences = []", "audiences"),
             ("audiences = [\"https://ekm.example.com\"]", "audiences = [\"https://ekm.example.com/\"]", "no path"),
@@ -584,7 +628,7 @@ mod tests {
         let (_, sample) = SAMPLES[1];
         let text = sample
             .replacen("jwks_url", "jwks_proxy_url = \"http://user:hunter2@proxy:3128\"\njwks_url", 1)
-            .replacen("[hsm.environment]", "[hsm.environment]\nVENDOR_PASSWORD = \"hunter2\"", 1);
+            .replacen("[hsm.replica.environment]", "[hsm.replica.environment]\nVENDOR_PASSWORD = \"hunter2\"", 1);
         let effective = parse(&text).unwrap().to_redacted_toml();
         assert!(!effective.contains("hunter2"), "{effective}");
         assert!(effective.contains("http://(redacted)@proxy:3128"), "{effective}");

@@ -9,7 +9,7 @@ use crate::config::Config;
 pub(super) fn banner(ready: &Ready, setup: &Setup, data_was_named: bool, config: &Config) -> String {
     let custody = match (ready.custody, &config.hsm) {
         (Custody::Hsm, Some(hsm)) => {
-            format!("hsm: every operation runs in the token behind {}", hsm.module.get_ref().display())
+            format!("hsm: every operation runs in the token behind {}", hsm.modules())
         }
         _ => "software: keys live in this process, for trying things out only; --softhsm keeps them in an HSM".into(),
     };

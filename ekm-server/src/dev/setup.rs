@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ekm_core::hsm::initialize_softhsm_token;
 use ekm_core::software::KeyFile;
@@ -9,7 +10,7 @@ use ekm_core::software::KeyFile;
 use super::DevArgs;
 use super::files::{make_directory, write_missing, write_new};
 use super::issuer::Issuer;
-use crate::config::Config;
+use crate::config::{Config, HsmReplica};
 use crate::custodian::read_secret;
 use crate::socket_file::MAX_PATH_BYTES;
 use crate::start_error::StartError;
@@ -87,13 +88,15 @@ impl Setup {
     /// Makes the SoftHSM token, if this directory is set up for one and does not have it yet.
     pub(super) fn ensure_token(&self, config: &Config) -> Result<(), StartError> {
         let tokens = self.directory.join("softhsm/tokens");
-        let Some(hsm) = config.hsm.as_ref().filter(|_| tokens.exists()) else { return Ok(()) };
+        let replica = config.hsm.as_ref().and_then(|hsm| hsm.replica.first());
+        let Some(replica) = replica.filter(|_| tokens.exists()) else { return Ok(()) };
         if fs::read_dir(&tokens).map_err(StartError::io("cannot read the SoftHSM directory"))?.next().is_some() {
             return Ok(());
         }
         let (so_pin, pin) = (self.directory.join("softhsm/so-pin"), self.directory.join("softhsm/pin"));
-        initialize_softhsm_token(hsm.module.get_ref(), SOFTHSM_LABEL, &read_secret(&so_pin)?, &read_secret(&pin)?)?;
-        Ok(())
+        let module = replica.get_ref().module.get_ref();
+        let made = initialize_softhsm_token(module, SOFTHSM_LABEL, &read_secret(&so_pin)?, &read_secret(&pin)?);
+        Ok(made.map_err(Arc::new)?)
     }
 }
 
@@ -132,8 +135,11 @@ fn agree(directory: &Path, args: &DevArgs, config: &Config) -> Result<(), StartE
     let agrees = match (wanted(args)?, &config.hsm) {
         (Wanted::SoftHsm { .. }, Some(_)) => directory.join("softhsm/tokens").exists(),
         (Wanted::Pkcs11 { module, label, pin_file }, Some(hsm)) => {
-            let same_pin_file = hsm.pin_file.as_ref() == Some(&pin_file);
-            *hsm.module.get_ref() == module && hsm.token_label.as_ref() == Some(&label) && same_pin_file
+            let same = |replica: &HsmReplica| {
+                let same_pin_file = replica.pin_file.as_ref() == Some(&pin_file);
+                *replica.module.get_ref() == module && replica.token_label.as_ref() == Some(&label) && same_pin_file
+            };
+            matches!(&hsm.replica[..], [replica] if same(replica.get_ref()))
         }
         _ => false,
     };
@@ -141,7 +147,7 @@ fn agree(directory: &Path, args: &DevArgs, config: &Config) -> Result<(), StartE
         return Ok(());
     }
     let has = match &config.hsm {
-        Some(hsm) => format!("the HSM behind {}", hsm.module.get_ref().display()),
+        Some(hsm) => format!("the HSM behind {}", hsm.modules()),
         None => "custody 'software'".into(),
     };
     Err(StartError::Dev(format!(
@@ -170,19 +176,17 @@ fn make(directory: &Path, wanted: &Wanted) -> Result<String, StartError> {
             write_missing(&softhsm.join("pin"), &random_pin()?)?;
             format!(
                 "# Keys in a SoftHSM token. The file with the PIN is beside it.\n\
-                 [hsm]\nmodule = {}\ntoken_label = \"{SOFTHSM_LABEL}\"\npin_file = \"softhsm/pin\"\n{}\n\
-                 [hsm.environment]\nSOFTHSM2_CONF = {}\n",
+                 {HSM}[[hsm.replica]]\nmodule = {}\ntoken_label = \"{SOFTHSM_LABEL}\"\npin_file = \"softhsm/pin\"\n\
+                 [hsm.replica.environment]\nSOFTHSM2_CONF = {}\n",
                 toml_string(module)?,
-                HSM_DEADLINE,
                 toml_string(&softhsm.join("softhsm2.conf"))?,
             )
         }
         Wanted::Pkcs11 { module, label, pin_file } => format!(
-            "# Keys in a token of yours.\n[hsm]\nmodule = {}\ntoken_label = {}\npin_file = {}\n{}",
+            "# Keys in a token of yours.\n{HSM}[[hsm.replica]]\nmodule = {}\ntoken_label = {}\npin_file = {}\n",
             toml_string(module)?,
             toml::Value::from(label.as_str()),
             toml_string(pin_file)?,
-            HSM_DEADLINE,
         ),
     };
     Ok(TEMPLATE.replace("{custody}", &custody) + "\n" + &admin_section())
@@ -193,7 +197,8 @@ pub(super) fn admin_section() -> String {
     ADMIN.replace("{uid}", &rustix::process::getuid().as_raw().to_string())
 }
 
-const HSM_DEADLINE: &str = "# Shorter than the request's deadline.\ndeadline_ms = 60\n";
+const HSM: &str = "[hsm]\n# The library in this process: one process to stop. 'ekm serve' has \"process\" by default.\n\
+                   isolation = \"thread\"\n# Shorter than the request's deadline.\ndeadline_ms = 60\n\n";
 
 const TEMPLATE: &str = r#"# Made by 'ekm dev'. A whole configuration: 'ekm serve --config' takes it too.
 # Every option is explained in the samples in deploy/config/.

@@ -1,0 +1,276 @@
+//! Frames between a frontend and its HSM worker: a length, 4 bytes, little-endian, and that many bytes. They carry plaintext, so they are
+//! wiped, and no serialisation library sees them.
+//!
+//! Both ends are the same program, so there is no version; what does not parse ends the connection.
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use super::fault::{Class, Fault};
+use super::job::{Answer, Outcome, Request, TokenKey};
+use crate::blob::{GcmSealed, VersionId};
+use crate::secret::Plaintext;
+
+/// Longer than any request: 64 KiB of plaintext and as much AAD.
+pub(super) const MAX_BYTES: usize = 1 << 20;
+
+/// A frame that is being written; begins with room for its length.
+struct Writer(Zeroizing<Vec<u8>>);
+
+impl Writer {
+    fn new(tag: u8, capacity: usize) -> Self {
+        // With the capacity it needs: a buffer that grows leaves unwiped copies behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(capacity + 256));
+        bytes.extend_from_slice(&[0, 0, 0, 0, tag]);
+        Self(bytes)
+    }
+
+    fn bytes(mut self, bytes: &[u8]) -> Self {
+        self.0.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    fn id(mut self, id: VersionId) -> Self {
+        self.0.extend_from_slice(&id.to_bytes());
+        self
+    }
+
+    fn key(self, key: &TokenKey) -> Self {
+        // A check blob is never empty.
+        self.id(key.id).bytes(key.check_blob.as_deref().unwrap_or_default())
+    }
+
+    fn finish(mut self) -> Zeroizing<Vec<u8>> {
+        let length = u32::try_from(self.0.len() - 4).unwrap_or(u32::MAX);
+        self.0[..4].copy_from_slice(&length.to_le_bytes());
+        self.0
+    }
+}
+
+/// A frame that is being read, without its length.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (array, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*array)
+    }
+
+    fn bytes(&mut self) -> Option<&'a [u8]> {
+        let length = u32::from_le_bytes(self.array()?) as usize;
+        let (bytes, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+
+    fn text(&mut self) -> Option<String> {
+        Some(str::from_utf8(self.bytes()?).ok()?.to_owned())
+    }
+
+    fn id(&mut self) -> Option<VersionId> {
+        let (key, number) = (self.array::<16>()?, self.array::<4>()?);
+        Some(VersionId { key: Uuid::from_bytes(key), number: u32::from_be_bytes(number) })
+    }
+
+    fn key(&mut self) -> Option<TokenKey> {
+        let (id, check_blob) = (self.id()?, self.bytes()?);
+        Some(TokenKey { id, check_blob: (!check_blob.is_empty()).then(|| Arc::from(check_blob)) })
+    }
+
+    /// `value`, if nothing is left.
+    fn whole<T>(&self, value: T) -> Option<T> {
+        self.0.is_empty().then_some(value)
+    }
+}
+
+pub(super) fn encode_request(request: &Request, confirm: bool) -> Zeroizing<Vec<u8>> {
+    let frame = match request {
+        Request::Wrap { key, aad, plaintext } => {
+            let text = plaintext.as_bytes();
+            Writer::new(1, aad.len() + text.len()).key(key).bytes(aad).bytes(text)
+        }
+        Request::Unwrap { key, aad, sealed, checked } => {
+            let frame = Writer::new(2, aad.len() + sealed.ciphertext.len()).key(key).bytes(aad);
+            frame.bytes(&sealed.nonce).bytes(&sealed.ciphertext).bytes(&[u8::from(confirm), u8::from(*checked)])
+        }
+        Request::Check { key } => Writer::new(3, 0).key(key),
+        Request::Probe => Writer::new(4, 0),
+        Request::Generate { id, label } => Writer::new(5, label.len()).id(*id).bytes(label.as_bytes()),
+        Request::Discard { id } => Writer::new(6, 0).id(*id),
+    };
+    frame.finish()
+}
+
+pub(super) fn decode_request(frame: &[u8]) -> Option<(Request, bool)> {
+    let mut reader = Reader(frame);
+    let (tag, mut confirm) = (reader.array::<1>()?, false);
+    let request = match tag[0] {
+        1 => {
+            let (key, aad) = (reader.key()?, reader.bytes()?.to_vec());
+            Request::Wrap { key, aad, plaintext: Plaintext::new(reader.bytes()?.to_vec()) }
+        }
+        2 => {
+            let (key, aad) = (reader.key()?, reader.bytes()?.to_vec());
+            let (nonce, ciphertext) = (reader.bytes()?.try_into().ok()?, reader.bytes()?.to_vec());
+            let [confirmed, checked] = *reader.bytes()? else { return None };
+            confirm = confirmed == 1;
+            Request::Unwrap { key, aad, sealed: GcmSealed { nonce, ciphertext }, checked: checked == 1 }
+        }
+        3 => Request::Check { key: reader.key()? },
+        4 => Request::Probe,
+        5 => Request::Generate { id: reader.id()?, label: reader.text()? },
+        6 => Request::Discard { id: reader.id()? },
+        _ => return None,
+    };
+    reader.whole((request, confirm))
+}
+
+pub(super) fn encode_outcome((result, took): &Outcome) -> Zeroizing<Vec<u8>> {
+    let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).to_le_bytes();
+    let frame = match result {
+        Ok(Answer::Wrapped(sealed)) => {
+            Writer::new(1, sealed.ciphertext.len()).bytes(&took).bytes(&sealed.nonce).bytes(&sealed.ciphertext)
+        }
+        Ok(Answer::Unwrapped(plaintext)) => {
+            let text = plaintext.as_bytes();
+            Writer::new(2, text.len()).bytes(&took).bytes(text)
+        }
+        Ok(Answer::Done) => Writer::new(3, 0).bytes(&took),
+        Err(Fault { class, function, code }) => Writer::new(4, function.len() + code.len())
+            .bytes(&took)
+            .bytes(class.name().as_bytes())
+            .bytes(function.as_bytes())
+            .bytes(code.as_bytes()),
+    };
+    frame.finish()
+}
+
+pub(super) fn decode_outcome(frame: &[u8]) -> Option<Outcome> {
+    let mut reader = Reader(frame);
+    let tag = reader.array::<1>()?;
+    let took = Duration::from_nanos(u64::from_le_bytes(reader.bytes()?.try_into().ok()?));
+    let result = match tag[0] {
+        1 => {
+            let nonce = reader.bytes()?.try_into().ok()?;
+            Ok(Answer::Wrapped(GcmSealed { nonce, ciphertext: reader.bytes()?.to_vec() }))
+        }
+        2 => Ok(Answer::Unwrapped(Plaintext::new(reader.bytes()?.to_vec()))),
+        3 => Ok(Answer::Done),
+        4 => {
+            let class = Class::from_name(&reader.text()?)?;
+            Err(Fault { class, function: reader.text()?, code: reader.text()? })
+        }
+        _ => return None,
+    };
+    reader.whole((result, took))
+}
+
+/// Reads one frame without its length; `None` at the end of the connection.
+pub(super) fn read(stream: &mut impl Read) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
+    let mut length = [0; 4];
+    match stream.read_exact(&mut length) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    }
+    let mut frame = Zeroizing::new(vec![0; bounded(length)?]);
+    stream.read_exact(&mut frame)?;
+    Ok(Some(frame))
+}
+
+/// Writes one frame with its length, as the encoders make it.
+pub(super) fn write(stream: &mut impl Write, frame: &[u8]) -> io::Result<()> {
+    stream.write_all(frame)
+}
+
+/// A frame's length, if it can be one.
+pub(super) fn bounded(length: [u8; 4]) -> io::Result<usize> {
+    let length = u32::from_le_bytes(length) as usize;
+    if length > MAX_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame of more than 1 MiB"));
+    }
+    Ok(length)
+}
+
+/// A frame of texts, for the beginning of a connection.
+pub(super) fn encode_texts(texts: &[&str]) -> Zeroizing<Vec<u8>> {
+    let length = texts.iter().map(|text| text.len() + 4).sum();
+    texts.iter().fold(Writer::new(0, length), |frame, text| frame.bytes(text.as_bytes())).finish()
+}
+
+/// The reverse of [`encode_texts`].
+pub(super) fn decode_texts(frame: &[u8]) -> Option<Vec<Zeroizing<String>>> {
+    let mut reader = Reader(frame);
+    if reader.array::<1>()? != [0] {
+        return None;
+    }
+    let mut texts = Vec::new();
+    while !reader.0.is_empty() {
+        texts.push(Zeroizing::new(reader.text()?));
+    }
+    Some(texts)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        proptest::collection::vec(any::<u8>(), 0..100)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded_and_nothing_else_is(
+            key: [u8; 16], number: u32, blob in bytes(), aad in bytes(), text in bytes(), nonce: [u8; 12], confirm: bool,
+        ) {
+            let id = VersionId { key: Uuid::from_bytes(key), number };
+            let key = TokenKey { id, check_blob: (!blob.is_empty()).then(|| blob.clone().into()) };
+            let sealed = GcmSealed { nonce, ciphertext: text.clone() };
+            let requests = [
+                Request::Wrap { key: key.clone(), aad: aad.clone(), plaintext: Plaintext::new(text.clone()) },
+                Request::Unwrap { key: key.clone(), aad, sealed: sealed.clone(), checked: confirm },
+                Request::Check { key },
+                Request::Probe,
+                Request::Generate { id, label: "ekm".into() },
+                Request::Discard { id },
+            ];
+            for request in requests {
+                let frame = encode_request(&request, confirm);
+                prop_assert_eq!(u32::from_le_bytes(frame[..4].try_into().unwrap()) as usize, frame.len() - 4);
+                let (decoded, confirmed) = decode_request(&frame[4..]).unwrap();
+                prop_assert_eq!(encode_request(&decoded, confirmed), frame.clone());
+                prop_assert!(decode_request(&frame[4..frame.len() - 1]).is_none());
+            }
+            let took = Duration::from_nanos(77);
+            let fault = Fault { class: Class::Session, function: "C_Encrypt".into(), code: "CKR_OK".into() };
+            let answers = [Ok(Answer::Wrapped(sealed)), Ok(Answer::Unwrapped(Plaintext::new(text))), Ok(Answer::Done), Err(fault)];
+            for answer in answers {
+                let frame = encode_outcome(&(answer, took));
+                let decoded = decode_outcome(&frame[4..]).unwrap();
+                prop_assert_eq!(decoded.1, took);
+                prop_assert_eq!(encode_outcome(&decoded), frame.clone());
+                prop_assert!(decode_outcome(&frame[4..frame.len() - 1]).is_none());
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(frame in bytes()) {
+            let _ = (decode_request(&frame), decode_outcome(&frame), decode_texts(&frame));
+        }
+    }
+
+    #[test]
+    fn texts_come_back_as_they_were() {
+        let frame = encode_texts(&["a", "", "PIN"]);
+        let texts = decode_texts(&frame[4..]).unwrap();
+        assert_eq!(texts.iter().map(|text| text.as_str()).collect::<Vec<_>>(), ["a", "", "PIN"]);
+    }
+}

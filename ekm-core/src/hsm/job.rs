@@ -1,0 +1,129 @@
+//! What a token is asked to do, by whom, and what comes of it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::fault::Fault;
+use crate::blob::{GcmSealed, VersionId};
+use crate::secret::Plaintext;
+
+/// An AES-256 key on the token, and the way in which it shows that it works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenKey {
+    /// CKA_ID.
+    pub id: VersionId,
+    /// The known answer: a blob of this key with a known text. Without one, such as for the root key, it is a round trip.
+    pub check_blob: Option<Arc<[u8]>>,
+}
+
+/// Whose time a job takes.
+#[derive(Clone, Copy, Debug)]
+pub enum Patience {
+    /// A request's. The job ends at the request's deadline or at the HSM's, whichever is first, and is shed if the queue is full.
+    Request(Instant),
+    /// Our own. The job waits for room in the queue, until then.
+    Own(Instant),
+}
+
+impl Patience {
+    /// When nobody waits any more.
+    pub(crate) fn end(self) -> Instant {
+        match self {
+            Self::Request(end) | Self::Own(end) => end,
+        }
+    }
+}
+
+/// How long a job waited, how long the token worked on it, and which token it was.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timing {
+    /// From entering the queue to a worker taking it.
+    pub queue: Duration,
+    /// Inside PKCS#11 only.
+    pub device: Duration,
+    /// The replica that answered, by its place in the shard.
+    pub replica: usize,
+}
+
+/// What a token is asked for. The additional authenticated data are whole: what of a blob they bind is decided by custody.
+pub(super) enum Request {
+    /// Encrypts, and decrypts the result again before it counts: what cannot be opened would be lost for ever.
+    Wrap { key: TokenKey, aad: Vec<u8>, plaintext: Plaintext },
+    /// Decrypts. `checked`: what comes out carries a digest.
+    Unwrap { key: TokenKey, aad: Vec<u8>, sealed: GcmSealed, checked: bool },
+    /// The known-answer test of one key.
+    Check { key: TokenKey },
+    /// Whether the token works at all, with a key of this session.
+    Probe,
+    /// Makes a key on the token.
+    Generate { id: VersionId, label: String },
+    /// Takes a key off the token.
+    Discard { id: VersionId },
+}
+
+impl Request {
+    /// The key that it is about, if it uses one.
+    pub(super) fn key(&self) -> Option<&TokenKey> {
+        match self {
+            Self::Wrap { key, .. } | Self::Unwrap { key, .. } | Self::Check { key } => Some(key),
+            Self::Probe | Self::Generate { .. } | Self::Discard { .. } => None,
+        }
+    }
+}
+
+/// What a token gives back.
+pub(super) enum Answer {
+    /// Of [`Request::Wrap`].
+    Wrapped(GcmSealed),
+    /// Of [`Request::Unwrap`].
+    Unwrapped(Plaintext),
+    /// Of all others.
+    Done,
+}
+
+/// What a session answers: the answer, or what failed; and how long it took.
+pub(super) type Outcome = (Result<Answer, Fault>, Duration);
+
+/// A request on its way to a session.
+pub(super) struct Job {
+    pub(super) request: Arc<Request>,
+    /// A ciphertext that is refused counts as the caller's fault only if the key shows that it works.
+    pub(super) confirm: bool,
+    /// After this nobody waits any more.
+    pub(super) deadline: Instant,
+    /// Gone if nobody waits any more. With the time at which a session took the job.
+    pub(super) reply: oneshot::Sender<(Instant, Outcome)>,
+}
+
+impl Job {
+    pub(super) fn abandoned(&self) -> bool {
+        self.reply.is_closed() || self.deadline <= Instant::now()
+    }
+}
+
+/// The length of the digest that blobs of format 3 carry inside, in bytes.
+pub(crate) const DIGEST_BYTES: usize = 16;
+
+/// A plaintext followed by its digest: the first half of its SHA-256. GCM's tag is checked inside the HSM, so that nothing vouches for
+/// what comes out of it but this.
+pub(super) fn with_digest(plaintext: &Plaintext) -> Plaintext {
+    let bytes = plaintext.as_bytes();
+    // With the capacity it needs: a buffer that grows leaves unwiped copies behind.
+    let mut whole = Vec::with_capacity(bytes.len() + DIGEST_BYTES);
+    whole.extend_from_slice(bytes);
+    whole.extend_from_slice(&digest(bytes));
+    Plaintext::new(whole)
+}
+
+/// The reverse of [`with_digest`]; `None` if the digest is another one.
+pub(super) fn without_digest(whole: &Plaintext) -> Option<Plaintext> {
+    let (bytes, carried) = whole.as_bytes().split_last_chunk::<DIGEST_BYTES>()?;
+    (digest(bytes) == *carried).then(|| Plaintext::new(bytes.to_vec()))
+}
+
+fn digest(bytes: &[u8]) -> [u8; DIGEST_BYTES] {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    *digest.as_ref().first_chunk().expect("SHA-256 has 32 bytes")
+}

@@ -1,0 +1,202 @@
+//! The frontend's side of a worker process: started, given its PIN once, watched, and killed when a call hangs.
+//!
+//! Every session of the worker has a socket of its own, so that one that hangs holds up nobody.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use secrecy::ExposeSecret;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use zeroize::Zeroizing;
+
+use super::frame;
+use super::job::{Job, Outcome};
+use super::link::{Link, TokenInfo};
+use super::token::{TokenError, TokenOptions, TokenSelector};
+
+/// From the start of a worker until it is logged in. HSMs on a network take their time; one that hangs must not hold it for ever.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How a worker is started.
+#[derive(Clone, Debug)]
+pub struct WorkerCommand {
+    /// The program; it runs [`super::worker::run`].
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// What the vendor's library reads, such as SOFTHSM2_CONF.
+    pub environment: Vec<(String, String)>,
+    /// How long a call may take before the worker counts as hung, and is killed.
+    pub hang_after: Duration,
+}
+
+/// A running worker. Dropping it kills it.
+pub(super) struct Process {
+    child: Child,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Kills a worker that did not get ready.
+struct Starting(Option<Child>);
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Starts a worker and waits until it has logged in. Blocking; within a runtime, whose tasks then carry the jobs.
+pub(super) fn open(
+    command: &WorkerCommand,
+    module: &std::path::Path,
+    options: &TokenOptions,
+    sessions: Option<usize>,
+    queue_length: usize,
+) -> Result<Link, TokenError> {
+    Link::to_process(queue_length, |queues, loss| {
+        let began = |error: io::Error| TokenError::Worker {
+            code: "hsm_worker",
+            text: format!("the worker process of this HSM does not start: {error}"),
+            away: true,
+        };
+        let (ours, theirs) = UnixStream::pair().map_err(began)?;
+        let child = Command::new(&command.program)
+            .args(&command.arguments)
+            .envs(command.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(began)?;
+        let mut starting = Starting(Some(child));
+        ours.set_read_timeout(Some(START_PATIENCE)).map_err(began)?;
+        frame::write(&mut &ours, &introduction(module, options, sessions)).map_err(began)?;
+        let answer = frame::read(&mut &ours).map_err(began)?;
+        let ended = || began(io::Error::other("it ended before it was logged in"));
+        let texts = answer.as_ref().and_then(|answer| frame::decode_texts(answer)).ok_or_else(ended)?;
+        let texts: Vec<&str> = texts.iter().map(|text| text.as_str()).collect();
+        let info = match texts[..] {
+            ["ready", label, manufacturer, sessions] => TokenInfo {
+                label: label.into(),
+                manufacturer: manufacturer.into(),
+                sessions: sessions.parse().map_err(|_| ended())?,
+            },
+            ["refused", code, text, away] => return Err(TokenError::of_worker(code, text, away == "away")),
+            _ => return Err(ended()),
+        };
+        let mut tasks = Vec::new();
+        let loss = Arc::new(loss);
+        for number in 0..=info.sessions {
+            let stream = receive_socket(&ours).map_err(began)?;
+            let queue = if number == 0 { queues.control.clone() } else { queues.work.clone() };
+            // Our own jobs, such as making a key, may take longer than a request has time for.
+            let patience = if number == 0 { START_PATIENCE } else { command.hang_after };
+            tasks.push(tokio::spawn(carry(stream, queue, patience, Arc::clone(&loss))));
+        }
+        tasks.push(tokio::spawn(watch_end(ours, loss)));
+        let child = starting.0.take().ok_or_else(ended)?;
+        Ok((info, Process { child, tasks }))
+    })
+}
+
+/// What a worker has to know. The one time that the PIN is handed over.
+fn introduction(module: &std::path::Path, options: &TokenOptions, sessions: Option<usize>) -> Zeroizing<Vec<u8>> {
+    let (kind, name) = match &options.selector {
+        TokenSelector::Label(label) => ("label", label),
+        TokenSelector::Serial(serial) => ("serial", serial),
+    };
+    let sessions = sessions.map_or(String::new(), |count| count.to_string());
+    frame::encode_texts(&[&module.to_string_lossy(), kind, name, options.pin.expose_secret(), &sessions])
+}
+
+/// One socket of a session, sent along with one byte (unix(7), SCM_RIGHTS).
+fn receive_socket(control: &UnixStream) -> io::Result<tokio::net::UnixStream> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let received = recvmsg(control, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let sockets = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next(),
+        _ => None,
+    });
+    match sockets {
+        Some(socket) if received.bytes == 1 => {
+            let stream = UnixStream::from(socket);
+            stream.set_nonblocking(true)?;
+            tokio::net::UnixStream::from_std(stream)
+        }
+        _ => Err(io::Error::other("it sent no socket for a session")),
+    }
+}
+
+/// Carries jobs to one session and answers back.
+async fn carry(
+    mut stream: tokio::net::UnixStream,
+    queue: flume::Receiver<Job>,
+    hang_after: Duration,
+    loss: Arc<watch::Sender<Option<String>>>,
+) {
+    while let Ok(job) = queue.recv_async().await {
+        if job.abandoned() {
+            continue;
+        }
+        let taken = Instant::now();
+        let request = frame::encode_request(&job.request, job.confirm);
+        let reason = match tokio::time::timeout(hang_after, exchange(&mut stream, &request)).await {
+            Ok(Ok(outcome)) => {
+                let _ = job.reply.send((taken, outcome));
+                continue;
+            }
+            Ok(Err(error)) => format!("its worker process has ended, or spoken nonsense: {error}"),
+            Err(_) => format!("a call has hung for {} ms; its worker process is killed", hang_after.as_millis()),
+        };
+        lose(&loss, reason);
+        return;
+    }
+}
+
+async fn exchange(stream: &mut tokio::net::UnixStream, request: &[u8]) -> io::Result<Outcome> {
+    stream.write_all(request).await?;
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).await?;
+    let mut answer = Zeroizing::new(vec![0; frame::bounded(length)?]);
+    stream.read_exact(&mut answer).await?;
+    frame::decode_outcome(&answer).ok_or_else(|| io::Error::other("an answer that does not parse"))
+}
+
+/// The worker holds the other end of the control socket as long as it lives.
+async fn watch_end(control: UnixStream, loss: Arc<watch::Sender<Option<String>>>) {
+    let converted = control.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(control));
+    if let Ok(mut control) = converted {
+        let _ = control.read(&mut [0]).await;
+    }
+    lose(&loss, "its worker process has ended".into());
+}
+
+/// The first reason counts: the others follow from it.
+fn lose(loss: &watch::Sender<Option<String>>, reason: String) {
+    loss.send_if_modified(|lost| {
+        let first = lost.is_none();
+        lost.get_or_insert(reason);
+        first
+    });
+}
