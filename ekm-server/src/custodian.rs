@@ -63,7 +63,7 @@ fn replica_options(hsm: &Hsm, replica: &HsmReplica) -> Result<ReplicaOptions, St
             program: "/proc/self/exe".into(),
             arguments: vec!["hsm-worker".into()],
             environment: replica.environment.clone().into_iter().collect(),
-            hang_after: Duration::from_millis(*hsm.hang_ms.get_ref()),
+            hang_after: hsm.hang_after(),
         }),
     };
     Ok(ReplicaOptions {

@@ -7,6 +7,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use ekm_core::hsm::{self, ReplicaStatus, Shard};
 use http::{StatusCode, Uri, header};
 
 use crate::catalog::Gate;
@@ -56,6 +57,11 @@ async fn readyz(State(ops): State<Ops>, uri: Uri) -> Response {
     let _ = writeln!(text, "{} catalog: revision {revision}, {read}", note(age < 60.0));
     if let Some(problem) = ops.gate.problem() {
         let _ = writeln!(text, "[!] catalog not followed: {problem}");
+    }
+    for replica in ops.plane.ekm.custodian().shard().map(Shard::replicas).unwrap_or_default() {
+        let ReplicaStatus { name, state, since, reason, .. } = replica.status();
+        let (good, since) = (state == hsm::State::Serving, since.as_secs());
+        let _ = writeln!(text, "{} HSM replica {name}: {} for {since} s: {reason}", note(good), state.name());
     }
     let (unserved, refused) = (ops.plane.unserved.list(), snapshot.refused());
     let sound = unserved.is_empty() && refused.len() == 0;

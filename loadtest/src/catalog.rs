@@ -14,7 +14,7 @@ use ekm_core::blob::VersionId;
 use ekm_core::catalog::{
     CatalogKey, Custody, KeyRecord, KeyState, Kind, Mirror, PolicyRecord, Purpose, SpaceRecord, SpaceState,
 };
-use ekm_core::custody::{Custodian, Hsm};
+use ekm_core::custody::Custodian;
 use ekm_core::software::KeyFile;
 use ekm_core::{KeyPath, Snapshot};
 use ekm_loadtest::{cpu_seconds, measure, request, rss_mib, until_idle};
@@ -167,7 +167,7 @@ impl Subject {
         let config = Config::read(&directory.path().join("ekm.toml")).map_err(|error| anyhow::anyhow!("{error}"))?;
         let store = open_store(&config.catalog, false).await?;
         let key_file = read_key_file(directory.path())?;
-        let custodian = Custodian::new(Some(read_key_file(directory.path())?), Hsm::NotConfigured);
+        let custodian = Custodian::new(Some(read_key_file(directory.path())?), None);
         let key = initialise(&store, &custodian, Some(&key_file)).await?;
         let (space, policy) = add_space_and_policy(&store, &key).await?;
         let mut paths = Vec::with_capacity(keys);

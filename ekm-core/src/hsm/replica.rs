@@ -341,21 +341,14 @@ impl Replica {
                     }
                 }
                 Err(error) => {
-                    let (code, text) = (error.code(), error.to_string());
+                    let (code, text) = (error.code(), format!("{error} [{}]", error.code()));
                     let error = Arc::new(error);
+                    match error.is_away() {
+                        true => self.health.lost(&text, Instant::now()),
+                        false => self.health.refused(&text, Instant::now()),
+                    }
                     let first = self.first.send_replace(Some(Err(Arc::clone(&error)))).is_none();
-                    if error.is_away() {
-                        self.health.lost(&text, Instant::now());
-                        if first || failures % 10 == 1 {
-                            tracing::warn!(
-                                code,
-                                error = text,
-                                replica = self.name(),
-                                "the HSM is away; it is tried again"
-                            );
-                        }
-                    } else {
-                        self.health.refused(&text, Instant::now());
+                    if !error.is_away() {
                         tracing::error!(
                             code,
                             error = text,
@@ -363,6 +356,9 @@ impl Replica {
                             "the HSM is not tried again; correct it and restart"
                         );
                         return;
+                    }
+                    if first || failures % 10 == 1 {
+                        tracing::warn!(code, error = text, replica = self.name(), "the HSM is away; it is tried again");
                     }
                 }
             }

@@ -165,9 +165,7 @@ impl Shard {
     pub async fn check(&self, key: TokenKey, patience: Patience) -> Result<(), Unusable> {
         match self.run(Request::Check { key }, patience, &mut Timing::default()).await {
             Ok(_) => Ok(()),
-            Err(Failure::Fault(fault)) if matches!(fault.class, Class::Key | Class::Integrity) => {
-                Err(Unusable::Lasting(fault.code))
-            }
+            Err(Failure::Fault(fault)) if fault.class == Class::Key => Err(Unusable::Lasting(fault.to_string())),
             Err(failure) => Err(Unusable::Passing(ours(failure))),
         }
     }

@@ -228,9 +228,11 @@ fn check_hsm(config: &Config, hsm: &Hsm) -> Result<(), Finding> {
     if hsm.queue_length == 0 || config.audit.queue_length == 0 {
         return finding(0..0, "a queue_length is 0, so nothing could ever wait", "leave it out for the default");
     }
-    if hsm.hang_ms.get_ref() <= hsm.deadline_ms.get_ref() {
+    if let Some(hang_ms) = &hsm.hang_ms
+        && hang_ms.get_ref() <= hsm.deadline_ms.get_ref()
+    {
         return finding(
-            hsm.hang_ms.span(),
+            hang_ms.span(),
             format!("hsm.hang_ms must be longer than hsm.deadline_ms, which is {}", hsm.deadline_ms.get_ref()),
             "leave it out for 1000: an HSM that is merely slow is not to lose its worker process",
         );

@@ -236,9 +236,8 @@ pub struct Hsm {
     /// How long an operation may take on one token, waiting included.
     #[serde(default = "defaults::hsm_deadline_ms")]
     pub deadline_ms: Spanned<u64>,
-    /// A call that takes longer hangs: its worker process is killed, and started anew.
-    #[serde(default = "defaults::hang_ms")]
-    pub hang_ms: Spanned<u64>,
+    /// A call that takes longer hangs: its worker process is killed, and started anew. Default: a second, or twice `deadline_ms`.
+    pub hang_ms: Option<Spanned<u64>>,
     /// The tokens. Requests go to whichever does best; one that is sick is left out.
     pub replica: Vec<Spanned<HsmReplica>>,
 }
@@ -279,6 +278,12 @@ pub enum Isolation {
 }
 
 impl Hsm {
+    /// After how long a call hangs.
+    pub fn hang_after(&self) -> Duration {
+        let chosen = self.hang_ms.as_ref().map(|hang_ms| *hang_ms.get_ref());
+        Duration::from_millis(chosen.unwrap_or_else(|| 1000.max(2 * self.deadline_ms.get_ref())))
+    }
+
     /// The libraries, for messages.
     pub fn modules(&self) -> String {
         let modules = self.replica.iter().map(|replica| replica.get_ref().module.get_ref().display().to_string());
@@ -420,9 +425,6 @@ mod defaults {
     }
     pub(super) fn queue_length() -> usize {
         256
-    }
-    pub(super) fn hang_ms() -> Spanned<u64> {
-        Spanned::new(0..0, 1000)
     }
     pub(super) fn hsm_deadline_ms() -> Spanned<u64> {
         Spanned::new(0..0, 60)

@@ -269,7 +269,7 @@ fn a_pin_that_an_hsm_refuses_stops_the_start_and_is_not_tried_again_when_the_hsm
     let ekm = Ekm::serve_unready(&directory, |config| config);
     token.bring_back();
     ekm.eventually("refused", || ekm.ops("/readyz?verbose").text().contains("[hsm_pin]"));
-    assert_eq!(ekm.log().matches("the HSM is not tried again; correct the PIN and restart").count(), 1);
+    assert_eq!(ekm.log().matches("the HSM is not tried again; correct it and restart").count(), 1);
     let answer = ekm.post("/v0/keys/demo:wrap", WRAP);
     assert_eq!((answer.status, answer.message().ends_with("[key_unavailable]")), (503, true), "{}", answer.text());
 }
@@ -374,7 +374,9 @@ fn a_token_without_aes_gcm_stops_the_start_and_is_not_waited_for() {
     fs::write(&pin_file, "87654321").unwrap();
     fs::set_permissions(&pin_file, fs::Permissions::from_mode(0o600)).unwrap();
     let config = directory.path().join("ekm.toml");
-    let hsm = format!("\n[hsm]\nmodule = \"{module}\"\ntoken_label = \"ekm\"\npin_file = \"pin\"\ndeadline_ms = 60\n");
+    let hsm = format!(
+        "\n[hsm]\ndeadline_ms = 60\n[[hsm.replica]]\nmodule = \"{module}\"\ntoken_label = \"ekm\"\npin_file = \"pin\"\n"
+    );
     fs::write(&config, fs::read_to_string(&config).unwrap() + &hsm).unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/src/opencryptoki.sh");
     let output = std::process::Command::new("unshare")
