@@ -146,7 +146,7 @@ fn token_options(hsm: &Hsm) -> Result<TokenOptions, StartError> {
     let label = hsm.token_label.clone().map(TokenSelector::Label);
     let selector = label.or_else(|| hsm.token_serial.clone().map(TokenSelector::Serial));
     let selector = selector.unwrap_or_else(|| TokenSelector::Label(String::new()));
-    Ok(TokenOptions { selector, pin, profile: None })
+    Ok(TokenOptions { selector, pin, profile: hsm.profile })
 }
 
 fn replica_options(hsm: &Hsm) -> ReplicaOptions {
