@@ -243,11 +243,8 @@ impl Token {
     /// How many sessions serve it best if nobody says otherwise: as many as its profile says, if the token has room for them beside
     /// the one that holds the login and the one that makes keys.
     pub fn preferred_sessions(&self) -> usize {
-        let limit = match self.module.get_token_info(self.slot).map(|token| token.max_session_count()) {
-            Ok(Limit::Max(most)) => usize::try_from(most).unwrap_or(usize::MAX),
-            _ => usize::MAX,
-        };
-        self.profile.sessions.min(limit.saturating_sub(2)).max(1)
+        let limit = self.module.get_token_info(self.slot).map(|token| token.max_session_count());
+        within(self.profile.sessions, limit.unwrap_or(Limit::Unavailable))
     }
 
     /// The object to work with: the token's, or a copy that lives in the session, if its profile says so; as sensitive, as little
@@ -389,6 +386,14 @@ fn require_mechanisms(module: &Pkcs11, slot: Slot) -> Result<(), TokenError> {
     Ok(())
 }
 
+/// As many workers' sessions as are wanted, if the token has room for them and two of ours, but for one at least.
+fn within(wanted: usize, limit: Limit) -> usize {
+    match limit {
+        Limit::Max(most) => wanted.min(usize::try_from(most).unwrap_or(usize::MAX).saturating_sub(2)).max(1),
+        Limit::Unavailable | Limit::Infinite => wanted,
+    }
+}
+
 fn open_session(module: &Pkcs11, slot: Slot, profile: &Profile) -> cryptoki::error::Result<Session> {
     if profile.read_write_only { module.open_rw_session(slot) } else { module.open_ro_session(slot) }
 }
@@ -476,4 +481,18 @@ pub fn initialize_softhsm_token(
         Ok(session.close()?)
     })?;
     Ok(loaded.library.finalize()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_with_few_sessions_is_asked_for_no_more_than_it_has() {
+        assert_eq!(within(8, Limit::Infinite), 8);
+        assert_eq!(within(8, Limit::Unavailable), 8);
+        assert_eq!(within(8, Limit::Max(100)), 8);
+        assert_eq!(within(8, Limit::Max(6)), 4);
+        assert_eq!(within(8, Limit::Max(1)), 1);
+    }
 }
