@@ -71,6 +71,7 @@ fn replica_options(hsm: &Hsm, replica: &HsmReplica) -> Result<ReplicaOptions, St
         module: replica.module.get_ref().clone(),
         selector: selector.unwrap_or_else(|| TokenSelector::Label(String::new())),
         pin: pin(replica)?,
+        profile: replica.profile,
         sessions: replica.sessions.as_ref().map(|sessions| *sessions.get_ref()),
         isolation,
     })

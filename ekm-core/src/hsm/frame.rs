@@ -144,7 +144,7 @@ pub(super) fn encode_outcome((result, took): &Outcome) -> Zeroizing<Vec<u8>> {
         Ok(Answer::Done) => Writer::new(3, 0).bytes(&took),
         Err(Fault { class, function, code }) => Writer::new(4, function.len() + code.len())
             .bytes(&took)
-            .bytes(class.name().as_bytes())
+            .bytes(class.as_str().as_bytes())
             .bytes(function.as_bytes())
             .bytes(code.as_bytes()),
     };
@@ -163,12 +163,18 @@ pub(super) fn decode_outcome(frame: &[u8]) -> Option<Outcome> {
         2 => Ok(Answer::Unwrapped(Plaintext::new(reader.bytes()?.to_vec()))),
         3 => Ok(Answer::Done),
         4 => {
-            let class = Class::from_name(&reader.text()?)?;
+            let class = class(&reader.text()?)?;
             Err(Fault { class, function: reader.text()?, code: reader.text()? })
         }
         _ => return None,
     };
     reader.whole((result, took))
+}
+
+fn class(name: &str) -> Option<Class> {
+    use Class::{Ambiguous, Caller, Capacity, Credential, Device, Integrity, Key, Session};
+    let all = [Caller, Ambiguous, Session, Capacity, Device, Credential, Integrity, Key];
+    all.into_iter().find(|class| class.as_str() == name)
 }
 
 /// Reads one frame without its length; `None` at the end of the connection.

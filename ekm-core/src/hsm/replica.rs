@@ -14,6 +14,7 @@ use super::health::{Health, State, Verdict, pause, slow_limit};
 use super::job::{Answer, Job, Patience, Request, Timing, without_digest};
 use super::link::{Link, TokenInfo};
 use super::process::{self, WorkerCommand};
+use super::profile::ProfileName;
 use super::token::{Module, TokenError, TokenOptions, TokenSelector};
 use crate::blob::VersionId;
 
@@ -37,6 +38,8 @@ pub struct ReplicaOptions {
     pub selector: TokenSelector,
     /// The user PIN.
     pub pin: SecretString,
+    /// What kind of HSM it is; `None` lets the library's name decide.
+    pub profile: Option<ProfileName>,
     /// Sessions for requests; `None` lets the token's kind decide.
     pub sessions: Option<usize>,
     /// In which process its library runs.
@@ -441,8 +444,8 @@ impl Replica {
     }
 
     fn open_blocking(&self) -> Result<Link, TokenError> {
-        let ReplicaOptions { module, selector, pin, sessions, isolation, .. } = &self.options;
-        let token = TokenOptions { selector: selector.clone(), pin: pin.clone() };
+        let ReplicaOptions { module, selector, pin, profile, sessions, isolation, .. } = &self.options;
+        let token = TokenOptions { selector: selector.clone(), pin: pin.clone(), profile: *profile };
         match isolation {
             Isolation::Thread => {
                 let loaded = match self.module.get() {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ekm_core::caller::CallerPattern;
+use ekm_core::hsm::profile::ProfileName;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
@@ -258,6 +259,8 @@ pub struct HsmReplica {
     pub pin_file: Option<PathBuf>,
     /// An environment variable that holds the user PIN.
     pub pin_env: Option<String>,
+    /// What kind of HSM it is, as in docs/hsm.md. Default: what the library calls itself decides.
+    pub profile: Option<ProfileName>,
     /// Sessions for requests. Default: 1 for SoftHSM, which has one lock around everything, else 8.
     pub sessions: Option<Spanned<usize>>,
     /// Environment variables that the vendor's library reads, such as SOFTHSM2_CONF. With isolation "thread", ekm starts itself anew
@@ -597,6 +600,7 @@ mod tests {
             ("[hsm]", "[software]\nkey_file = \"k\"\n[hsm]", "profile = \"test\""),
             ("jwks_url = \"https:", "jwks_url = \"http:", "https"),
             ("#sessions = 1", "sessions = 0", "sessions"),
+            ("#profile = \"softhsm\"", "profile = \"luna7\"", "there is no HSM profile 'luna7'; there are softhsm,"),
             ("hosts = [\"ekm", "hosts = [\"https://ekm", "a host is a name"),
             ("hosts = [\"ekm.example.com", "hosts = [\"ekm.example.com:8443", "a host is a name"),
             ("listen = \"127.0.0.1:9443\"", "listen = \"0.0.0.0:8443\"", "both listeners"),
