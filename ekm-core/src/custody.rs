@@ -14,6 +14,7 @@ use crate::catalog::{Custody, VersionRecord};
 use crate::error::Error;
 use crate::hsm::{Made, MakeError, Patience, Shard, Timing, TokenError, TokenKey};
 use crate::locked::{KeyArena, LockedKey};
+use crate::nonces::Unsettled;
 use crate::secret::Plaintext;
 use crate::software::{self, KeyFile, SoftwareError, random};
 use crate::version::{KeyVersion, Material, Unusable};
@@ -35,6 +36,7 @@ pub struct Custodian {
     /// Under which root key new material of custody `hsm-wrapped` is wrapped.
     root: OnceLock<VersionId>,
     keys: KeyArena,
+    unsettled: Unsettled,
 }
 
 /// Why a new key could not be made.
@@ -74,7 +76,7 @@ pub enum GenerateError {
 impl Custodian {
     /// With what there is. The shard's replicas may come later: versions that wait for them prove themselves with their next use.
     pub fn new(key_file: Option<KeyFile>, shard: Option<Shard>) -> Self {
-        Self { key_file, shard, root: OnceLock::new(), keys: KeyArena::default() }
+        Self { key_file, shard, root: OnceLock::new(), keys: KeyArena::default(), unsettled: Unsettled::default() }
     }
 
     /// The HSM's side, if one is configured.
@@ -118,7 +120,11 @@ impl Custodian {
     ) -> Result<Sealed, Error> {
         let (patience, format) = (Patience::Request(deadline), version.custody.format());
         let aad = blob::bound_aad(format, version.id, aad);
-        match self.material(version, patience).await? {
+        let material = self.material(version, patience).await?;
+        if format != Format::Xaes {
+            version.nonces.take(version.id, &self.unsettled).ok_or(Error::KeyExhausted)?;
+        }
+        match material {
             Material::OnToken => {
                 let wrapped = self.here()?.wrap(version.token_key(), aad, plaintext, true, patience, timing).await;
                 noting_a_loss(version, wrapped).map(Sealed::Checked)
@@ -320,6 +326,22 @@ impl Custodian {
             }
         }
         restored
+    }
+
+    /// What was wrapped since the last call, by version, for those that `version` still finds. Each is to be settled or put back.
+    pub fn unsettled_wraps<'a>(&self, version: impl Fn(VersionId) -> Option<&'a KeyVersion>) -> Vec<(VersionId, u64)> {
+        let ids = self.unsettled.take().into_iter();
+        ids.filter_map(|id| Some((id, version(id)?.nonces.fresh()))).collect()
+    }
+
+    /// All frontends together have wrapped `total` times, `told` of these as [`Self::unsettled_wraps`] has told.
+    pub fn settle_wraps(&self, version: &KeyVersion, told: u64, total: u64) {
+        version.nonces.settle(told, total, version.id, &self.unsettled);
+    }
+
+    /// What was told could not be noted.
+    pub fn put_back_wraps(&self, ids: impl IntoIterator<Item = VersionId>) {
+        self.unsettled.put_back(ids);
     }
 
     /// Takes a destroyed version's key off the token.
