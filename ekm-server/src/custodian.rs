@@ -49,6 +49,8 @@ fn shard_options(hsm: &Hsm) -> Result<ShardOptions, StartError> {
     Ok(ShardOptions {
         queue_length: hsm.queue_length,
         deadline: Duration::from_millis(*hsm.deadline_ms.get_ref()),
+        copies: hsm.copies.as_ref().map_or(hsm.replica.len().min(2), |copies| *copies.get_ref()),
+        replication: hsm.replication_key_label.clone(),
         replicas: replicas.collect::<Result<_, _>>()?,
     })
 }
@@ -71,6 +73,7 @@ fn replica_options(hsm: &Hsm, replica: &HsmReplica) -> Result<ReplicaOptions, St
         module: replica.module.get_ref().clone(),
         selector: selector.unwrap_or_else(|| TokenSelector::Label(String::new())),
         pin: pin(replica)?,
+        profile: replica.profile,
         sessions: replica.sessions.as_ref().map(|sessions| *sessions.get_ref()),
         isolation,
     })

@@ -1,9 +1,11 @@
-//! What a PKCS#11 return code means for us: one table by (function, code).
+//! A failed PKCS#11 call, and what it asks for.
 
 use std::fmt;
 
-use cryptoki::context::Function;
 use cryptoki::error::{Error as Pkcs11Error, RvError};
+
+use super::profile::ProfileName;
+pub use super::return_codes::{Rule, TABLE, classify};
 
 /// A failed PKCS#11 call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,39 +21,29 @@ pub struct Fault {
 /// What a return code asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// The caller sent a blob that this key did not make.
+    /// The caller sent a blob that this key did not make. The caller is told so; nothing is repeated, and nobody else is to blame.
     Caller,
-    /// Could be the caller's or the device's: ask the device with a known answer.
-    /// SoftHSM says GENERAL_ERROR for a wrong tag, nShield FUNCTION_FAILED.
+    /// Could be what the caller sent, or the device: ask the device with a known answer. If it answers right, it was the caller's.
     Ambiguous,
-    /// This session, or a handle in it, is no longer valid: open another one, and try once more.
+    /// This session, or a handle in it, is no longer valid, or the call was cut short: open another session, and try once more.
     Session,
-    /// The token has no room for more right now.
+    /// The token has no room for this now: too many sessions, no memory, or more data than it takes at once. Nothing is wrong with
+    /// it; another one may take it.
     Capacity,
-    /// The token or the way to it is broken.
+    /// The token or the way to it is broken: replace the session, go elsewhere with the request, test the token.
     Device,
-    /// The PIN is wrong, locked, or expired: never try again by ourselves.
+    /// The login is refused, or may have been counted as refused: never try again by ourselves, or the token locks itself.
     Credential,
-    /// The key or mechanism does not do what it should: configuration, or a lying device.
+    /// The token does not do what it has to, or lies: it is not used until somebody has looked at it.
     Integrity,
-    /// This key: it is not on this token, or twice, or with other material. The device is not to blame; another replica may have it.
+    /// This key: not on this token, there twice, or with other attributes or material. It is skipped on this token; the others are
+    /// served, and the device is not blamed.
     Key,
 }
 
 impl Class {
-    const ALL: [Self; 8] = [
-        Self::Caller,
-        Self::Ambiguous,
-        Self::Session,
-        Self::Capacity,
-        Self::Device,
-        Self::Credential,
-        Self::Integrity,
-        Self::Key,
-    ];
-
-    /// The word between a worker and its frontend.
-    pub fn name(self) -> &'static str {
+    /// As in the documentation.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Caller => "caller",
             Self::Ambiguous => "ambiguous",
@@ -63,22 +55,30 @@ impl Class {
             Self::Key => "key",
         }
     }
-
-    /// The reverse of [`Self::name`].
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|class| class.name() == name)
-    }
 }
 
 impl Fault {
-    /// A fault that we found ourselves.
+    /// A failed call on a token of that vendor.
+    pub fn on(vendor: ProfileName, error: Pkcs11Error) -> Self {
+        match error {
+            Pkcs11Error::Pkcs11(code, function) => Self {
+                class: classify(vendor, function, &code),
+                function: format!("C_{function:?}"),
+                code: code_name(&code),
+            },
+            // Conversions that failed because the module gave lengths or texts that cannot be.
+            other => Self { class: Class::Device, function: "PKCS#11".into(), code: other.to_string() },
+        }
+    }
+
+    /// A fault of the token that we found ourselves.
     pub fn integrity(function: &str, what: &str) -> Self {
         Self { class: Class::Integrity, function: function.into(), code: what.into() }
     }
 
-    /// That this token cannot serve this key.
-    pub fn key(what: &str) -> Self {
-        Self { class: Class::Key, function: "C_FindObjects".into(), code: what.into() }
+    /// A fault of one key that we found ourselves.
+    pub fn key(function: &str, what: &str) -> Self {
+        Self { class: Class::Key, function: function.into(), code: what.into() }
     }
 
     /// Whether the token refused a ciphertext: mostly the caller's fault.
@@ -94,20 +94,19 @@ impl fmt::Display for Fault {
     }
 }
 
+/// Where the vendor is not known, or does not matter.
 impl From<Pkcs11Error> for Fault {
     fn from(error: Pkcs11Error) -> Self {
-        match error {
-            Pkcs11Error::Pkcs11(code, function) => {
-                Self { class: classify(function, &code), function: format!("C_{function:?}"), code: code_name(&code) }
-            }
-            // Conversions that failed because the module gave lengths or texts that cannot be.
-            other => Self { class: Class::Device, function: "PKCS#11".into(), code: other.to_string() },
-        }
+        Self::on(ProfileName::Generic, error)
     }
 }
 
-/// `CKR_…` as the specification spells it, from the library's own name for it.
-fn code_name(code: &RvError) -> String {
+/// `CKR_…` as the specification spells it, from the library's own name for it. Codes without a name have their number.
+pub(super) fn code_name(code: &RvError) -> String {
+    match code {
+        RvError::VendorDefined(number) | RvError::UnknownErrorCode(number) => return format!("CKR_0x{number:08X}"),
+        _ => {}
+    }
     let variant = format!("{code:?}");
     let mut name = String::from("CKR");
     for character in variant.chars() {
@@ -119,60 +118,24 @@ fn code_name(code: &RvError) -> String {
     name
 }
 
-/// The table. PKCS#11 v2.40 §5.1 says what each code means; the comments say where tokens differ.
-pub fn classify(function: Function, code: &RvError) -> Class {
-    use RvError as R;
-    let decrypting = matches!(function, Function::Decrypt | Function::DecryptFinal);
-    match code {
-        R::EncryptedDataInvalid | R::EncryptedDataLenRange if decrypting => Class::Caller,
-        R::GeneralError | R::FunctionFailed | R::ArgumentsBad | R::DataInvalid | R::DataLenRange if decrypting => {
-            Class::Ambiguous
-        }
-        R::SessionHandleInvalid
-        | R::SessionClosed
-        | R::UserNotLoggedIn
-        | R::ObjectHandleInvalid
-        | R::KeyHandleInvalid
-        | R::OperationActive
-        | R::OperationNotInitialized => Class::Session,
-        R::SessionCount | R::DeviceMemory | R::HostMemory => Class::Capacity,
-        R::PinIncorrect | R::PinInvalid | R::PinLenRange | R::PinExpired | R::PinLocked | R::UserPinNotInitialized => {
-            Class::Credential
-        }
-        R::KeyFunctionNotPermitted
-        | R::KeyTypeInconsistent
-        | R::KeySizeRange
-        | R::MechanismInvalid
-        | R::MechanismParamInvalid => Class::Integrity,
-        _ => Class::Device,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use cryptoki::context::Function;
+
     use super::*;
 
     #[test]
-    fn a_callers_rubbish_is_never_taken_for_a_broken_device() {
-        for code in [RvError::EncryptedDataInvalid, RvError::EncryptedDataLenRange] {
-            assert_eq!(classify(Function::Decrypt, &code), Class::Caller);
-        }
-        for code in [RvError::GeneralError, RvError::FunctionFailed] {
-            assert_eq!(classify(Function::Decrypt, &code), Class::Ambiguous);
-            assert_eq!(classify(Function::Encrypt, &code), Class::Device);
-        }
-    }
-
-    #[test]
-    fn a_credential_error_is_in_a_class_of_its_own() {
-        for code in [RvError::PinIncorrect, RvError::PinLocked, RvError::PinExpired] {
-            assert_eq!(classify(Function::Login, &code), Class::Credential);
-        }
-    }
-
-    #[test]
     fn a_fault_is_named_as_in_the_specification() {
-        let fault = Fault::from(Pkcs11Error::Pkcs11(RvError::DeviceError, Function::Encrypt));
-        assert_eq!(fault.to_string(), "C_Encrypt failed with CKR_DEVICE_ERROR");
+        let named = |code| Fault::from(Pkcs11Error::Pkcs11(code, Function::Encrypt)).to_string();
+        assert_eq!(named(RvError::DeviceError), "C_Encrypt failed with CKR_DEVICE_ERROR");
+        assert_eq!(named(RvError::SessionReadWriteSoExists), "C_Encrypt failed with CKR_SESSION_READ_WRITE_SO_EXISTS");
+        assert_eq!(named(RvError::VendorDefined(0x8000_001f)), "C_Encrypt failed with CKR_0x8000001F");
+    }
+
+    #[test]
+    fn a_fault_is_classed_by_its_vendor_if_that_is_known() {
+        let locked = || Pkcs11Error::Pkcs11(RvError::VendorDefined(0x8000_0007), Function::GenerateKey);
+        assert_eq!(Fault::on(ProfileName::Luna, locked()).class, Class::Credential);
+        assert_eq!(Fault::from(locked()).class, Class::Device);
     }
 }

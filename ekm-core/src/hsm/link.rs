@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::fault::Fault;
 use super::job::Job;
 use super::process::Process;
+use super::profile::ProfileName;
 use super::session::TokenSession;
 use super::token::{Module, Token, TokenError, TokenOptions};
 
@@ -43,8 +44,8 @@ enum Hands {
 pub struct TokenInfo {
     /// Its label.
     pub label: String,
-    /// The module's manufacturer.
-    pub manufacturer: String,
+    /// What kind of HSM it is.
+    pub profile: ProfileName,
     /// Sessions for requests.
     pub sessions: usize,
 }
@@ -74,8 +75,8 @@ pub(super) fn open_sessions(
         let count = sessions.unwrap_or_else(|| token.preferred_sessions());
         let open = || TokenSession::open(Arc::clone(&token));
         let sessions = (0..count).map(|_| open()).collect::<Result<Vec<_>, Fault>>()?;
-        let (label, manufacturer) = (token.label().to_owned(), token.manufacturer().to_owned());
-        let info = TokenInfo { label, manufacturer, sessions: count };
+        let (label, profile) = (token.label().to_owned(), token.profile().name);
+        let info = TokenInfo { label, profile, sessions: count };
         Ok(Opened { info, sessions, control: open()? })
     })
 }

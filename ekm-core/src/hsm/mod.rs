@@ -8,7 +8,8 @@
 //!   (`process` is the frontend's side of it, [`worker`] the other, `frame` what goes between them).
 //! - `session`: one logged-in session with its cache of key handles; blocking. `gcm`: the two calls that it makes.
 //!
-//! [`Module`] is the vendor's library, [`Token`] is found, logged in to and tested; [`fault`] says what a PKCS#11 return code means.
+//! [`Module`] is the vendor's library, [`Token`] is found, logged in to and tested; [`fault`] is a failed call and what its return code
+//! means; [`profile`] says how vendors' tokens differ.
 //!
 //! No PKCS#11 call ever runs on an async worker. There is no trait over tokens: PKCS#11 is the one way to an HSM, and
 //! custody `software` needs no token.
@@ -20,7 +21,9 @@ mod health;
 mod job;
 mod link;
 mod process;
+pub mod profile;
 mod replica;
+mod return_codes;
 mod self_test;
 mod session;
 mod shard;
@@ -35,5 +38,5 @@ pub use job::{Patience, Timing, TokenKey};
 pub use link::TokenInfo;
 pub use process::WorkerCommand;
 pub use replica::{Isolation, Replica, ReplicaOptions, ReplicaStatus};
-pub use shard::{MakeError, Shard, ShardCounts, ShardOptions};
+pub use shard::{Made, MakeError, Shard, ShardCounts, ShardOptions};
 pub use token::{Module, Token, TokenError, TokenOptions, TokenSelector, initialize_softhsm_token};

@@ -95,9 +95,9 @@ pub(super) fn open(
         let texts = answer.as_ref().and_then(|answer| frame::decode_texts(answer)).ok_or_else(ended)?;
         let texts: Vec<&str> = texts.iter().map(|text| text.as_str()).collect();
         let info = match texts[..] {
-            ["ready", label, manufacturer, sessions] => TokenInfo {
+            ["ready", label, profile, sessions] => TokenInfo {
                 label: label.into(),
-                manufacturer: manufacturer.into(),
+                profile: profile.parse().map_err(|_| ended())?,
                 sessions: sessions.parse().map_err(|_| ended())?,
             },
             ["refused", code, text, away] => return Err(TokenError::of_worker(code, text, away == "away")),
@@ -125,7 +125,8 @@ fn introduction(module: &std::path::Path, options: &TokenOptions, sessions: Opti
         TokenSelector::Serial(serial) => ("serial", serial),
     };
     let sessions = sessions.map_or(String::new(), |count| count.to_string());
-    frame::encode_texts(&[&module.to_string_lossy(), kind, name, options.pin.expose_secret(), &sessions])
+    let profile = options.profile.map_or("", |profile| profile.as_str());
+    frame::encode_texts(&[&module.to_string_lossy(), kind, name, options.pin.expose_secret(), profile, &sessions])
 }
 
 /// One socket of a session, sent along with one byte (unix(7), SCM_RIGHTS).

@@ -14,6 +14,7 @@ use super::health::{Health, State, Verdict, pause, slow_limit};
 use super::job::{Answer, Job, Patience, Request, Timing, without_digest};
 use super::link::{Link, TokenInfo};
 use super::process::{self, WorkerCommand};
+use super::profile::ProfileName;
 use super::token::{Module, TokenError, TokenOptions, TokenSelector};
 use crate::blob::VersionId;
 
@@ -37,6 +38,8 @@ pub struct ReplicaOptions {
     pub selector: TokenSelector,
     /// The user PIN.
     pub pin: SecretString,
+    /// What kind of HSM it is; `None` lets the library's name decide.
+    pub profile: Option<ProfileName>,
     /// Sessions for requests; `None` lets the token's kind decide.
     pub sessions: Option<usize>,
     /// In which process its library runs.
@@ -172,6 +175,16 @@ impl Replica {
     /// Whether it did not hold a key when it was last asked, lately.
     pub(super) fn lacks_key(&self, key: VersionId) -> bool {
         self.lacks().get(&key).is_some_and(|at| at.elapsed() < LACK_FOR)
+    }
+
+    /// It has been given a key that it lacked.
+    pub(super) fn has_key(&self, key: VersionId) {
+        self.lacks().remove(&key);
+    }
+
+    /// The keys that it did not hold when it was last asked.
+    pub fn lacking(&self) -> Vec<VersionId> {
+        self.lacks().keys().copied().collect()
     }
 
     fn lacks(&self) -> std::sync::MutexGuard<'_, HashMap<VersionId, Instant>> {
@@ -441,8 +454,8 @@ impl Replica {
     }
 
     fn open_blocking(&self) -> Result<Link, TokenError> {
-        let ReplicaOptions { module, selector, pin, sessions, isolation, .. } = &self.options;
-        let token = TokenOptions { selector: selector.clone(), pin: pin.clone() };
+        let ReplicaOptions { module, selector, pin, profile, sessions, isolation, .. } = &self.options;
+        let token = TokenOptions { selector: selector.clone(), pin: pin.clone(), profile: *profile };
         match isolation {
             Isolation::Thread => {
                 let loaded = match self.module.get() {

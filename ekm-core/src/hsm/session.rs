@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cryptoki::mechanism::Mechanism;
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 
 use super::fault::{Class, Fault};
 use super::gcm::{decrypt, encrypt};
 use super::job::{Answer, Request, TokenKey};
-use super::token::{Token, TokenError, aes_template, key_template, logged_in};
+use super::profile::Profile;
+use super::token::{Token, TokenError, generate_session_key, key_template, logged_in};
 use crate::blob::{self, Format, GcmSealed, Sealed, VersionId};
 use crate::custody::CHECK_TEXT;
 use crate::secret::Plaintext;
@@ -36,8 +36,14 @@ impl TokenSession {
             Request::Unwrap { key, aad, sealed, .. } => self.unwrap(key, aad, sealed, confirm).map(Answer::Unwrapped),
             Request::Check { key } => self.check(key).map(|()| Answer::Done),
             Request::Probe => self.probe().map(|()| Answer::Done),
-            Request::Generate { id, label } => {
-                self.token.generate_key(*id, label).map(|()| Answer::Done).map_err(fault)
+            Request::Audit { key } => self.audit(key).map(|()| Answer::Done),
+            Request::Generate { id, label, replication } => {
+                let made = self.token.generate_key(*id, label, replication.as_deref()).map_err(fault)?;
+                Ok(made.map_or(Answer::Done, Answer::Exported))
+            }
+            Request::Import { id, label, replication, wrapped } => {
+                let imported = self.token.import_key(*id, label, replication, wrapped);
+                imported.map(|()| Answer::Done).map_err(fault)
             }
             Request::Discard { id } => {
                 self.handles.remove(id);
@@ -48,9 +54,10 @@ impl TokenSession {
 
     /// An HSM that answers wrong and calls it success would lose a data key for ever: what cannot be opened again was not wrapped.
     fn wrap(&mut self, key: &TokenKey, aad: &[u8], plaintext: &Plaintext) -> Result<GcmSealed, Fault> {
-        self.renewing(key, |session, handle| {
-            let (nonce, ciphertext) = encrypt(session, handle, aad, plaintext.as_bytes())?;
-            let opened = decrypt(session, handle, nonce, aad, &ciphertext).map_err(devices)?;
+        self.renewing(key, |profile, session, handle| {
+            let sealed = encrypt(profile, session, handle, aad, plaintext.as_bytes());
+            let (nonce, ciphertext) = sealed.map_err(devices)?;
+            let opened = decrypt(profile, session, handle, nonce, aad, &ciphertext).map_err(devices)?;
             match opened.as_bytes() == plaintext.as_bytes() {
                 true => Ok(GcmSealed { nonce, ciphertext }),
                 false => Err(Fault::integrity("C_Encrypt", "what it made does not open to what was encrypted")),
@@ -59,8 +66,9 @@ impl TokenSession {
     }
 
     fn unwrap(&mut self, key: &TokenKey, aad: &[u8], sealed: &GcmSealed, confirm: bool) -> Result<Plaintext, Fault> {
-        let unwrapped =
-            self.renewing(key, |session, handle| decrypt(session, handle, sealed.nonce, aad, &sealed.ciphertext));
+        let unwrapped = self.renewing(key, |profile, session, handle| {
+            decrypt(profile, session, handle, sealed.nonce, aad, &sealed.ciphertext)
+        });
         match unwrapped {
             // It is the caller's fault only if the same key, on the same session, still shows that it works.
             Err(refusal) if confirm && refusal.is_refusal() => match self.check(key) {
@@ -76,7 +84,14 @@ impl TokenSession {
 
     /// The known-answer test of one key.
     fn check(&mut self, key: &TokenKey) -> Result<(), Fault> {
-        self.renewing(key, |session, handle| prove(session, handle, key))
+        self.renewing(key, |profile, session, handle| prove(profile, session, handle, key))
+    }
+
+    /// As [`Self::check`], and the object's attributes.
+    fn audit(&mut self, key: &TokenKey) -> Result<(), Fault> {
+        self.check(key)?;
+        let found = self.session.find_objects(&key_template(key.id)).map_err(|error| self.token.fault(error))?;
+        found.into_iter().try_for_each(|object| self.token.require_closed(&self.session, object))
     }
 
     /// A round trip under a key of this session.
@@ -86,13 +101,17 @@ impl TokenSession {
         }
         let key = match self.probe {
             Some(key) => key,
-            None => *self.probe.insert(self.session.generate_key(&Mechanism::AesKeyGen, &aes_template(false))?),
+            None => *self.probe.insert(self.generate_probe()?),
         };
-        let tried = round_trip(&self.session, key, b"probe");
+        let tried = round_trip(self.token.profile(), &self.session, key, b"probe");
         if tried.is_err() {
             self.renew()?;
         }
         tried
+    }
+
+    fn generate_probe(&self) -> Result<ObjectHandle, Fault> {
+        generate_session_key(&self.session).map_err(|error| self.token.fault(error))
     }
 
     /// Runs a call with a key's handle, and once more on a new session if this one turns out to be invalid. After a device's fault
@@ -100,13 +119,14 @@ impl TokenSession {
     fn renewing<T>(
         &mut self,
         key: &TokenKey,
-        call: impl Fn(&Session, ObjectHandle) -> Result<T, Fault>,
+        call: impl Fn(&'static Profile, &Session, ObjectHandle) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
-        match self.handle(key).and_then(|handle| call(&self.session, handle)) {
+        let profile = self.token.profile();
+        match self.handle(key).and_then(|handle| call(profile, &self.session, handle)) {
             Err(fault) if fault.class == Class::Session || self.has_lost_its_login(&fault) => {
                 self.renew()?;
                 let handle = self.handle(key)?;
-                call(&self.session, handle)
+                call(profile, &self.session, handle)
             }
             Err(fault) if matches!(fault.class, Class::Device | Class::Integrity) => {
                 self.renew()?;
@@ -116,7 +136,7 @@ impl TokenSession {
         }
     }
 
-    /// kryoptic says CKR_GENERAL_ERROR then.
+    /// Not every vendor's code for it is in the table.
     fn has_lost_its_login(&self, fault: &Fault) -> bool {
         matches!(fault.class, Class::Device | Class::Ambiguous) && matches!(logged_in(&self.session), Ok(false))
     }
@@ -134,11 +154,12 @@ impl TokenSession {
         if let Some(&handle) = self.handles.get(&key.id) {
             return Ok(handle);
         }
-        match self.session.find_objects(&key_template(key.id))?[..] {
+        let found = self.session.find_objects(&key_template(key.id));
+        match found.map_err(|error| self.token.fault(error))?[..] {
             [object] => {
                 let handle = self.token.usable(&self.session, object);
                 if key.check_blob.is_some() {
-                    prove(&self.session, handle, key)?;
+                    prove(self.token.profile(), &self.session, handle, key)?;
                 }
                 self.handles.insert(key.id, handle);
                 Ok(handle)
@@ -150,34 +171,35 @@ impl TokenSession {
             [] if !self.token.is_present() => {
                 Err(Fault { class: Class::Device, function: "C_GetTokenInfo".into(), code: "the token is gone".into() })
             }
-            [] => Err(Fault::key("the token does not hold the key")),
-            _ => Err(Fault::key("the token holds two keys with the same CKA_ID")),
+            [] => Err(Fault::key("C_FindObjects", "the token does not hold the key")),
+            _ => Err(Fault::key("C_FindObjects", "the token holds two keys with the same CKA_ID")),
         }
     }
 }
 
 /// The check blob opens to the known text. If it is refused: does the key work at all, and is it just not the one that made it?
-fn prove(session: &Session, handle: ObjectHandle, key: &TokenKey) -> Result<(), Fault> {
-    let wrong = || Fault::key("the check blob does not open to its known text: the material is another one");
-    let Some(check_blob) = &key.check_blob else { return round_trip(session, handle, b"round trip") };
+fn prove(profile: &Profile, session: &Session, handle: ObjectHandle, key: &TokenKey) -> Result<(), Fault> {
+    let wrong =
+        || Fault::key("C_Decrypt", "the check blob does not open to its known text: the material is another one");
+    let Some(check_blob) = &key.check_blob else { return round_trip(profile, session, handle, b"round trip") };
     let Some((id, Sealed::Gcm(sealed))) = blob::parse(check_blob) else { return Err(wrong()) };
     let aad = blob::bound_aad(Format::Gcm, key.id, b"");
-    let known_answer = || decrypt(session, handle, sealed.nonce, &aad, &sealed.ciphertext);
+    let known_answer = || decrypt(profile, session, handle, sealed.nonce, &aad, &sealed.ciphertext);
     // A device that fails now and then may do so here: one refusal is not enough to call a key another one.
     match known_answer().or_else(|fault| if fault.is_refusal() { known_answer() } else { Err(fault) }) {
         Ok(opened) if id == key.id && opened.as_bytes() == CHECK_TEXT => Ok(()),
         Err(fault) if !fault.is_refusal() => Err(fault),
         Ok(_) | Err(_) => {
-            round_trip(session, handle, b"round trip")?;
+            round_trip(profile, session, handle, b"round trip")?;
             Err(wrong())
         }
     }
 }
 
 /// The key encrypts, and decrypts it again.
-fn round_trip(session: &Session, handle: ObjectHandle, aad: &[u8]) -> Result<(), Fault> {
-    let (nonce, ciphertext) = encrypt(session, handle, aad, CHECK_TEXT)?;
-    let opened = decrypt(session, handle, nonce, aad, &ciphertext).map_err(devices)?;
+fn round_trip(profile: &Profile, session: &Session, handle: ObjectHandle, aad: &[u8]) -> Result<(), Fault> {
+    let (nonce, ciphertext) = encrypt(profile, session, handle, aad, CHECK_TEXT).map_err(devices)?;
+    let opened = decrypt(profile, session, handle, nonce, aad, &ciphertext).map_err(devices)?;
     match opened.as_bytes() == CHECK_TEXT {
         true => Ok(()),
         false => Err(Fault::integrity("C_Decrypt", "it does not give back what was encrypted")),

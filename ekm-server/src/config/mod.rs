@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ekm_core::caller::CallerPattern;
+use ekm_core::hsm::profile::ProfileName;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
@@ -238,6 +239,11 @@ pub struct Hsm {
     pub deadline_ms: Spanned<u64>,
     /// A call that takes longer hangs: its worker process is killed, and started anew. Default: a second, or twice `deadline_ms`.
     pub hang_ms: Option<Spanned<u64>>,
+    /// On how many tokens a new key has to be before it wraps. Default: 2, or 1 if there is one token.
+    pub copies: Option<Spanned<usize>>,
+    /// The CKA_LABEL of an AES key that every token holds, by which new keys get from one token to the others. Default: the vendor's
+    /// own cloning does that.
+    pub replication_key_label: Option<String>,
     /// The tokens. Requests go to whichever does best; one that is sick is left out.
     pub replica: Vec<Spanned<HsmReplica>>,
 }
@@ -258,6 +264,8 @@ pub struct HsmReplica {
     pub pin_file: Option<PathBuf>,
     /// An environment variable that holds the user PIN.
     pub pin_env: Option<String>,
+    /// What kind of HSM it is, as in docs/hsm.md. Default: what the library calls itself decides.
+    pub profile: Option<ProfileName>,
     /// Sessions for requests. Default: 1 for SoftHSM, which has one lock around everything, else 8.
     pub sessions: Option<Spanned<usize>>,
     /// Environment variables that the vendor's library reads, such as SOFTHSM2_CONF. With isolation "thread", ekm starts itself anew
@@ -588,6 +596,7 @@ mod tests {
             ("#hang_ms = 1000", "hang_ms = 50", "hsm.hang_ms"),
             ("#isolation = ", "isolation = \"thread\"\n#", "libsofthsm2.so is there twice"),
             ("name = \"hsm-b\"", "name = \"hsm-a\"", "hsm-a is there twice"),
+            ("#copies = 2", "copies = 3", "hsm.copies"),
             ("name = \"hsm-b\"", "name = \"\"", "is no name"),
             ("max_body_bytes = 262144", "max_body_bytes = 1000", "max_body_bytes"),
             ("audiences = [\"https://ekm.example.com\"]", "audiences = []", "audiences"),
@@ -597,6 +606,7 @@ mod tests {
             ("[hsm]", "[software]\nkey_file = \"k\"\n[hsm]", "profile = \"test\""),
             ("jwks_url = \"https:", "jwks_url = \"http:", "https"),
             ("#sessions = 1", "sessions = 0", "sessions"),
+            ("#profile = \"softhsm\"", "profile = \"luna7\"", "there is no HSM profile 'luna7'; there are softhsm,"),
             ("hosts = [\"ekm", "hosts = [\"https://ekm", "a host is a name"),
             ("hosts = [\"ekm.example.com", "hosts = [\"ekm.example.com:8443", "a host is a name"),
             ("listen = \"127.0.0.1:9443\"", "listen = \"0.0.0.0:8443\"", "both listeners"),

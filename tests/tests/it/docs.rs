@@ -109,6 +109,7 @@ fn links_between_the_documents_lead_somewhere() {
         "CONTRIBUTING.md",
         "SECURITY.md",
         "docs/operations.md",
+        "docs/hsm.md",
         "docs/errors.md",
         "docs/bad-input.md",
         "docs/policies.md",
