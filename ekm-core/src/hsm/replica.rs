@@ -325,10 +325,11 @@ impl Replica {
 
     /// Keeps the replica usable: opens it, probes it, opens it again. Ends when the token refuses the PIN, or cannot do what is needed.
     pub(super) async fn keep(self: Arc<Self>, all: Arc<[Arc<Self>]>) {
-        let mut failures = 0;
+        let (mut failures, mut was_open) = (0, false);
         loop {
             match self.open().await {
                 Ok(link) => {
+                    was_open = true;
                     let (link, opened_at) = (Arc::new(link), Instant::now());
                     self.health.opened(Instant::now());
                     if *self.drained.borrow() {
@@ -355,13 +356,15 @@ impl Replica {
                 }
                 Err(error) => {
                     let (code, text) = (error.code(), format!("{error} [{}]", error.code()));
+                    // What a token could do before it may be able to do again. A refused PIN is never tried twice.
+                    let passes = error.is_away() || was_open && !error.is_credential();
                     let error = Arc::new(error);
-                    match error.is_away() {
+                    match passes {
                         true => self.health.lost(&text, Instant::now()),
                         false => self.health.refused(&text, Instant::now()),
                     }
                     let first = self.first.send_replace(Some(Err(Arc::clone(&error)))).is_none();
-                    if !error.is_away() {
+                    if !passes {
                         tracing::error!(
                             code,
                             error = text,
