@@ -218,7 +218,10 @@ impl Replica {
             Patience::Request(deadline) => deadline.min(entered + self.deadline),
             Patience::Own(deadline) => deadline,
         };
-        let outcome = self.send(&link.work, request, confirm, deadline, patience).await.and_then(|(answer, timing)| {
+        let mut waiting = Waiting { replica: self, since: entered, answered: false };
+        let outcome = self.send(&link.work, request, confirm, deadline, patience).await;
+        waiting.answered = true;
+        let outcome = outcome.and_then(|(answer, timing)| {
             let answer = checked(request, answer).map_err(Failure::Fault)?;
             Ok((answer, timing))
         });
@@ -285,14 +288,14 @@ impl Replica {
                 sent.map_err(|_| Failure::Timeout)?.map_err(|_| lost())?;
             }
         }
-        // Dropping `answer` tells the session that nobody waits any more.
+        // Dropping `answer` tells the session that nobody waits any more. A job that waited until its end is dropped there, too.
         match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(Ok((taken, (result, device)))) => {
                 let timing = Timing { queue: taken - entered, device, replica: 0 };
                 result.map(|answer| (answer, timing)).map_err(Failure::Fault)
             }
-            Ok(Err(_)) => Err(lost()),
-            Err(_) => Err(Failure::Timeout),
+            Ok(Err(_)) if Instant::now() < deadline => Err(lost()),
+            Ok(Err(_)) | Err(_) => Err(Failure::Timeout),
         }
     }
 
@@ -469,6 +472,21 @@ impl Replica {
                 Link::in_threads(&loaded, &token, *sessions, self.queue_length)
             }
             Isolation::Process(worker) => process::open(worker, module, &token, *sessions, self.queue_length),
+        }
+    }
+}
+
+/// An operation that is waited for. If nobody waits any more, because another replica was faster, that says something of this one, too.
+struct Waiting<'a> {
+    replica: &'a Replica,
+    since: Instant,
+    answered: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.answered && self.replica.health.note_silence(self.since.elapsed(), Instant::now()) {
+            self.replica.wake.notify_one();
         }
     }
 }
