@@ -12,8 +12,9 @@ use zeroize::Zeroizing;
 use crate::blob::{self, Format, Sealed, VersionId};
 use crate::catalog::{Custody, VersionRecord};
 use crate::error::Error;
-use crate::hsm::{MakeError, Patience, Shard, Timing, TokenError, TokenKey};
+use crate::hsm::{Made, MakeError, Patience, Shard, Timing, TokenError, TokenKey};
 use crate::locked::{KeyArena, LockedKey};
+use crate::nonces::Unsettled;
 use crate::secret::Plaintext;
 use crate::software::{self, KeyFile, SoftwareError, random};
 use crate::version::{KeyVersion, Material, Unusable};
@@ -35,6 +36,7 @@ pub struct Custodian {
     /// Under which root key new material of custody `hsm-wrapped` is wrapped.
     root: OnceLock<VersionId>,
     keys: KeyArena,
+    unsettled: Unsettled,
 }
 
 /// Why a new key could not be made.
@@ -55,6 +57,17 @@ pub enum GenerateError {
     /// The key file's side, memory, or random numbers failed.
     #[error(transparent)]
     Software(#[from] SoftwareError),
+    /// It would be lost with too few HSMs.
+    #[error(
+        "only {copies} replicas hold the new key, and {wanted} have to (hsm.copies); bring the others back ('ekm hsm status'), or look \
+         at what copies keys between them"
+    )]
+    TooFewCopies {
+        /// So many hold it.
+        copies: usize,
+        /// So many have to.
+        wanted: usize,
+    },
     /// The new key does not do its first wrap or unwrap.
     #[error("the new key does not work: {0}")]
     FirstUse(String),
@@ -63,7 +76,7 @@ pub enum GenerateError {
 impl Custodian {
     /// With what there is. The shard's replicas may come later: versions that wait for them prove themselves with their next use.
     pub fn new(key_file: Option<KeyFile>, shard: Option<Shard>) -> Self {
-        Self { key_file, shard, root: OnceLock::new(), keys: KeyArena::default() }
+        Self { key_file, shard, root: OnceLock::new(), keys: KeyArena::default(), unsettled: Unsettled::default() }
     }
 
     /// The HSM's side, if one is configured.
@@ -107,7 +120,11 @@ impl Custodian {
     ) -> Result<Sealed, Error> {
         let (patience, format) = (Patience::Request(deadline), version.custody.format());
         let aad = blob::bound_aad(format, version.id, aad);
-        match self.material(version, patience).await? {
+        let material = self.material(version, patience).await?;
+        if format != Format::Xaes {
+            version.nonces.take(version.id, &self.unsettled).ok_or(Error::KeyExhausted)?;
+        }
+        match material {
             Material::OnToken => {
                 let wrapped = self.here()?.wrap(version.token_key(), aad, plaintext, true, patience, timing).await;
                 noting_a_loss(version, wrapped).map(Sealed::Checked)
@@ -238,20 +255,12 @@ impl Custodian {
     pub async fn generate_root(&self) -> Result<VersionId, GenerateError> {
         let root = VersionId { key: Uuid::new_v4(), number: 1 };
         let shard = self.hsm_for(Custody::HsmWrapped)?;
-        shard.generate_key(root, ROOT_LABEL).await.map_err(|error| not_made(root, error))?;
-        let proof = async {
-            let (context, text) = (b"proof", random::<32>().map_err(lasting)?);
-            let wrapped = self.wrap_secret(root, context, &text).await?;
-            match self.unwrap_secret(context, &wrapped).await?.as_bytes() == text {
-                true => Ok(()),
-                false => Err(lasting("it does not give back what was wrapped")),
-            }
-        };
-        match proof.await {
-            Ok(()) => Ok(root),
-            Err(unusable) => {
-                discard(shard, root).await;
-                Err(GenerateError::FirstUse(unusable.to_string()))
+        let made = shard.generate_key(root, ROOT_LABEL).await.map_err(|error| not_made(root, error))?;
+        match first_wrap(shard, root).await {
+            Ok(_) => Ok(root),
+            Err(error) => {
+                discard(shard, &made).await;
+                Err(error)
             }
         }
     }
@@ -278,27 +287,66 @@ impl Custodian {
             }
             Custody::Hsm => {
                 let shard = self.hsm_for(custody)?;
-                shard.generate_key(id, &format!("ekm {id}")).await.map_err(|error| not_made(id, error))?;
-                let record = self.first_wrap(shard, id).await;
-                if record.is_err() {
-                    discard(shard, id).await;
+                let made = shard.generate_key(id, &object_label(id)).await.map_err(|error| not_made(id, error))?;
+                let wrapped_material = made.wrapped.clone();
+                let record = async {
+                    let check_blob = first_wrap(shard, id).await?;
+                    self.first_use(VersionRecord { id, custody, wrapped_material, check_blob }).await
+                };
+                match record.await {
+                    Ok(record) => Ok(record),
+                    Err(error) => {
+                        discard(shard, &made).await;
+                        Err(error)
+                    }
                 }
-                record
             }
         }
+    }
+
+    /// Gives replicas what they were found to lack, as far as the catalog holds it; says how many keys that were. `version` finds a key
+    /// version of the catalog.
+    pub async fn restore_lacking<'a>(&self, version: impl Fn(VersionId) -> Option<&'a KeyVersion>) -> usize {
+        let (Some(shard), mut restored) = (&self.shard, 0) else { return 0 };
+        for replica in shard.replicas() {
+            for id in replica.lacking() {
+                let Some(version) = version(id).filter(|version| !version.wrapped_material.is_empty()) else {
+                    continue;
+                };
+                let (label, key) = (object_label(id), version.token_key());
+                match shard.restore_key(replica, key, &label, &version.wrapped_material).await {
+                    Ok(()) => {
+                        tracing::info!(replica = replica.name(), key = %id, "a replica has been given a key that it lacked");
+                        restored += 1;
+                    }
+                    Err(error) => {
+                        tracing::warn!(replica = replica.name(), key = %id, ?error, "a replica still lacks a key");
+                    }
+                }
+            }
+        }
+        restored
+    }
+
+    /// What was wrapped since the last call, by version, for those that `version` still finds. Each is to be settled or put back.
+    pub fn unsettled_wraps<'a>(&self, version: impl Fn(VersionId) -> Option<&'a KeyVersion>) -> Vec<(VersionId, u64)> {
+        let ids = self.unsettled.take().into_iter();
+        ids.filter_map(|id| Some((id, version(id)?.nonces.fresh()))).collect()
+    }
+
+    /// All frontends together have wrapped `total` times, `told` of these as [`Self::unsettled_wraps`] has told.
+    pub fn settle_wraps(&self, version: &KeyVersion, told: u64, total: u64) {
+        version.nonces.settle(told, total, version.id, &self.unsettled);
+    }
+
+    /// What was told could not be noted.
+    pub fn put_back_wraps(&self, ids: impl IntoIterator<Item = VersionId>) {
+        self.unsettled.put_back(ids);
     }
 
     /// Takes a destroyed version's key off the token.
     pub async fn destroy(&self, id: VersionId) -> Result<(), GenerateError> {
         self.hsm_for(Custody::Hsm)?.discard_key(id).await.map_err(|error| not_made(id, error))
-    }
-
-    async fn first_wrap(&self, shard: &Shard, id: VersionId) -> Result<VersionRecord, GenerateError> {
-        let (key, aad) = (TokenKey { id, check_blob: None }, blob::bound_aad(Format::Gcm, id, b""));
-        let (text, mut timing) = (Plaintext::new(CHECK_TEXT.to_vec()), Timing::default());
-        let sealed = shard.wrap(key, aad, text, false, own_patience(), &mut timing).await.map_err(first_use)?;
-        let check_blob = blob::encode(id, &Sealed::Gcm(sealed));
-        self.first_use(VersionRecord { id, custody: Custody::Hsm, wrapped_material: None, check_blob }).await
     }
 
     /// What goes into the catalog has been opened once from what will be there.
@@ -384,17 +432,35 @@ fn under_root(root: VersionId, error: Error) -> Unusable {
     }
 }
 
+/// A new key's check blob, once enough replicas have shown by it that they hold the same key.
+async fn first_wrap(shard: &Shard, id: VersionId) -> Result<Vec<u8>, GenerateError> {
+    let (key, aad) = (TokenKey { id, check_blob: None }, blob::bound_aad(Format::Gcm, id, b""));
+    let (text, mut timing) = (Plaintext::new(CHECK_TEXT.to_vec()), Timing::default());
+    let sealed = shard.wrap(key, aad, text, false, own_patience(), &mut timing).await.map_err(first_use)?;
+    let check_blob = blob::encode(id, &Sealed::Gcm(sealed));
+    let key = TokenKey { id, check_blob: Some(check_blob.as_slice().into()) };
+    shard.require_copies(&key).await.map_err(|error| not_made(id, error))?;
+    Ok(check_blob)
+}
+
+/// A key version's CKA_LABEL.
+fn object_label(id: VersionId) -> String {
+    format!("ekm {id}")
+}
+
 fn not_made(id: VersionId, error: MakeError) -> GenerateError {
     match error {
         MakeError::Exists => GenerateError::Token(TokenError::KeyExists(id)),
+        MakeError::TooFewCopies { copies, wanted } => GenerateError::TooFewCopies { copies, wanted },
+        MakeError::NoReplicationKey => GenerateError::FirstUse("there is no replication key".into()),
         MakeError::Failed(error) => GenerateError::Hsm(error),
     }
 }
 
 /// Takes a key away that was made and does not work.
-async fn discard(shard: &Shard, id: VersionId) {
-    if let Err(error) = shard.discard_key(id).await {
-        tracing::error!(?error, key = %id, "a key that does not work stays on the token");
+async fn discard(shard: &Shard, made: &Made) {
+    if let Err(error) = shard.discard_made(made).await {
+        tracing::error!(?error, key = %made.id, "a key that does not work stays on a token");
     }
 }
 

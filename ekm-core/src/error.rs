@@ -76,6 +76,9 @@ pub enum Error {
         "the key is not available: its row was refused, or its material is not where its custody says or failed its test"
     )]
     KeyUnavailable,
+    /// Its current version has wrapped as often as one may.
+    #[error("the key version has wrapped 2^32 times, which is as often as it may; rotate the key")]
+    KeyExhausted,
     /// The queue in front of the token is full.
     #[error("the queue in front of the HSM is full")]
     Overloaded,
@@ -169,6 +172,7 @@ impl Error {
             Self::HsmAway { .. } => "hsm_away",
             Self::HsmIntegrity(_) => "hsm_integrity",
             Self::KeyUnavailable => "key_unavailable",
+            Self::KeyExhausted => "key_exhausted",
             Self::Overloaded => "overloaded",
             Self::IssuerUnavailable => "issuer_unavailable",
             Self::CatalogStale => "catalog_stale",
@@ -196,6 +200,7 @@ impl Error {
             | Self::HsmAway { .. }
             | Self::HsmIntegrity(_)
             | Self::KeyUnavailable
+            | Self::KeyExhausted
             | Self::Overloaded => Blame::Hsm,
             Self::CatalogStale => Blame::Storage,
             Self::IssuerUnavailable => Blame::Issuer,

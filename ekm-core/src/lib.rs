@@ -15,6 +15,7 @@ pub mod hsm;
 pub mod json;
 pub mod justification;
 mod locked;
+pub mod nonces;
 mod path;
 pub mod policy;
 mod secret;

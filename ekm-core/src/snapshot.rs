@@ -201,6 +201,11 @@ impl Snapshot {
         self.keys.values()
     }
 
+    /// A version of any key.
+    pub fn version(&self, id: VersionId) -> Option<&Arc<KeyVersion>> {
+        self.keys.get(&id.key)?.version_at_all(id)
+    }
+
     /// The catalog's revision that this was built from.
     pub fn revision(&self) -> u64 {
         self.revision

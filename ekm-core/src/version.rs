@@ -9,6 +9,7 @@ use crate::catalog::{Custody, VersionRecord};
 use crate::error::Error;
 use crate::hsm::TokenKey;
 use crate::locked::LockedKey;
+use crate::nonces::NonceCount;
 
 /// How soon a version that failed is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -29,6 +30,8 @@ pub struct KeyVersion {
     /// Whether `failure` is set: read at every use.
     failed: AtomicBool,
     failure: Mutex<Option<Box<Failure>>>,
+    /// Its wraps, if its nonces are random and short.
+    pub(crate) nonces: NonceCount,
     /// Held by the one who proves it.
     pub(crate) proving: tokio::sync::Mutex<()>,
 }
@@ -91,6 +94,7 @@ impl KeyVersion {
             material: OnceLock::new(),
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
+            nonces: NonceCount::default(),
             proving: tokio::sync::Mutex::new(()),
         }
     }

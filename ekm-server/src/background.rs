@@ -37,7 +37,8 @@ impl Unserved {
     }
 }
 
-/// Proves every key version before somebody needs it, one at a time, and those that failed again and again: a key may be restored.
+/// Proves every key version before somebody needs it, one at a time, and those that failed again and again: a key may be restored. Gives
+/// replicas of the HSM keys that they lack.
 /// After a walk that found nothing to do, waits for the next snapshot.
 pub async fn watch_versions(plane: Arc<DataPlane>) {
     let mut proven_revision = None;
@@ -55,6 +56,7 @@ pub async fn watch_versions(plane: Arc<DataPlane>) {
                 plane.unserved.0.store(Arc::new(unserved));
             }
         }
+        plane.ekm.custodian().restore_lacking(|id| snapshot.version(id).map(AsRef::as_ref)).await;
         tokio::time::sleep(VERSIONS_INTERVAL).await;
     }
 }

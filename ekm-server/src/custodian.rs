@@ -49,6 +49,8 @@ fn shard_options(hsm: &Hsm) -> Result<ShardOptions, StartError> {
     Ok(ShardOptions {
         queue_length: hsm.queue_length,
         deadline: Duration::from_millis(*hsm.deadline_ms.get_ref()),
+        copies: hsm.copies.as_ref().map_or(hsm.replica.len().min(2), |copies| *copies.get_ref()),
+        replication: hsm.replication_key_label.clone(),
         replicas: replicas.collect::<Result<_, _>>()?,
     })
 }

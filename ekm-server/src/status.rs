@@ -41,6 +41,7 @@ fn mapping(error: &Error) -> (StatusCode, Rpc) {
         | Error::HsmAway { .. }
         | Error::HsmIntegrity(_)
         | Error::KeyUnavailable
+        | Error::KeyExhausted
         | Error::IssuerUnavailable
         | Error::CatalogStale
         | Error::DeadlineExceeded(_)
@@ -120,7 +121,8 @@ mod tests {
             | Error::HsmTimeout
             | Error::HsmAway { .. }
             | Error::HsmIntegrity(_)
-            | Error::KeyUnavailable => {}
+            | Error::KeyUnavailable
+            | Error::KeyExhausted => {}
             Error::Overloaded | Error::IssuerUnavailable | Error::CatalogStale | Error::DeadlineExceeded(_) => {}
             Error::AuditUnavailable | Error::Internal(_) => {}
         };
@@ -142,6 +144,7 @@ mod tests {
             (Error::HsmAway { reason: "x".into() }, 503, 14),
             (Error::HsmIntegrity("x"), 503, 14),
             (Error::KeyUnavailable, 503, 14),
+            (Error::KeyExhausted, 503, 14),
             (Error::Overloaded, 429, 8),
             (Error::IssuerUnavailable, 503, 14),
             (Error::CatalogStale, 503, 14),

@@ -298,7 +298,7 @@ fn bytes(row: &Row, column: usize) -> Result<&[u8], StorageError> {
     }
 }
 
-fn number(row: &Row, column: usize) -> Result<u64, StorageError> {
+pub(crate) fn number(row: &Row, column: usize) -> Result<u64, StorageError> {
     match row.get(column) {
         Some(Value::Integer(number)) => {
             u64::try_from(*number).map_err(|_| refused("", row, &format!("the number {number} is negative")))

@@ -9,11 +9,12 @@ use crate::connection::{Begin, Connection, Value};
 use crate::{CatalogStore, StorageError, statements};
 
 /// The versions whose tables this program reads and writes.
-const SUPPORTED: RangeInclusive<i64> = 2..=2;
+pub(crate) const SUPPORTED: RangeInclusive<i64> = 3..=3;
 
 /// The first catalog was SQLite only.
 const FIRST: &str = include_str!("../migrations/0001_catalog.sql");
 const RECORDS: &str = include_str!("../migrations/0002_records.sql");
+const WRAPS: &str = include_str!("../migrations/0003_wraps.sql");
 
 /// What a database holds, and what this program can use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +86,7 @@ fn migrator(postgres: bool) -> Migrator {
     let records = sqlx::AssertSqlSafe(records).into_sql_str();
     let migration =
         |version, name: &'static str, sql| Migration::new(version, name.into(), MigrationType::Simple, sql, false);
-    let mut migrations = vec![migration(2, "records", records)];
+    let mut migrations = vec![migration(2, "records", records), migration(3, "wraps", WRAPS.into_sql_str())];
     if !postgres {
         migrations.insert(0, migration(1, "catalog", FIRST.into_sql_str()));
     }

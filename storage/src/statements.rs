@@ -57,6 +57,9 @@ statements! {
 
     DELETE_FRONTEND = "DELETE FROM frontends WHERE instance = $1" => [];
 
+    ADD_WRAPS = "INSERT INTO wraps (key_id, version, count) VALUES ($1, $2, $3)
+        ON CONFLICT (key_id, version) DO UPDATE SET count = wraps.count + excluded.count RETURNING count" => [Integer];
+
     SCHEMA_VERSION = "SELECT MAX(version) FROM _sqlx_migrations WHERE success" => [Integer];
     USABLE_FROM = "SELECT schema_version FROM usable_from" => [Integer];
 }

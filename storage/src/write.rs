@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::connection::Begin;
-use crate::read::{LOG_PAGE, changes, id_of, request, row, sealed_head, time_text};
+use crate::read::{LOG_PAGE, changes, id_of, number, request, row, sealed_head, time_text};
 use crate::{CatalogStore, Lease, StorageError, statements};
 
 /// A change under way: it holds the head's lock until it is committed or dropped, so everything that it reads stays so.
@@ -48,6 +48,29 @@ impl CatalogStore {
         connection.begin(Begin::Write).await?;
         let head = connection.row(&statements::LOCK_HEAD, &[]).await?.map(sealed_head).transpose()?;
         Ok(Write { lease, head })
+    }
+}
+
+impl CatalogStore {
+    /// Adds to how often key versions have wrapped, and says how often that is now, in the same order. Not a change of the catalog.
+    pub async fn add_wraps(&self, wraps: &[(Uuid, u32, u64)]) -> Result<Vec<u64>, StorageError> {
+        let mut lease = self.writer().await?;
+        let connection = lease.connection();
+        connection.begin(Begin::Write).await?;
+        let mut totals = Vec::new();
+        // In one order for all frontends, so that two do not wait for each other's rows.
+        let mut order: Vec<usize> = (0..wraps.len()).collect();
+        order.sort_by_key(|place| wraps[*place]);
+        for place in &order {
+            let (key, version, count) = wraps[*place];
+            let parameters = [key.into(), u64::from(version).into(), count.into()];
+            let row = connection.row(&statements::ADD_WRAPS, &parameters).await?;
+            totals.push((*place, row.map_or(Ok(0), |row| number(&row, 0))?));
+        }
+        connection.commit().await?;
+        lease.sound();
+        totals.sort_unstable();
+        Ok(totals.into_iter().map(|(_, total)| total).collect())
     }
 }
 

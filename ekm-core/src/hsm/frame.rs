@@ -101,8 +101,19 @@ pub(super) fn encode_request(request: &Request, confirm: bool) -> Zeroizing<Vec<
         }
         Request::Check { key } => Writer::new(3, 0).key(key),
         Request::Probe => Writer::new(4, 0),
-        Request::Generate { id, label } => Writer::new(5, label.len()).id(*id).bytes(label.as_bytes()),
+        Request::Generate { id, label, replication } => {
+            let replication = replication.as_deref().unwrap_or_default();
+            Writer::new(5, label.len() + replication.len())
+                .id(*id)
+                .bytes(label.as_bytes())
+                .bytes(replication.as_bytes())
+        }
         Request::Discard { id } => Writer::new(6, 0).id(*id),
+        Request::Import { id, label, replication, wrapped } => {
+            let frame = Writer::new(7, label.len() + replication.len() + wrapped.len()).id(*id).bytes(label.as_bytes());
+            frame.bytes(replication.as_bytes()).bytes(wrapped)
+        }
+        Request::Audit { key } => Writer::new(8, 0).key(key),
     };
     frame.finish()
 }
@@ -124,8 +135,16 @@ pub(super) fn decode_request(frame: &[u8]) -> Option<(Request, bool)> {
         }
         3 => Request::Check { key: reader.key()? },
         4 => Request::Probe,
-        5 => Request::Generate { id: reader.id()?, label: reader.text()? },
+        5 => {
+            let (id, label, replication) = (reader.id()?, reader.text()?, reader.text()?);
+            Request::Generate { id, label, replication: Some(replication).filter(|label| !label.is_empty()) }
+        }
         6 => Request::Discard { id: reader.id()? },
+        7 => {
+            let (id, label, replication) = (reader.id()?, reader.text()?, reader.text()?);
+            Request::Import { id, label, replication, wrapped: reader.bytes()?.to_vec() }
+        }
+        8 => Request::Audit { key: reader.key()? },
         _ => return None,
     };
     reader.whole((request, confirm))
@@ -142,6 +161,7 @@ pub(super) fn encode_outcome((result, took): &Outcome) -> Zeroizing<Vec<u8>> {
             Writer::new(2, text.len()).bytes(&took).bytes(text)
         }
         Ok(Answer::Done) => Writer::new(3, 0).bytes(&took),
+        Ok(Answer::Exported(wrapped)) => Writer::new(5, wrapped.len()).bytes(&took).bytes(wrapped),
         Err(Fault { class, function, code }) => Writer::new(4, function.len() + code.len())
             .bytes(&took)
             .bytes(class.as_str().as_bytes())
@@ -166,6 +186,7 @@ pub(super) fn decode_outcome(frame: &[u8]) -> Option<Outcome> {
             let class = class(&reader.text()?)?;
             Err(Fault { class, function: reader.text()?, code: reader.text()? })
         }
+        5 => Ok(Answer::Exported(reader.bytes()?.to_vec())),
         _ => return None,
     };
     reader.whole((result, took))
@@ -243,9 +264,12 @@ mod tests {
             let requests = [
                 Request::Wrap { key: key.clone(), aad: aad.clone(), plaintext: Plaintext::new(text.clone()) },
                 Request::Unwrap { key: key.clone(), aad, sealed: sealed.clone(), checked: confirm },
-                Request::Check { key },
+                Request::Check { key: key.clone() },
+                Request::Audit { key },
                 Request::Probe,
-                Request::Generate { id, label: "ekm".into() },
+                Request::Generate { id, label: "ekm".into(), replication: None },
+                Request::Generate { id, label: "ekm".into(), replication: Some("by".into()) },
+                Request::Import { id, label: "ekm".into(), replication: "by".into(), wrapped: blob.clone() },
                 Request::Discard { id },
             ];
             for request in requests {
@@ -257,7 +281,7 @@ mod tests {
             }
             let took = Duration::from_nanos(77);
             let fault = Fault { class: Class::Session, function: "C_Encrypt".into(), code: "CKR_OK".into() };
-            let answers = [Ok(Answer::Wrapped(sealed)), Ok(Answer::Unwrapped(Plaintext::new(text))), Ok(Answer::Done), Err(fault)];
+            let answers = [Ok(Answer::Wrapped(sealed)), Ok(Answer::Unwrapped(Plaintext::new(text))), Ok(Answer::Exported(blob)), Ok(Answer::Done), Err(fault)];
             for answer in answers {
                 let frame = encode_outcome(&(answer, took));
                 let decoded = decode_outcome(&frame[4..]).unwrap();

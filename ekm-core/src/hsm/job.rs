@@ -57,8 +57,12 @@ pub(super) enum Request {
     Check { key: TokenKey },
     /// Whether the token works at all, with a key of this session.
     Probe,
-    /// Makes a key on the token.
-    Generate { id: VersionId, label: String },
+    /// As [`Self::Check`], and that the key cannot leave the token.
+    Audit { key: TokenKey },
+    /// Makes a key on the token; with a replication key's label, gives it back wrapped by that one.
+    Generate { id: VersionId, label: String, replication: Option<String> },
+    /// Takes over a key that another token has given back.
+    Import { id: VersionId, label: String, replication: String, wrapped: Vec<u8> },
     /// Takes a key off the token.
     Discard { id: VersionId },
 }
@@ -67,8 +71,8 @@ impl Request {
     /// The key that it is about, if it uses one.
     pub(super) fn key(&self) -> Option<&TokenKey> {
         match self {
-            Self::Wrap { key, .. } | Self::Unwrap { key, .. } | Self::Check { key } => Some(key),
-            Self::Probe | Self::Generate { .. } | Self::Discard { .. } => None,
+            Self::Wrap { key, .. } | Self::Unwrap { key, .. } | Self::Check { key } | Self::Audit { key } => Some(key),
+            Self::Probe | Self::Generate { .. } | Self::Import { .. } | Self::Discard { .. } => None,
         }
     }
 }
@@ -79,6 +83,8 @@ pub(super) enum Answer {
     Wrapped(GcmSealed),
     /// Of [`Request::Unwrap`].
     Unwrapped(Plaintext),
+    /// Of [`Request::Generate`] with a replication key.
+    Exported(Vec<u8>),
     /// Of all others.
     Done,
 }

@@ -38,5 +38,5 @@ pub use job::{Patience, Timing, TokenKey};
 pub use link::TokenInfo;
 pub use process::WorkerCommand;
 pub use replica::{Isolation, Replica, ReplicaOptions, ReplicaStatus};
-pub use shard::{MakeError, Shard, ShardCounts, ShardOptions};
+pub use shard::{Made, MakeError, Shard, ShardCounts, ShardOptions};
 pub use token::{Module, Token, TokenError, TokenOptions, TokenSelector, initialize_softhsm_token};

@@ -177,6 +177,16 @@ impl Replica {
         self.lacks().get(&key).is_some_and(|at| at.elapsed() < LACK_FOR)
     }
 
+    /// It has been given a key that it lacked.
+    pub(super) fn has_key(&self, key: VersionId) {
+        self.lacks().remove(&key);
+    }
+
+    /// The keys that it did not hold when it was last asked.
+    pub fn lacking(&self) -> Vec<VersionId> {
+        self.lacks().keys().copied().collect()
+    }
+
     fn lacks(&self) -> std::sync::MutexGuard<'_, HashMap<VersionId, Instant>> {
         self.lacks.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -9,14 +9,14 @@ use cryptoki::types::Ulong;
 use super::fault::{Class, Fault};
 use super::gcm::{decrypt, encrypt};
 use super::profile::{IvSource, Profile};
-use super::token::{TokenError, aes_template};
+use super::token::{TokenError, generate_session_key};
 use crate::blob::TAG_BYTES;
 
 /// Known answer, fresh nonces, honest tags.
 pub(super) fn run(profile: &Profile, session: &Session) -> Result<(), TokenError> {
     let failed = |error| Fault::on(profile.name, error);
     known_answer(profile, session)?;
-    let key = session.generate_key(&Mechanism::AesKeyGen, &aes_template(false)).map_err(failed)?;
+    let key = generate_session_key(session).map_err(failed)?;
     let outcome = round_trip(profile, session, key);
     session.destroy_object(key).map_err(failed)?;
     outcome

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cryptoki::mechanism::Mechanism;
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 
@@ -11,7 +10,7 @@ use super::fault::{Class, Fault};
 use super::gcm::{decrypt, encrypt};
 use super::job::{Answer, Request, TokenKey};
 use super::profile::Profile;
-use super::token::{Token, TokenError, aes_template, key_template, logged_in};
+use super::token::{Token, TokenError, generate_session_key, key_template, logged_in};
 use crate::blob::{self, Format, GcmSealed, Sealed, VersionId};
 use crate::custody::CHECK_TEXT;
 use crate::secret::Plaintext;
@@ -37,8 +36,14 @@ impl TokenSession {
             Request::Unwrap { key, aad, sealed, .. } => self.unwrap(key, aad, sealed, confirm).map(Answer::Unwrapped),
             Request::Check { key } => self.check(key).map(|()| Answer::Done),
             Request::Probe => self.probe().map(|()| Answer::Done),
-            Request::Generate { id, label } => {
-                self.token.generate_key(*id, label).map(|()| Answer::Done).map_err(fault)
+            Request::Audit { key } => self.audit(key).map(|()| Answer::Done),
+            Request::Generate { id, label, replication } => {
+                let made = self.token.generate_key(*id, label, replication.as_deref()).map_err(fault)?;
+                Ok(made.map_or(Answer::Done, Answer::Exported))
+            }
+            Request::Import { id, label, replication, wrapped } => {
+                let imported = self.token.import_key(*id, label, replication, wrapped);
+                imported.map(|()| Answer::Done).map_err(fault)
             }
             Request::Discard { id } => {
                 self.handles.remove(id);
@@ -82,6 +87,13 @@ impl TokenSession {
         self.renewing(key, |profile, session, handle| prove(profile, session, handle, key))
     }
 
+    /// As [`Self::check`], and the object's attributes.
+    fn audit(&mut self, key: &TokenKey) -> Result<(), Fault> {
+        self.check(key)?;
+        let found = self.session.find_objects(&key_template(key.id)).map_err(|error| self.token.fault(error))?;
+        found.into_iter().try_for_each(|object| self.token.require_closed(&self.session, object))
+    }
+
     /// A round trip under a key of this session.
     fn probe(&mut self) -> Result<(), Fault> {
         if !logged_in(&self.session)? {
@@ -99,8 +111,7 @@ impl TokenSession {
     }
 
     fn generate_probe(&self) -> Result<ObjectHandle, Fault> {
-        let made = self.session.generate_key(&Mechanism::AesKeyGen, &aes_template(false));
-        made.map_err(|error| self.token.fault(error))
+        generate_session_key(&self.session).map_err(|error| self.token.fault(error))
     }
 
     /// Runs a call with a key's handle, and once more on a new session if this one turns out to be invalid. After a device's fault

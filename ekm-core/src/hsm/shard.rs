@@ -29,6 +29,8 @@ const HEDGE_AFTER: std::ops::RangeInclusive<Duration> = Duration::from_millis(8)
 const TOO_LATE: Duration = Duration::from_millis(2);
 /// How long the end of the process may wait for the replicas' keepers.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a vendor's own cloning may take.
+const CLONING: Duration = Duration::from_secs(30);
 /// How long making a key, or taking one away, may take on one replica.
 const MAKING: Duration = Duration::from_secs(20);
 
@@ -39,6 +41,10 @@ pub struct ShardOptions {
     pub queue_length: usize,
     /// How long one operation may take on one replica, waiting included. Shorter than any request's deadline.
     pub deadline: Duration,
+    /// On how many replicas a new key has to be before it wraps.
+    pub copies: usize,
+    /// The label of the key on every token by which keys get from one to the others; `None` if the vendor's own cloning does that.
+    pub replication: Option<String>,
     /// Its tokens, all with the same keys.
     pub replicas: Vec<ReplicaOptions>,
 }
@@ -46,6 +52,8 @@ pub struct ShardOptions {
 /// Replicas, and the choice between them.
 pub struct Shard {
     replicas: Arc<[Arc<Replica>]>,
+    copies: usize,
+    replication: Option<String>,
     keepers: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     hedge_credit: AtomicI64,
     latencies: Latencies,
@@ -76,13 +84,14 @@ type Attempt = (usize, Result<(Answer, Timing), Failure>);
 impl Shard {
     /// Begins to open the replicas, each in its own time. Within a runtime.
     pub fn start(options: ShardOptions) -> Self {
-        let ShardOptions { queue_length, deadline, replicas } = options;
+        let ShardOptions { queue_length, deadline, copies, replication, replicas } = options;
         let replicas = replicas.into_iter().map(|options| Arc::new(Replica::new(options, queue_length, deadline)));
         let replicas: Arc<[_]> = replicas.collect();
         let keep = |replica: &Arc<Replica>| tokio::spawn(Arc::clone(replica).keep(Arc::clone(&replicas)));
         let keepers = Mutex::new(replicas.iter().map(keep).collect());
         let (hedge_credit, hedges, retries) = (AtomicI64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-        Self { keepers, replicas, hedge_credit, latencies: Latencies::default(), hedges, retries }
+        let latencies = Latencies::default();
+        Self { replicas, copies, replication, keepers, hedge_credit, latencies, hedges, retries }
     }
 
     /// Waits until every replica was tried once. The first error that does not pass by itself, such as a refused PIN; replicas that are
@@ -141,7 +150,7 @@ impl Shard {
         let plaintext = if checked { with_digest(&plaintext) } else { plaintext };
         match self.run(Request::Wrap { key, aad, plaintext }, patience, timing).await.map_err(ours)? {
             Answer::Wrapped(sealed) => Ok(sealed),
-            Answer::Unwrapped(_) | Answer::Done => Err(CONFUSED),
+            Answer::Unwrapped(_) | Answer::Exported(_) | Answer::Done => Err(CONFUSED),
         }
     }
 
@@ -157,7 +166,7 @@ impl Shard {
     ) -> Result<Plaintext, Error> {
         match self.run(Request::Unwrap { key, aad, sealed, checked }, patience, timing).await.map_err(ours)? {
             Answer::Unwrapped(plaintext) => Ok(plaintext),
-            Answer::Wrapped(_) | Answer::Done => Err(CONFUSED),
+            Answer::Wrapped(_) | Answer::Exported(_) | Answer::Done => Err(CONFUSED),
         }
     }
 
@@ -170,18 +179,88 @@ impl Shard {
         }
     }
 
-    /// Makes a key on one replica; the others get it by their own means.
-    pub async fn generate_key(&self, id: VersionId, label: &str) -> Result<(), MakeError> {
-        let serving = self.replicas.iter().find(|replica| replica.health.state() == State::Serving);
-        let replica = serving.ok_or_else(|| MakeError::from(self.none()))?;
-        replica.control(Request::Generate { id, label: label.into() }, MAKING).await?;
+    /// Makes a key on one replica. With a replication key the others get it from here, wrapped by that one; else by the vendor's own
+    /// means. What it needs to be used is checked in [`Self::require_copies`].
+    pub async fn generate_key(&self, id: VersionId, label: &str) -> Result<Made, MakeError> {
+        // Always the first one that can: of two frontends that make the same version at the same time, one finds the other's there.
+        let place = self.replicas.iter().position(|replica| replica.health.state() == State::Serving);
+        let place = place.ok_or_else(|| MakeError::from(self.none()))?;
+        let request = Request::Generate { id, label: label.into(), replication: self.replication.clone() };
+        let answer = self.replicas[place].control(request, MAKING).await?;
+        let mut made = Made { id, wrapped: None, on: 1 << place };
+        let (Answer::Exported(wrapped), Some(replication)) = (answer, &self.replication) else { return Ok(made) };
+        for (other, replica) in self.replicas.iter().enumerate().filter(|(other, _)| *other != place) {
+            let (label, replication, wrapped) = (label.into(), replication.clone(), wrapped.clone());
+            match replica.control(Request::Import { id, label, replication, wrapped }, MAKING).await {
+                Ok(_) => made.on |= 1 << other,
+                Err(failure) => {
+                    let error = MakeError::from(failure);
+                    tracing::warn!(replica = replica.name(), key = %id, ?error, "a new key is not on this replica");
+                }
+            }
+        }
+        made.wrapped = Some(wrapped);
+        Ok(made)
+    }
+
+    /// Waits until enough replicas hold a new key, and it shows on each of them that it is the same one.
+    pub async fn require_copies(&self, key: &TokenKey) -> Result<(), MakeError> {
+        let patience = Instant::now() + CLONING;
+        loop {
+            let mut copies = 0;
+            for replica in self.replicas.iter() {
+                if replica.control(Request::Check { key: key.clone() }, MAKING).await.is_ok() {
+                    replica.has_key(key.id);
+                    copies += 1;
+                }
+            }
+            if copies >= self.copies {
+                return Ok(());
+            }
+            if self.replication.is_some() || Instant::now() > patience {
+                return Err(MakeError::TooFewCopies { copies, wanted: self.copies });
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await; // the vendor's own cloning
+        }
+    }
+
+    /// Gives a replica a key that it lacks, as it was made.
+    pub async fn restore_key(
+        &self,
+        replica: &Replica,
+        key: TokenKey,
+        label: &str,
+        wrapped: &[u8],
+    ) -> Result<(), MakeError> {
+        let Some(replication) = self.replication.clone() else { return Err(MakeError::NoReplicationKey) };
+        let (id, label, wrapped) = (key.id, label.into(), wrapped.to_vec());
+        match replica
+            .control(Request::Import { id, label, replication, wrapped }, MAKING)
+            .await
+            .map_err(MakeError::from)
+        {
+            // Another frontend has done it.
+            Ok(_) | Err(MakeError::Exists) => {}
+            Err(error) => return Err(error),
+        }
+        replica.control(Request::Check { key }, MAKING).await?;
+        replica.has_key(id);
         Ok(())
+    }
+
+    /// Takes a key that was made and is not needed off the replicas that it was put on.
+    pub async fn discard_made(&self, made: &Made) -> Result<(), MakeError> {
+        self.discard(made.id, made.on).await
     }
 
     /// Takes a key off every replica. Those that cannot be reached keep it; then this is an error.
     pub async fn discard_key(&self, id: VersionId) -> Result<(), MakeError> {
+        self.discard(id, u64::MAX).await
+    }
+
+    async fn discard(&self, id: VersionId, on: u64) -> Result<(), MakeError> {
         let mut outcome = Ok(());
-        for replica in self.replicas.iter() {
+        for (_, replica) in self.replicas.iter().enumerate().filter(|(place, _)| on >> place & 1 == 1) {
             if let Err(failure) = replica.control(Request::Discard { id }, MAKING).await {
                 outcome = Err(failure.into());
             }
@@ -321,11 +400,30 @@ impl Failure {
     }
 }
 
+/// A key that was made, and where.
+pub struct Made {
+    /// CKA_ID.
+    pub id: VersionId,
+    /// Wrapped by the replication key, if there is one: for replicas that do not hold it yet, and those to come.
+    pub wrapped: Option<Vec<u8>>,
+    /// One bit for each replica.
+    on: u64,
+}
+
 /// Why a key could not be made, or taken away.
 #[derive(Debug)]
 pub enum MakeError {
     /// A token holds one under this id already.
     Exists,
+    /// Fewer replicas than wanted hold it, or show that they hold the same one.
+    TooFewCopies {
+        /// So many do.
+        copies: usize,
+        /// So many have to.
+        wanted: usize,
+    },
+    /// Keys get to other replicas by the vendor's own means only.
+    NoReplicationKey,
     /// Anything else.
     Failed(Error),
 }
@@ -333,7 +431,7 @@ pub enum MakeError {
 impl From<Failure> for MakeError {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Fault(fault) if fault.class == Class::Key => Self::Exists,
+            Failure::Fault(fault) if fault.function == "C_GenerateKey" && fault.class == Class::Key => Self::Exists,
             failure => Self::Failed(ours(failure)),
         }
     }

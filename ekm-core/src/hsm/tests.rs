@@ -100,7 +100,8 @@ fn shard(token: &TokenOptions, sessions: usize) -> Shard {
         isolation: Isolation::Thread,
     };
     let _entered = runtime().enter();
-    Shard::start(ShardOptions { queue_length: 4, deadline: Duration::from_secs(20), replicas: vec![replica] })
+    let (queue_length, deadline) = (4, Duration::from_secs(20));
+    Shard::start(ShardOptions { queue_length, deadline, copies: 1, replication: None, replicas: vec![replica] })
 }
 
 fn custodian_on(token: &TokenOptions, sessions: usize) -> Custodian {
@@ -213,7 +214,7 @@ fn whatever_a_token_says_after_a_lost_login_asks_for_another_session() {
     make_token("test");
     let token = token();
     let id = VersionId { key: Uuid::new_v4(), number: 1 };
-    token.generate_key(id, "key").unwrap();
+    token.generate_key(id, "key", None).unwrap();
     let session = token.session().unwrap();
     let [key] = session.find_objects(&token::key_template(id)).unwrap()[..] else { panic!("one key") };
     let (nonce, ciphertext) = gcm::encrypt(token.profile(), &session, key, b"aad", b"text").unwrap();
@@ -280,7 +281,7 @@ fn a_version_is_never_used_whose_key_is_not_the_one_that_made_its_check_blob() {
     assert!(failure(&missing).contains("the token does not hold the key"), "{}", failure(&missing));
 
     // Another key in its place: the token works, and the key is the wrong one.
-    token().generate_key(other.id, "another").unwrap();
+    token().generate_key(other.id, "another", None).unwrap();
     let parsed = blob::parse(&record.check_blob).unwrap().1;
     let exchanged = VersionRecord { check_blob: blob::encode(other.id, &parsed), ..other };
     let exchanged = custodian.version(&exchanged);
@@ -304,7 +305,7 @@ fn a_version_that_failed_is_tried_again_after_a_second_and_not_before() {
     assert!(failure(&version).contains("the token does not hold the key"));
 
     // Now there is one, if not the right one: a second attempt finds another reason.
-    token().generate_key(missing, "another").unwrap();
+    token().generate_key(missing, "another", None).unwrap();
     assert!(matches!(wait(custodian.prove(&version)), Err(Error::KeyUnavailable)));
     if began.elapsed() < Duration::from_millis(900) {
         assert!(failure(&version).contains("the token does not hold the key"), "asked again: {}", failure(&version));

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error as Pkcs11Error, RvError};
 use cryptoki::mechanism::{Mechanism, MechanismType};
-use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::{Limit, Slot};
 use cryptoki::types::{AuthPin, Ulong};
@@ -333,21 +333,51 @@ impl Token {
         self.module.get_token_info(self.slot).is_ok()
     }
 
-    /// Makes an AES-256 key on the token: sensitive, not extractable, found again by CKA_ID. Blocking.
+    /// Makes an AES-256 key on the token: sensitive, not extractable, found again by CKA_ID. With the label of a replication key, returns
+    /// it wrapped by that one, for the shard's other tokens; only until then is it extractable. Blocking.
     ///
     /// Two rotations at the same time choose the same id. Neither may touch the other's key, which may be in the catalog already: with
     /// two under one id, nobody could tell which one has wrapped, and whoever cleaned up would take both.
-    pub fn generate_key(&self, id: VersionId, label: &str) -> Result<(), TokenError> {
+    pub fn generate_key(
+        &self,
+        id: VersionId,
+        label: &str,
+        replication: Option<&str>,
+    ) -> Result<Option<Vec<u8>>, TokenError> {
+        let guard = if replication.is_some() { &CLOSED[..] } else { &NEVER_OPEN };
+        self.make(id, guard, |session| {
+            let mut template = object_template(id, label, replication.is_some());
+            template.push(Attribute::ValueLen(Ulong::new(32)));
+            let key = session.generate_key(&Mechanism::AesKeyGen, &template).map_err(|error| self.fault(error))?;
+            let wrapped = replication.map(|replication| self.wrap_out(session, key, replication)).transpose();
+            wrapped.map(|wrapped| (key, wrapped)).or_else(|error| self.undo(session, key, error))
+        })
+    }
+
+    /// Takes over a key that another token has wrapped by the replication key. Blocking.
+    pub fn import_key(&self, id: VersionId, label: &str, replication: &str, wrapped: &[u8]) -> Result<(), TokenError> {
+        self.make(id, &CLOSED, |session| {
+            let by = self.replication_key(session, replication)?;
+            let made = session.unwrap_key(&Mechanism::AesKeyWrap, by, wrapped, &object_template(id, label, false));
+            Ok((made.map_err(|error| self.fault(error))?, None))
+        })?;
+        Ok(())
+    }
+
+    /// Puts one object on the token, of which there is none under its id yet.
+    fn make(
+        &self,
+        id: VersionId,
+        guard: &[Attribute],
+        put: impl FnOnce(&Session) -> Result<(ObjectHandle, Option<Vec<u8>>), TokenError>,
+    ) -> Result<Option<Vec<u8>>, TokenError> {
         let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let failed = |error| self.fault(error);
         let session = self.rw_session()?;
         if !session.find_objects(&key_template(id)).map_err(failed)?.is_empty() {
             return Err(TokenError::KeyExists(id));
         }
-        let mut template = aes_template(true);
-        template.push(Attribute::Id(id.to_bytes().to_vec()));
-        template.push(Attribute::Label(label.as_bytes().to_vec()));
-        let key = session.generate_key(&Mechanism::AesKeyGen, &template).map_err(failed)?;
+        let (key, wrapped) = put(&session)?;
         // Of two that have looked at the same time and found nothing, the later one sees both.
         let found = session.find_objects(&key_template(id)).map_err(failed)?.len();
         if found != 1 {
@@ -357,7 +387,56 @@ impl Token {
                 _ => TokenError::KeyExists(id),
             });
         }
-        require_guarded(self.profile, &session, key)
+        match self.require(&session, key, guard) {
+            Ok(()) => Ok(wrapped),
+            Err(fault) => self.undo(&session, key, TokenError::SelfTest(fault.code)),
+        }
+    }
+
+    fn undo<T>(&self, session: &Session, key: ObjectHandle, error: TokenError) -> Result<T, TokenError> {
+        session.destroy_object(key).map_err(|error| self.fault(error))?;
+        Err(error)
+    }
+
+    /// Wraps a new key by the replication key (AES key wrap, RFC 3394), and closes it.
+    fn wrap_out(&self, session: &Session, key: ObjectHandle, replication: &str) -> Result<Vec<u8>, TokenError> {
+        let failed = |error| self.fault(error);
+        let by = self.replication_key(session, replication)?;
+        let wrapped = session.wrap_key(&Mechanism::AesKeyWrap, by, key).map_err(failed)?;
+        session.update_attributes(key, &[Attribute::Extractable(false)]).map_err(failed)?;
+        Ok(wrapped)
+    }
+
+    /// The one key under that label: put on every token of the shard in a ceremony, by the vendor's tools.
+    fn replication_key(&self, session: &Session, label: &str) -> Result<ObjectHandle, TokenError> {
+        let template = [
+            Attribute::Class(ObjectClass::SECRET_KEY),
+            Attribute::KeyType(KeyType::AES),
+            Attribute::Label(label.as_bytes().to_vec()),
+        ];
+        match session.find_objects(&template).map_err(|error| self.fault(error))?[..] {
+            [key] => Ok(key),
+            [] => Err(Fault::key("C_FindObjects", &format!("the token holds no replication key '{label}'")).into()),
+            _ => Err(Fault::key("C_FindObjects", &format!("the token holds two keys with label '{label}'")).into()),
+        }
+    }
+
+    /// Whether a key of ours is closed, wherever it was made.
+    pub(super) fn require_closed(&self, session: &Session, key: ObjectHandle) -> Result<(), Fault> {
+        self.require(session, key, &CLOSED)
+    }
+
+    /// Trust, but verify: the token must confirm what the template asked for. cryptoki leaves out attributes that a token does not
+    /// show, so absence is failure too.
+    fn require(&self, session: &Session, key: ObjectHandle, guard: &[Attribute]) -> Result<(), Fault> {
+        let asked: Vec<_> = guard.iter().map(Attribute::attribute_type).collect();
+        let shown = session.get_attributes(key, &asked).map_err(|error| self.fault(error))?;
+        match guard.iter().find(|wanted| !shown.contains(wanted)) {
+            None => Ok(()),
+            Some(missing) => {
+                Err(Fault::key("C_GetAttributeValue", &format!("the key is not guarded: {missing:?} is not shown")))
+            }
+        }
     }
 
     /// Removes a key that was generated but never entered the catalog. Blocking.
@@ -371,6 +450,16 @@ impl Token {
         Ok(())
     }
 }
+
+/// A key that went to other tokens, or came from one, was extractable once.
+const CLOSED: [Attribute; 2] = [Attribute::Sensitive(true), Attribute::Extractable(false)];
+/// A key that was made here, and stays.
+const NEVER_OPEN: [Attribute; 4] = [
+    Attribute::Sensitive(true),
+    Attribute::AlwaysSensitive(true),
+    Attribute::NeverExtractable(true),
+    Attribute::Local(true),
+];
 
 fn find(module: &Pkcs11, selector: &TokenSelector) -> Result<(Slot, String), TokenError> {
     let (mut tokens, mut silent) = (Vec::new(), Vec::new());
@@ -458,42 +547,32 @@ pub(super) fn key_template(id: VersionId) -> [Attribute; 3] {
 }
 
 /// What every AES key of ours is.
-pub(super) fn aes_template(on_token: bool) -> Vec<Attribute> {
+fn aes_template(on_token: bool, extractable: bool) -> Vec<Attribute> {
     vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::AES),
-        Attribute::ValueLen(Ulong::new(32)),
         Attribute::Token(on_token),
         Attribute::Private(true),
         Attribute::Sensitive(true),
-        Attribute::Extractable(false),
+        Attribute::Extractable(extractable),
         Attribute::Encrypt(true),
         Attribute::Decrypt(true),
     ]
 }
 
-/// Trust, but verify: the token must confirm what the template asked for. cryptoki leaves out attributes that a token does
-/// not show, so absence is failure too.
-fn require_guarded(profile: &Profile, session: &Session, key: ObjectHandle) -> Result<(), TokenError> {
-    let failed = |error| Fault::on(profile.name, error);
-    let asked = [
-        AttributeType::Sensitive,
-        AttributeType::AlwaysSensitive,
-        AttributeType::NeverExtractable,
-        AttributeType::Local,
-    ];
-    let shown = session.get_attributes(key, &asked).map_err(failed)?;
-    let wanted = [
-        Attribute::Sensitive(true),
-        Attribute::AlwaysSensitive(true),
-        Attribute::NeverExtractable(true),
-        Attribute::Local(true),
-    ];
-    if wanted.iter().all(|attribute| shown.contains(attribute)) {
-        return Ok(());
-    }
-    session.destroy_object(key).map_err(failed)?;
-    Err(TokenError::SelfTest("a new key is not sensitive, never extractable, and made on the token".into()))
+/// A key version's object.
+fn object_template(id: VersionId, label: &str, extractable: bool) -> Vec<Attribute> {
+    let mut template = aes_template(true, extractable);
+    template.push(Attribute::Id(id.to_bytes().to_vec()));
+    template.push(Attribute::Label(label.as_bytes().to_vec()));
+    template
+}
+
+/// Makes a key that is gone with its session.
+pub(super) fn generate_session_key(session: &Session) -> cryptoki::error::Result<ObjectHandle> {
+    let mut template = aes_template(false, false);
+    template.push(Attribute::ValueLen(Ulong::new(32)));
+    session.generate_key(&Mechanism::AesKeyGen, &template)
 }
 
 /// Makes a token in SoftHSM's configured directory: what `softhsm2-util --init-token` does, without PINs on a command line.

@@ -11,6 +11,7 @@ use ekm_core::blob::VersionId;
 use ekm_core::catalog::{
     ApprovalRecord, ApprovalState, KeyRecord, KeyState, Kind, Mirror, Outcome, VersionRecord, VersionState,
 };
+use ekm_core::nonces::{ALARM_AT, ROTATE_AT};
 use ekm_storage::{CatalogStore, Frontend};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -25,6 +26,8 @@ use crate::router::DataPlane;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How often a frontend says that it is there while its revision stays the same.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it says how often keys have wrapped.
+const SETTLE_INTERVAL: Duration = Duration::from_secs(5);
 /// By how much this machine's clock may have left the database's, or its own monotonic one, before nothing is destroyed.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(300);
 
@@ -35,13 +38,16 @@ pub struct Upkeep {
     gate: Arc<Gate>,
     started: (Instant, SystemTime),
     reported: Option<(u64, Instant)>,
+    settled_at: Instant,
     clock_was_sound: bool,
 }
 
 impl Upkeep {
     /// Not running yet.
     pub fn new(store: Arc<CatalogStore>, plane: Arc<DataPlane>, gate: Arc<Gate>) -> Self {
-        Self { store, plane, gate, started: (Instant::now(), SystemTime::now()), reported: None, clock_was_sound: true }
+        let now = Instant::now();
+        let started = (now, SystemTime::now());
+        Self { store, plane, gate, started, reported: None, settled_at: now, clock_was_sound: true }
     }
 
     /// Until the process ends. While the database is away there is nothing to do.
@@ -57,6 +63,10 @@ impl Upkeep {
     async fn turn(&mut self) -> Result<(), CatalogError> {
         let Some(mirror) = self.gate.mirror() else { return Ok(()) };
         self.report().await?;
+        if self.settled_at.elapsed() > SETTLE_INTERVAL {
+            self.settled_at = Instant::now();
+            self.settle_wraps(&mirror).await?;
+        }
         let now = OffsetDateTime::now_utc();
         let due = self.store.due(now).await?;
         if due.is_empty() {
@@ -74,6 +84,49 @@ impl Upkeep {
             }
         }
         Ok(())
+    }
+
+    /// Tells the database how often this frontend has wrapped, and has a key rotated that has done so too often.
+    async fn settle_wraps(&self, mirror: &Mirror) -> Result<(), CatalogError> {
+        let (custodian, snapshot) = (self.plane.ekm.custodian(), self.plane.ekm.snapshot());
+        let wraps = custodian.unsettled_wraps(|id| snapshot.version(id).map(AsRef::as_ref));
+        if wraps.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<_> = wraps.iter().map(|(id, fresh)| (id.key, id.number, *fresh)).collect();
+        let totals = match self.store.add_wraps(&rows).await {
+            Ok(totals) => totals,
+            Err(error) => {
+                custodian.put_back_wraps(wraps.into_iter().map(|(id, _)| id));
+                return Err(error.into());
+            }
+        };
+        for ((id, told), total) in wraps.into_iter().zip(totals) {
+            let Some(version) = snapshot.version(id) else { continue };
+            custodian.settle_wraps(version, told, total);
+            if total >= ALARM_AT && total - told < ALARM_AT {
+                tracing::warn!(code = "key_exhausted", key = %id, wraps = total, "a key version should be rotated soon");
+            }
+            if total >= ROTATE_AT
+                && let Err(error) = self.rotate_worn(mirror, id).await
+            {
+                tracing::error!(code = "key_exhausted", key = %id, wraps = total, %error, "a key version has to be rotated");
+            }
+        }
+        Ok(())
+    }
+
+    async fn rotate_worn(&self, mirror: &Mirror, id: VersionId) -> Result<(), CatalogError> {
+        let mut draft = Draft::follow(&self.store, mirror).await?;
+        let record = draft.read::<KeyRecord>(Kind::Key, id.key).await?;
+        draft.abandon().await?;
+        let is_worn = move |record: &KeyRecord, _| record.next_version() == id.number + 1;
+        match record {
+            Some((record, _)) if is_worn(&record, OffsetDateTime::now_utc()) => {
+                self.rotate(mirror, record, is_worn).await
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn report(&mut self) -> Result<(), CatalogError> {
@@ -115,17 +168,22 @@ impl Upkeep {
             take_from_token(self.plane.ekm.custodian(), gone).await;
             return Ok(());
         }
-        let rotates = record.state == KeyState::Enabled
-            && record.rotation.as_ref().is_some_and(|rotation| rotation.next_at <= draft.now());
+        let is_due = |record: &KeyRecord, now| record.rotation.as_ref().is_some_and(|rotation| rotation.next_at <= now);
+        let rotates = record.state == KeyState::Enabled && is_due(&record, draft.now());
         draft.abandon().await?;
-        if rotates { self.rotate(mirror, record).await } else { Ok(()) }
+        if rotates { self.rotate(mirror, record, is_due).await } else { Ok(()) }
     }
 
     /// Material first, outside of any transaction, since an HSM may take its time; then the row, if nobody else was faster.
-    async fn rotate(&self, mirror: &Mirror, record: KeyRecord) -> Result<(), CatalogError> {
+    async fn rotate(
+        &self,
+        mirror: &Mirror,
+        record: KeyRecord,
+        still: impl Fn(&KeyRecord, OffsetDateTime) -> bool,
+    ) -> Result<(), CatalogError> {
         let id = VersionId { key: record.id, number: record.next_version() };
         let made = self.plane.ekm.custodian().generate(record.custody, id).await?;
-        let added = self.add_version(mirror, &record, &made).await;
+        let added = self.add_version(mirror, &record, &made, still).await;
         // Else its object would be in the way of the next rotation; but if nobody knows whether it is in the catalog, it stays.
         let may_be_used = added.as_ref().map_or_else(CatalogError::is_unknown, |added| *added);
         if !may_be_used {
@@ -140,11 +198,12 @@ impl Upkeep {
         mirror: &Mirror,
         record: &KeyRecord,
         made: &VersionRecord,
+        still: impl Fn(&KeyRecord, OffsetDateTime) -> bool,
     ) -> Result<bool, CatalogError> {
         let mut draft = Draft::follow(&self.store, mirror).await?;
         let now = draft.now();
         if let Some((mut record, _)) = draft.read::<KeyRecord>(Kind::Key, record.id).await?
-            && record.rotation.as_ref().is_some_and(|rotation| rotation.next_at <= now)
+            && still(&record, now)
             && record.add_version(made.clone(), now) == Ok(Outcome::Changed)
         {
             draft.put_key(&record)?;

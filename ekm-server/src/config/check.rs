@@ -237,6 +237,12 @@ fn check_hsm(config: &Config, hsm: &Hsm) -> Result<(), Finding> {
             "leave it out for 1000: an HSM that is merely slow is not to lose its worker process",
         );
     }
+    if let Some(copies) = &hsm.copies
+        && !(1..=hsm.replica.len()).contains(copies.get_ref())
+    {
+        let problem = format!("hsm.copies must be 1 to the number of replicas, which is {}", hsm.replica.len());
+        return finding(copies.span(), problem, "no key could ever be made; leave it out for 2");
+    }
     let (mut names, mut modules) = (BTreeSet::new(), BTreeSet::new());
     for replica in &hsm.replica {
         check_replica(replica.get_ref())?;

@@ -239,6 +239,11 @@ pub struct Hsm {
     pub deadline_ms: Spanned<u64>,
     /// A call that takes longer hangs: its worker process is killed, and started anew. Default: a second, or twice `deadline_ms`.
     pub hang_ms: Option<Spanned<u64>>,
+    /// On how many tokens a new key has to be before it wraps. Default: 2, or 1 if there is one token.
+    pub copies: Option<Spanned<usize>>,
+    /// The CKA_LABEL of an AES key that every token holds, by which new keys get from one token to the others. Default: the vendor's
+    /// own cloning does that.
+    pub replication_key_label: Option<String>,
     /// The tokens. Requests go to whichever does best; one that is sick is left out.
     pub replica: Vec<Spanned<HsmReplica>>,
 }
@@ -591,6 +596,7 @@ mod tests {
             ("#hang_ms = 1000", "hang_ms = 50", "hsm.hang_ms"),
             ("#isolation = ", "isolation = \"thread\"\n#", "libsofthsm2.so is there twice"),
             ("name = \"hsm-b\"", "name = \"hsm-a\"", "hsm-a is there twice"),
+            ("#copies = 2", "copies = 3", "hsm.copies"),
             ("name = \"hsm-b\"", "name = \"\"", "is no name"),
             ("max_body_bytes = 262144", "max_body_bytes = 1000", "max_body_bytes"),
             ("audiences = [\"https://ekm.example.com\"]", "audiences = []", "audiences"),

@@ -294,3 +294,25 @@ fn a_frontend_that_is_killed_in_the_middle_of_changes_loses_none_that_it_has_ack
     assert_adds_up(&last, &deployment.database);
     assert_adds_up(&cold, &deployment.database);
 }
+
+#[test]
+fn wraps_are_counted_over_all_frontends_and_a_worn_key_is_rotated() {
+    let deployment = Deployment::new(&[]);
+    let frontends = [deployment.start(), deployment.start()];
+    frontends[0].make_key("v0/keys/demo");
+    frontends.iter().for_each(|ekm| ekm.eventually("served", || ekm.try_wrap("v0/keys/demo").0 == 200));
+    let blobs = frontends.each_ref().map(|ekm| [0; 5].map(|_| ekm.wrap(b"data key", b"")));
+    let key: String = unbase64(&blobs[0][0])[1..17].iter().map(|byte| format!("{byte:02x}")).collect();
+    let row = format!("replace(key_id, '-', '') = '{key}'");
+    let counted = || deployment.database.psql(&format!("SELECT COALESCE(SUM(count), 0) FROM wraps WHERE {row}"));
+    frontends[0].eventually("settled", || counted().parse::<u64>().unwrap() >= 12);
+
+    deployment.database.psql(&format!("UPDATE wraps SET count = 4294967296 WHERE {row}"));
+    let rotated = || matches!(frontends[1].try_wrap("v0/keys/demo"), (200, blob) if version(&blob) == 2);
+    frontends[1].eventually("rotated", rotated);
+    for (ekm, blobs) in frontends.iter().zip(&blobs) {
+        assert!(blobs.iter().all(|blob| ekm.unwrap(blob, b"").status == 200), "old versions unwrap for ever");
+    }
+    let log = frontends.iter().map(Ekm::log).collect::<String>();
+    assert!(log.contains("\"code\":\"key_exhausted\""), "{log}");
+}
