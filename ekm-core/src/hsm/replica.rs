@@ -177,7 +177,7 @@ impl Replica {
         self.lacks().get(&key).is_some_and(|at| at.elapsed() < LACK_FOR)
     }
 
-    /// It has been given a key that it lacked.
+    /// It holds a key that it may have lacked before.
     pub(super) fn has_key(&self, key: VersionId) {
         self.lacks().remove(&key);
     }
@@ -222,6 +222,11 @@ impl Replica {
             let answer = checked(request, answer).map_err(Failure::Fault)?;
             Ok((answer, timing))
         });
+        if outcome.is_ok()
+            && let Some(key) = request.key()
+        {
+            self.has_key(key.id); // perhaps cloned by the vendor's own means
+        }
         let verdict = match &outcome {
             Ok((_, timing)) => Some(Verdict::Sound(timing.queue + timing.device)),
             Err(Failure::Fault(fault)) => match fault.class {

@@ -183,6 +183,22 @@ fn everybody_with_a_role_sees_the_hsm_and_operators_drain_it() {
     }
 }
 
+#[test]
+fn a_key_that_one_hsm_lacks_is_counted_until_it_has_been_cloned() {
+    let directory = two_replicas();
+    let ekm = serve(&directory, |config| config.replace("[hsm]\n", "[hsm]\ncopies = 1\n"));
+    ekm.make_key("v0/keys/new");
+    let missing = || replica(&ekm, "hsm-b")["missing_keys"].as_u64().unwrap();
+    let wrap = || ekm.try_wrap("v0/keys/new").0;
+    ekm.eventually("served", || wrap() == 200);
+    ekm.eventually("noticed", || wrap() == 200 && missing() == 1);
+    assert_eq!(ekm.metric("ekm_hsm_missing_keys{replica=\"hsm-b\"}"), 1.0);
+    assert!(ekm.log().contains("\"code\":\"hsm_key_missing\""), "{}", ekm.log());
+    let [from, to] = ["softhsm/tokens/.", "softhsm-b/tokens"].map(|place| directory.path().join(place));
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    ekm.eventually("no longer missing", || wrap() == 200 && missing() == 0);
+}
+
 /// So that an operator who looks for it finds it.
 #[test]
 fn a_worker_process_has_a_name() {
