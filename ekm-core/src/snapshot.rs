@@ -2,13 +2,15 @@
 //!
 //! The large maps share what did not change ([`Shards`]), so a change of one key among a million costs little.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use crate::blob::VersionId;
-use crate::catalog::{KeyRecord, KeyState, Kind, PolicyRecord, Purpose, SpaceRecord, SpaceState, VersionState};
+use crate::catalog::{
+    KeyRecord, KeyState, Kind, PolicyRecord, Purpose, Settings, SpaceRecord, SpaceState, VersionState,
+};
 use crate::custody::Custodian;
 use crate::path::KeyPath;
 use crate::policy::Policy;
@@ -24,6 +26,7 @@ pub struct Snapshot {
     spaces: Arc<HashMap<Uuid, Arc<Space>>>,
     policies: Shards<Uuid, Arc<Policy>>,
     health: Option<Arc<Key>>,
+    drained_replicas: Arc<BTreeSet<String>>,
     refused: Arc<HashMap<(String, Uuid), String>>,
     /// While a catalog is loaded anew: what was ready for use before.
     before: Option<Shards<Uuid, Arc<Key>>>,
@@ -115,6 +118,12 @@ impl Snapshot {
         Ok(())
     }
 
+    pub(crate) fn put_settings(&mut self, id: Uuid, settings: Settings) -> Result<(), String> {
+        same_id(id, Uuid::nil())?;
+        self.drained_replicas = Arc::new(settings.drained_replicas);
+        Ok(())
+    }
+
     fn index(&mut self, key: &Arc<Key>) {
         if key.purpose == Purpose::Health {
             self.health = Some(Arc::clone(key));
@@ -150,7 +159,8 @@ impl Snapshot {
                 }
             }
             Kind::Key => before.keys.get(&id).into_iter().for_each(|key| self.index(key)),
-            Kind::Approval | Kind::Settings => {}
+            Kind::Settings => self.drained_replicas = Arc::clone(&before.drained_replicas),
+            Kind::Approval => {}
         }
     }
 
@@ -178,6 +188,12 @@ impl Snapshot {
     /// The key behind `/healthz`, if the catalog has one.
     pub fn health_key(&self) -> Option<&Arc<Key>> {
         self.health.as_ref()
+    }
+
+    /// The HSM replicas that operators have taken out of use; `None` if the row that says so was refused.
+    pub fn drained_replicas(&self) -> Option<&BTreeSet<String>> {
+        let refused = self.refused.contains_key(&(Kind::Settings.name().to_owned(), Uuid::nil()));
+        (!refused).then_some(&self.drained_replicas)
     }
 
     /// Every key, the health key included.

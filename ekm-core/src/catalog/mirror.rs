@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use uuid::Uuid;
 
 use super::ledger::{CatalogKey, Change, Hash, Head, SealedChange, SealedHead, SealedRow, Sum};
-use super::record::{KeyRecord, Kind, PolicyRecord, SpaceRecord};
+use super::record::{KeyRecord, Kind, PolicyRecord, Settings, SpaceRecord};
 use crate::custody::Custodian;
 use crate::shards::Shards;
 use crate::snapshot::Snapshot;
@@ -64,7 +64,8 @@ enum Record {
     Space(SpaceRecord),
     Policy(PolicyRecord),
     Key(Box<KeyRecord>),
-    /// Approvals, settings, and kinds that this version does not know.
+    Settings(Settings),
+    /// Approvals, and kinds that this version does not know.
     NotServed,
 }
 
@@ -74,7 +75,8 @@ fn open(key: &CatalogKey, row: &SealedRow) -> (Sum, Result<Record, String>) {
         Some(Kind::Space) => key.open_row(row).map(Record::Space),
         Some(Kind::Policy) => key.open_row(row).map(Record::Policy),
         Some(Kind::Key) => key.open_row(row).map(|record| Record::Key(Box::new(record))),
-        Some(Kind::Approval | Kind::Settings) | None => Ok(Record::NotServed),
+        Some(Kind::Settings) => key.open_row(row).map(Record::Settings),
+        Some(Kind::Approval) | None => Ok(Record::NotServed),
     };
     (key.term(row), record)
 }
@@ -244,6 +246,7 @@ impl Mirror {
             Record::Space(record) => self.snapshot.put_space(row.id, record),
             Record::Policy(record) => self.snapshot.put_policy(row.id, &record),
             Record::Key(record) => self.snapshot.put_key(row.id, *record, custodian),
+            Record::Settings(settings) => self.snapshot.put_settings(row.id, settings),
             Record::NotServed => Ok(()),
         });
         match taken {

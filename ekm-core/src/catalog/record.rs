@@ -1,7 +1,7 @@
 //! The catalog's nouns, as its rows hold them: JSON in sealed bodies. Unknown fields are refused: a row that a newer version wrote
 //! may mean something that this one would miss.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -127,6 +127,9 @@ pub struct Rotation {
 pub struct Settings {
     /// From the approval of a destruction until material is gone.
     pub destroy_grace_days: u32,
+    /// The HSM replicas that operators have taken out of use, by their names.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub drained_replicas: BTreeSet<String>,
 }
 
 impl Settings {
@@ -136,7 +139,7 @@ impl Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { destroy_grace_days: 30 }
+        Self { destroy_grace_days: 30, drained_replicas: BTreeSet::new() }
     }
 }
 

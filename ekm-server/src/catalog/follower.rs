@@ -352,6 +352,9 @@ impl Follower {
         self.gate.set_mirror(Arc::clone(&mirror));
         self.plane.ekm.publish(mirror.snapshot().clone());
         let snapshot = mirror.snapshot();
+        if let (Some(shard), Some(drained)) = (self.plane.ekm.custodian().shard(), snapshot.drained_replicas()) {
+            shard.replicas().iter().for_each(|replica| replica.set_drained(drained.contains(replica.name())));
+        }
         for problem in snapshot.refused() {
             tracing::error!(code = "catalog_row", problem, "catalog row refused");
         }

@@ -23,6 +23,7 @@ mod drill;
 mod fault_module;
 mod golden;
 mod hsm;
+mod hsm_drain;
 mod keys;
 mod ops;
 mod process;
