@@ -18,7 +18,7 @@ use ekm_core::custody::{Custodian, Hsm};
 use ekm_core::software::KeyFile;
 use ekm_core::{KeyPath, Snapshot};
 use ekm_loadtest::{cpu_seconds, measure, request, rss_mib, until_idle};
-use ekm_server::catalog::{Draft, Entry, initialise, open_store};
+use ekm_server::catalog::{Draft, Entry, initialise, load, open_store};
 use ekm_server::config::Config;
 use ekm_tests::{Directory, Ekm, base64, set_up};
 use time::OffsetDateTime;
@@ -190,15 +190,7 @@ impl Subject {
             }
         }
         let began = Instant::now();
-        let mirror = Mirror::new(Arc::clone(&key));
-        let mut loading = mirror.begin_load();
-        let head = store
-            .read_all(async |rows| {
-                loading.push(rows, &custodian);
-                Ok(())
-            })
-            .await?;
-        let mirror = loading.finish(&head, &mirror, &custodian)?;
+        let (_, mirror) = load(&store, &Mirror::new(Arc::clone(&key))).await?;
         let load = began.elapsed();
         Ok(Self { keys, directory, snapshot: mirror.snapshot().clone(), paths, load }).inspect(|it| {
             assert!(it.snapshot.path_count() > it.keys, "every key is there");

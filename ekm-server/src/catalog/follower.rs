@@ -233,7 +233,7 @@ impl Follower {
         let (revision, newer) = (mirror.revision(), self.store.read_since(mirror.revision()).await?);
         let mut next = Mirror::clone(&mirror);
         let applied = match &newer {
-            Some((head, rows)) => next.apply(head, rows, self.plane.ekm.custodian()),
+            Some((head, rows)) => next.apply(head, rows),
             None => Err(Tampered::Rows), // too many for a delta
         };
         match (applied, newer) {
@@ -281,8 +281,7 @@ impl Follower {
 
     /// Reads the whole catalog. If it does not add up, takes over what the log vouches for.
     async fn load_all(&mut self, before: &Mirror) -> Result<(), CatalogError> {
-        let custodian = self.plane.ekm.custodian();
-        let (head, mirror) = match load(&self.store, before, custodian).await {
+        let (head, mirror) = match load(&self.store, before).await {
             Err(CatalogError::Tampered(Tampered::Rows)) => {
                 self.added_up = false;
                 tracing::error!(
@@ -298,7 +297,7 @@ impl Follower {
                     })
                     .await?;
                 let log = self.log_since(0).await?;
-                let mirror = before.salvage(&head, rows, log, custodian)?;
+                let mirror = before.salvage(&head, rows, log)?;
                 (head, mirror)
             }
             Err(CatalogError::Tampered(Tampered::Backwards { .. })) => {
