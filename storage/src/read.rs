@@ -55,14 +55,11 @@ impl CatalogStore {
     ) -> Result<SealedHead, StorageError> {
         self.read(async |connection| {
             let head = head(connection).await?.ok_or(StorageError::Empty)?;
-            let mut rows = connection.rows(&statements::RECORDS, &["".into(), "".into()]).await?;
-            while let Some(last) = rows.last() {
-                let after = [text(last, 0)?.into(), text(last, 1)?.into()];
-                let sealed = rows.into_iter().map(sealed_row).collect::<Result<_, _>>()?;
+            let mut read = connection.records(&statements::RECORDS, &["".into(), "".into()]).await?;
+            while let Some(last) = read.last {
                 // The database looks for the next page while this one is worked on.
-                let next = connection.rows(&statements::RECORDS, &after);
-                let (next, ()) = tokio::try_join!(biased; next, page(sealed))?;
-                rows = next;
+                let next = connection.records(&statements::RECORDS, &last);
+                (read, ()) = tokio::try_join!(biased; next, page(read.rows))?;
             }
             Ok(head)
         })
@@ -73,11 +70,11 @@ impl CatalogStore {
     pub async fn read_since(&self, revision: u64) -> Result<Option<(SealedHead, Vec<SealedRow>)>, StorageError> {
         self.read(async |connection| {
             let head = head(connection).await?.ok_or(StorageError::Empty)?;
-            let rows = connection.rows(&statements::RECORDS_SINCE, &[revision.into()]).await?;
+            let rows = connection.records(&statements::RECORDS_SINCE, &[revision.into()]).await?.rows;
             if rows.len() > DELTA_ROWS {
                 return Ok(None);
             }
-            Ok(Some((head, rows.into_iter().map(sealed_row).collect::<Result<_, _>>()?)))
+            Ok(Some((head, rows)))
         })
         .await
     }
@@ -104,9 +101,9 @@ impl CatalogStore {
     pub async fn rows(&self, kind: &str, after: Option<Uuid>, limit: u64) -> Result<Vec<SealedRow>, StorageError> {
         let after = after.map_or(String::new(), |id| id.to_string());
         let parameters = [kind.into(), after.into(), limit.into()];
-        let rows =
-            self.newest(async |connection| connection.rows(&statements::RECORDS_OF_KIND, &parameters).await).await?;
-        rows.into_iter().map(sealed_row).collect()
+        let page =
+            self.newest(async |connection| connection.records(&statements::RECORDS_OF_KIND, &parameters).await).await?;
+        Ok(page.rows)
     }
 
     /// What a path or name belongs to.
@@ -233,7 +230,7 @@ pub(crate) async fn head(connection: &mut Connection) -> Result<Option<SealedHea
 }
 
 pub(crate) async fn row(connection: &mut Connection, kind: &str, id: Uuid) -> Result<Option<SealedRow>, StorageError> {
-    connection.row(&statements::RECORD, &[kind.into(), id.into()]).await?.map(sealed_row).transpose()
+    Ok(connection.records(&statements::RECORD, &[kind.into(), id.into()]).await?.rows.pop())
 }
 
 pub(crate) async fn id_of(connection: &mut Connection, kind: &str, name: &str) -> Result<Option<Uuid>, StorageError> {
@@ -257,21 +254,6 @@ pub(crate) async fn request(connection: &mut Connection, id: &str) -> Result<Opt
 
 pub(crate) fn sealed_head(row: Row) -> Result<SealedHead, StorageError> {
     Ok(SealedHead { catalog: uuid("head", &row, 0)?, revision: number(&row, 1)?, body: bytes(&row, 2)?.to_owned() })
-}
-
-/// What makes no sense gets an id or a revision that no row of ours has, and is refused with its row where rows are verified: here it
-/// would keep all others from being read.
-fn sealed_row(row: Row) -> Result<SealedRow, StorageError> {
-    let written = text(&row, 1)?;
-    // Written in another way, it would be a second row under the same id.
-    let canonical = |id: &Uuid| id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == written;
-    let id = written.parse().ok().filter(canonical).unwrap_or(Uuid::max());
-    let Some(Value::Integer(revision)) = row.get(2) else { return Err(shape()) };
-    let revision = revision.cast_unsigned();
-    match <[Value; 4]>::try_from(row) {
-        Ok([Value::Text(kind), _, _, Value::Bytes(body)]) => Ok(SealedRow { kind, id, revision, body }),
-        _ => Err(shape()),
-    }
 }
 
 fn sealed_change(row: Row) -> Result<SealedChange, StorageError> {

@@ -10,6 +10,8 @@
 //! What this cannot see: the whole database taken back to an earlier state. A frontend that knows a later revision refuses it; a
 //! frontend without any memory cannot.
 
+use std::borrow::Cow;
+
 use aws_lc_rs::{digest, hmac};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use time::OffsetDateTime;
@@ -24,7 +26,7 @@ use crate::xaes;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedRow {
     /// The kind's word; perhaps one that this version does not know.
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// The row's id.
     pub id: Uuid,
     /// The change that wrote it.
