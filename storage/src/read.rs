@@ -6,7 +6,7 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use crate::connection::{Begin, Connection, Row, Value};
-use crate::{CatalogStore, StorageError, statements};
+use crate::{CatalogStore, Lease, StorageError, statements};
 
 /// How many changes one page of the log has at most.
 pub(crate) const LOG_PAGE: u64 = 1000;
@@ -42,10 +42,9 @@ impl CatalogStore {
 
     /// Adds a wrapped form of the catalog key, or puts another in its place.
     pub async fn put_catalog_key(&self, wrapped_by: &str, wrapped: &[u8]) -> Result<(), StorageError> {
-        let mut lease = self.writer().await?;
-        lease.connection().execute(&statements::PUT_CATALOG_KEY, &[wrapped_by.into(), wrapped.into()]).await?;
-        lease.sound();
-        Ok(())
+        let parameters = [wrapped_by.into(), wrapped.into()];
+        self.note(async |connection| connection.execute(&statements::PUT_CATALOG_KEY, &parameters).await.map(drop))
+            .await
     }
 
     /// The whole catalog in one consistent state, page by page.
@@ -160,8 +159,6 @@ impl CatalogStore {
 
     /// Says that a frontend is there, and forgets those that have not been for a day.
     pub async fn report(&self, frontend: &Frontend) -> Result<(), StorageError> {
-        let mut lease = self.writer().await?;
-        let connection = lease.connection();
         let (instance, name, version) = (&frontend.instance, &frontend.name, &frontend.version);
         let parameters = [
             instance.as_str().into(),
@@ -170,19 +167,19 @@ impl CatalogStore {
             frontend.revision.into(),
             time_text(frontend.seen_at).into(),
         ];
-        connection.execute(&statements::PUT_FRONTEND, &parameters).await?;
-        let yesterday = time_text(frontend.seen_at - time::Duration::DAY);
-        connection.execute(&statements::DELETE_OLD_FRONTENDS, &[yesterday.into()]).await?;
-        lease.sound();
-        Ok(())
+        let yesterday = [time_text(frontend.seen_at - time::Duration::DAY).into()];
+        self.note(async |connection| {
+            connection.execute(&statements::PUT_FRONTEND, &parameters).await?;
+            connection.execute(&statements::DELETE_OLD_FRONTENDS, &yesterday).await.map(drop)
+        })
+        .await
     }
 
     /// Takes a frontend that goes down in an orderly way off the list.
     pub async fn sign_off(&self, instance: &str) -> Result<(), StorageError> {
-        let mut lease = self.writer().await?;
-        lease.connection().execute(&statements::DELETE_FRONTEND, &[instance.into()]).await?;
-        lease.sound();
-        Ok(())
+        let parameters = [instance.into()];
+        self.note(async |connection| connection.execute(&statements::DELETE_FRONTEND, &parameters).await.map(drop))
+            .await
     }
 
     /// In one transaction, on whatever server answers.
@@ -190,13 +187,7 @@ impl CatalogStore {
         &self,
         call: impl AsyncFnOnce(&mut Connection) -> Result<T, StorageError>,
     ) -> Result<T, StorageError> {
-        let mut lease = self.reader().await?;
-        let connection = lease.connection();
-        connection.begin(Begin::Read).await?;
-        let answer = call(connection).await?;
-        connection.rollback().await?;
-        lease.sound();
-        Ok(answer)
+        in_transaction(self.reader().await?, Begin::Read, call).await
     }
 
     /// In one transaction, on the server that takes changes.
@@ -204,13 +195,15 @@ impl CatalogStore {
         &self,
         call: impl AsyncFnOnce(&mut Connection) -> Result<T, StorageError>,
     ) -> Result<T, StorageError> {
-        let mut lease = self.writer().await?;
-        let connection = lease.connection();
-        connection.begin(Begin::Read).await?;
-        let answer = call(connection).await?;
-        connection.rollback().await?;
-        lease.sound();
-        Ok(answer)
+        in_transaction(self.writer().await?, Begin::Read, call).await
+    }
+
+    /// Writes what is no change of the catalog, and does no harm if it is written twice.
+    async fn note(
+        &self,
+        call: impl AsyncFnOnce(&mut Connection) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
+        in_transaction(self.writer().await?, Begin::Write, call).await
     }
 
     /// The head on the server that takes changes.
@@ -223,6 +216,21 @@ impl CatalogStore {
         self.leader_only.store(leader, std::sync::atomic::Ordering::Relaxed);
         *self.reader.lock().await = None;
     }
+}
+
+/// What is read and what is noted. No statement stands alone: behind a pooler it could come to stand in the middle of somebody else's
+/// transaction.
+async fn in_transaction<T>(
+    mut lease: Lease<'_>,
+    begin: Begin,
+    call: impl AsyncFnOnce(&mut Connection) -> Result<T, StorageError>,
+) -> Result<T, StorageError> {
+    let connection = lease.connection();
+    connection.begin(begin).await?;
+    let answer = call(connection).await?;
+    connection.script("COMMIT").await?;
+    lease.sound();
+    Ok(answer)
 }
 
 pub(crate) async fn head(connection: &mut Connection) -> Result<Option<SealedHead>, StorageError> {
