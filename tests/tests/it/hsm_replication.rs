@@ -46,10 +46,10 @@ fn objects(directory: &Directory, token: &str) -> Vec<PathBuf> {
 }
 
 fn with_one_hsm_only(ekm: &Ekm, drained: &str, work: impl FnOnce()) {
-    assert_eq!(ekm.ask(&json!({"command": {"type": "hsm-drain", "replica": drained}, "reason": "test"})).status, 200);
+    assert_eq!(ekm.ask(&json!({"command": {"type": "hsm-drain", "name": drained}, "reason": "test"})).status, 200);
     ekm.eventually("drained", || ekm.state().contains(&format!("HSM replica {drained}: drained")));
     work();
-    assert_eq!(ekm.ask(&json!({"command": {"type": "hsm-resume", "replica": drained}, "reason": "test"})).status, 200);
+    assert_eq!(ekm.ask(&json!({"command": {"type": "hsm-resume", "name": drained}, "reason": "test"})).status, 200);
     ekm.eventually("serving", || ekm.state().contains(&format!("HSM replica {drained}: serving")));
 }
 
