@@ -3,6 +3,7 @@
 mod authority;
 mod client;
 mod deployment;
+pub mod drill;
 mod faults;
 mod guardian;
 mod issuer;

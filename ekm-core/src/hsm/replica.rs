@@ -1,6 +1,7 @@
 //! A replica: one token that holds a full copy of a shard's keys, kept usable by a task of its own.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -83,6 +84,17 @@ pub(super) enum Failure {
     Full,
     /// It did not answer in time.
     Timeout,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fault(fault) => fault.fmt(f),
+            Self::Away(reason) => f.write_str(reason),
+            Self::Full => f.write_str("its queue is full"),
+            Self::Timeout => f.write_str("it did not answer in time"),
+        }
+    }
 }
 
 /// A replica as it is now, for operators.

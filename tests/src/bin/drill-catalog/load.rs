@@ -1,16 +1,13 @@
 //! The data plane's load: what one frontend wraps the other unwraps, at a steady rate, and every byte is compared.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ekm_tests::{Answer, Connection, Ekm, base64};
-use serde_json::{Value, json};
-
-/// A token is good for an hour.
-const TOKEN_AGE: Duration = Duration::from_secs(600);
+use ekm_tests::drill::Client;
+use ekm_tests::{Ekm, base64};
+use serde_json::json;
 
 /// Pairs of a wrap and an unwrap that one thread does per second.
 const PAIRS_PER_THREAD: u32 = 25;
@@ -131,64 +128,5 @@ impl Shared {
         let took_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.slowest_us.fetch_max(took_us, Ordering::Relaxed);
         result
-    }
-}
-
-/// One keep-alive connection to a frontend for one key, made anew when the server has closed it.
-pub struct Client {
-    address: std::net::SocketAddr,
-    ca_file: PathBuf,
-    issuer: ekm_tests::Issuer,
-    key: &'static str,
-    token: (Instant, String),
-    connection: Option<Connection>,
-}
-
-impl Client {
-    /// For this key of this frontend.
-    pub fn of(ekm: &Ekm, key: &'static str) -> Self {
-        let issuer = ekm.issuer();
-        let token = (Instant::now(), issuer.token());
-        Self { address: ekm.address(), ca_file: ekm.ready.ca_file.clone(), issuer, key, token, connection: None }
-    }
-
-    /// Wraps or unwraps, with any answer.
-    pub fn ask(&mut self, verb: &str, body: &Value) -> std::io::Result<Answer> {
-        if self.token.0.elapsed() > TOKEN_AGE {
-            self.token = (Instant::now(), self.issuer.token());
-        }
-        let (body, token, key) = (body.to_string(), &self.token.1, self.key);
-        let request = format!(
-            "POST /{key}:{verb} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\
-             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        // A server may close a connection that is idle; a client then tries again on a new one, once.
-        if let Some(mut connection) = self.connection.take()
-            && connection.send(request.as_bytes()).is_ok()
-            && let Ok(answer) = connection.read_answer()
-        {
-            return Ok(self.keep(connection, answer));
-        }
-        let mut connection = Connection::open(self.address, &self.ca_file)?;
-        connection.send(request.as_bytes())?;
-        let answer = connection.read_answer()?;
-        Ok(self.keep(connection, answer))
-    }
-
-    fn keep(&mut self, connection: Connection, answer: Answer) -> Answer {
-        if answer.header("connection") != Some("close") {
-            self.connection = Some(connection);
-        }
-        answer
-    }
-
-    fn post(&mut self, verb: &str, body: &Value) -> Result<Value, String> {
-        let answer = self.ask(verb, body).map_err(|error| format!("{verb}: {error}"))?;
-        if answer.status == 200 {
-            Ok(answer.json())
-        } else {
-            Err(format!("{verb}: {} {}", answer.status, answer.text()))
-        }
     }
 }

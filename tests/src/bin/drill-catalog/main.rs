@@ -21,7 +21,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use catalog::Admin;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
+use ekm_tests::drill::{self, Output, print, seconds};
 use ekm_tests::patroni::Patroni;
 use ekm_tests::postgres::PgBouncer;
 use ekm_tests::{Directory, Ekm, namespaces};
@@ -58,12 +59,6 @@ struct Args {
     output: Output,
 }
 
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Output {
-    Text,
-    Json,
-}
-
 /// How long the cluster may take to acknowledge writes again after a fault has ended.
 const RECOVERY: Duration = Duration::from_secs(60);
 
@@ -89,26 +84,7 @@ fn main() -> ExitCode {
         std::process::exit(1);
     });
     let output = args.output;
-    let rows = drill(args, outage);
-    if rows.is_empty() {
-        eprintln!("drill-catalog: no drill has this name, or not in the short form; names are those in the table");
-        return ExitCode::from(2);
-    }
-    let passed = rows.iter().all(Row::passed);
-    if output == Output::Json {
-        print(&serde_json::json!({"passed": passed, "drills": rows}).to_string());
-    }
-    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-#[expect(clippy::print_stdout, reason = "the report")]
-fn print(text: &str) {
-    println!("{text}");
-}
-
-/// Seconds, to the millisecond.
-fn seconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1000.0).round() / 1000.0
+    drill::finish("drill-catalog", output, &run(args, outage), Row::passed)
 }
 
 struct Drill {
@@ -130,7 +106,7 @@ struct Drill {
     cluster: Patroni,
 }
 
-fn drill(args: Args, outage: Duration) -> Vec<Row> {
+fn run(args: Args, outage: Duration) -> Vec<Row> {
     let cluster = Patroni::start();
     probe::create(&cluster.database);
     let [first, second, spare, deaf] = frontends::set_up_directories(&cluster.database);
@@ -148,7 +124,7 @@ fn drill(args: Args, outage: Duration) -> Vec<Row> {
     assert!(drill.writers.acknowledged_within(RECOVERY), "no write is acknowledged on a whole cluster");
     drill.load.take_slowest_ms();
     if drill.args.output == Output::Text {
-        print(&report::head());
+        print(&report::TABLE.head());
     }
     drill.run_all();
     if let Some(directory) = &drill.args.logs {

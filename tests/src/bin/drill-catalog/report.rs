@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use ekm_tests::drill::{Table, figure, seconds};
 use serde::Serialize;
 
 use crate::history::Violation;
-use crate::{revocation, seconds};
+use crate::revocation;
 
 /// The result of one drill.
 #[derive(Debug, Default, Serialize)]
@@ -97,54 +98,41 @@ impl Row {
 
     /// As a line of the table.
     pub fn line(&self) -> String {
-        let figure =
-            |figure: Option<f64>, digits| figure.map_or_else(|| "-".into(), |figure| format!("{figure:.digits$}"));
-        let limit = figure(self.write_gap_limit_s, 0);
-        let cold_start = figure(self.cold_start_s, 2);
-        let (revocation, revocation_limit) = (figure(self.revocation_p99_s, 2), figure(self.revocation_limit_s, 0));
         let revisions: Vec<_> = self.revisions.iter().map(u64::to_string).collect();
-        let mut text = format!(
-            "{:<24}{:>8.1}{:>8.2}{:>6}{:>8}{:>9}{:>9}{:>8}{:>12}{:>6}{:>8}{:>14}{:>6}{:>14}  {}",
-            self.drill,
-            self.took_s,
-            self.write_gap_s,
-            limit,
-            self.writes,
-            self.wraps,
-            self.unwraps,
-            self.failed,
-            self.slowest_ms,
-            self.lost,
-            cold_start,
-            revocation,
-            revocation_limit,
+        let cells = [
+            self.drill.to_owned(),
+            figure(Some(self.took_s), 1),
+            figure(Some(self.write_gap_s), 2),
+            figure(self.write_gap_limit_s, 0),
+            self.writes.to_string(),
+            self.wraps.to_string(),
+            self.unwraps.to_string(),
+            self.failed.to_string(),
+            self.slowest_ms.to_string(),
+            self.lost.to_string(),
+            figure(self.cold_start_s, 2),
+            figure(self.revocation_p99_s, 2),
+            figure(self.revocation_limit_s, 0),
             revisions.join(" "),
-            if self.passed() { "PASS" } else { "FAIL" }
-        );
-        for fault in &self.faults {
-            text += &format!("\n    {fault}");
-        }
-        text
+        ];
+        TABLE.line(cells, &self.faults)
     }
 }
 
-/// The table's head.
-pub fn head() -> String {
-    format!(
-        "{:<24}{:>8}{:>8}{:>6}{:>8}{:>9}{:>9}{:>8}{:>12}{:>6}{:>8}{:>14}{:>6}{:>14}",
-        "drill",
-        "took s",
-        "gap s",
-        "limit",
-        "writes",
-        "wraps",
-        "unwraps",
-        "failed",
-        "slowest ms",
-        "lost",
-        "cold s",
-        "revoke p99 s",
-        "limit",
-        "revisions"
-    )
-}
+/// The columns.
+pub const TABLE: Table<14> = Table([
+    ("drill", 24),
+    ("took s", 8),
+    ("gap s", 8),
+    ("limit", 6),
+    ("writes", 8),
+    ("wraps", 9),
+    ("unwraps", 9),
+    ("failed", 8),
+    ("slowest ms", 12),
+    ("lost", 6),
+    ("cold s", 8),
+    ("revoke p99 s", 14),
+    ("limit", 6),
+    ("revisions", 14),
+]);

@@ -3,12 +3,12 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use ekm_tests::drill::Client;
 use ekm_tests::{Ekm, base64};
 use serde_json::{Value, json};
 
 use crate::catalog::Admin;
 use crate::frontends::REVOKED;
-use crate::load::Client;
 use crate::writer::Writers;
 
 /// Between two questions.
