@@ -101,7 +101,7 @@ impl Custodian {
 
     /// A key version of the catalog, unproven: no I/O, however many there are.
     pub fn version(&self, record: &VersionRecord) -> KeyVersion {
-        KeyVersion::new(record)
+        KeyVersion::new(record.clone())
     }
 
     /// Opens a version's material and runs its known-answer test, unless both have been done. For the walk in the background.

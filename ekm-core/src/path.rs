@@ -1,6 +1,7 @@
 //! Key paths: what a Cloud KMS key version stores as its external key URI, without scheme and host.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,10 +10,10 @@ const MAX_BYTES: usize = 512;
 
 /// A normalised path of a key or crypto space, such as `v0/keys/demo`: no leading slash, one form per path.
 ///
-/// Segments are 1 or more of `A-Z a-z 0-9 - _ . ~ @ + =`, never `.` or `..`, case-sensitive.
+/// Segments are 1 or more of `A-Z a-z 0-9 - _ . ~ @ + =`, never `.` or `..`, case-sensitive. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct KeyPath(Box<str>);
+pub struct KeyPath(Arc<str>);
 
 /// Why a text is no [`KeyPath`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -99,7 +100,7 @@ impl TryFrom<String> for KeyPath {
 
 impl From<KeyPath> for String {
     fn from(path: KeyPath) -> Self {
-        path.0.into()
+        path.as_str().to_owned()
     }
 }
 

@@ -2,14 +2,15 @@
 //!
 //! The large maps share what did not change ([`Shards`]), so a change of one key among a million costs little.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use crate::blob::VersionId;
-use crate::catalog::{KeyRecord, KeyState, Kind, PolicyRecord, Purpose, SpaceRecord, SpaceState, VersionState};
-use crate::custody::Custodian;
+use crate::catalog::{
+    KeyRecord, KeyState, Kind, PolicyRecord, Purpose, Settings, SpaceRecord, SpaceState, VersionState,
+};
 use crate::path::KeyPath;
 use crate::policy::Policy;
 use crate::shards::Shards;
@@ -24,10 +25,14 @@ pub struct Snapshot {
     spaces: Arc<HashMap<Uuid, Arc<Space>>>,
     policies: Shards<Uuid, Arc<Policy>>,
     health: Option<Arc<Key>>,
+    drained_replicas: Arc<BTreeSet<String>>,
     refused: Arc<HashMap<(String, Uuid), String>>,
     /// While a catalog is loaded anew: what was ready for use before.
-    before: Option<Shards<Uuid, Arc<Key>>>,
+    before: KnownKeys,
 }
+
+/// What was ready for use before a catalog is loaded anew, to be looked up by other threads.
+pub(crate) type KnownKeys = Option<Arc<Shards<Uuid, Arc<Key>>>>;
 
 /// A key, ready for use.
 pub struct Key {
@@ -62,7 +67,16 @@ pub struct KeyNotFound {
 
 impl Snapshot {
     pub(crate) fn empty_successor(&self) -> Self {
-        Self { before: Some(self.keys.clone()), ..Self::default() }
+        Self { before: Some(Arc::new(self.keys.clone())), ..Self::default() }
+    }
+
+    pub(crate) fn before(&self) -> &KnownKeys {
+        &self.before
+    }
+
+    /// A key as it is in use, or was before a catalog is loaded anew.
+    pub(crate) fn known_key(&self, id: Uuid) -> Option<&Arc<Key>> {
+        self.keys.get(&id).or_else(|| self.before.as_ref()?.get(&id))
     }
 
     pub(crate) fn finish(&mut self, revision: u64) {
@@ -70,59 +84,42 @@ impl Snapshot {
         self.before = None;
     }
 
-    pub(crate) fn put_space(&mut self, id: Uuid, record: SpaceRecord) -> Result<(), String> {
-        same_id(id, record.id)?;
-        Arc::make_mut(&mut self.spaces).insert(id, Arc::new(Space { path: record.path, state: record.state }));
-        Ok(())
+    pub(crate) fn put_space(&mut self, id: Uuid, space: Space) {
+        Arc::make_mut(&mut self.spaces).insert(id, Arc::new(space));
     }
 
-    pub(crate) fn put_policy(&mut self, id: Uuid, record: &PolicyRecord) -> Result<(), String> {
-        same_id(id, record.id)?;
-        let policy = Policy::parse(&record.document).map_err(|invalid| format!("its policy is refused: {invalid}"))?;
-        self.policies.insert(id, Arc::new(policy));
-        Ok(())
+    pub(crate) fn put_policy(&mut self, id: Uuid, policy: Arc<Policy>) {
+        self.policies.insert(id, policy);
     }
 
-    pub(crate) fn put_key(&mut self, id: Uuid, record: KeyRecord, custodian: &Custodian) -> Result<(), String> {
-        same_id(id, record.id)?;
-        record.check()?;
-        let foreign = |path: &&KeyPath| self.paths.get(path).is_some_and(|key| key.id != id);
-        if let Some(path) = record.paths.iter().find(foreign) {
+    pub(crate) fn put_key(&mut self, key: &Arc<Key>) -> Result<(), String> {
+        let foreign = |path: &&KeyPath| self.paths.get(path).is_some_and(|other| other.id != key.id);
+        if let Some(path) = key.paths.iter().find(foreign) {
             return Err(format!("its path {path} belongs to another key already"));
         }
-        let old = self.keys.get(&id).or_else(|| self.before.as_ref()?.get(&id)).cloned();
-        let versions = record.versions.iter().map(|stored| {
-            let wanted = record.version_record(stored);
-            let known = old.as_ref().and_then(|key| key.version_at_all(wanted.id)).filter(|known| known.is_of(&wanted));
-            (stored.state, known.cloned().unwrap_or_else(|| Arc::new(custodian.version(&wanted))))
-        });
-        let versions: Box<[(VersionState, Arc<KeyVersion>)]> = versions.collect();
-        let primary = versions.iter().find(|(_, version)| version.id.number == record.primary);
-        let key = Arc::new(Key {
-            primary: Arc::clone(&primary.ok_or("it has no primary version")?.1),
-            versions,
-            id,
-            state: record.state,
-            paths: record.paths,
-            purpose: record.purpose,
-            space: record.space,
-            policy: record.policy,
-        });
-        for gone in old.iter().flat_map(|old| &old.paths).filter(|path| !key.paths.contains(path)) {
-            self.paths.remove(gone);
+        if let Some(old) = self.index(key) {
+            for gone in old.paths.iter().filter(|path| !key.paths.contains(path)) {
+                self.paths.remove(gone);
+            }
         }
-        self.index(&key);
         Ok(())
     }
 
-    fn index(&mut self, key: &Arc<Key>) {
+    pub(crate) fn put_settings(&mut self, id: Uuid, settings: Settings) -> Result<(), String> {
+        same_id(id, Uuid::nil())?;
+        self.drained_replicas = Arc::new(settings.drained_replicas);
+        Ok(())
+    }
+
+    /// Returns what was in its place.
+    fn index(&mut self, key: &Arc<Key>) -> Option<Arc<Key>> {
         if key.purpose == Purpose::Health {
             self.health = Some(Arc::clone(key));
         }
         for path in &key.paths {
             self.paths.insert(path.clone(), Arc::clone(key));
         }
-        self.keys.insert(key.id, Arc::clone(key));
+        self.keys.insert(key.id, Arc::clone(key))
     }
 
     /// Leaves a row out, and remembers why: one bad row must not take the others' keys away.
@@ -149,8 +146,9 @@ impl Snapshot {
                     self.policies.insert(id, Arc::clone(policy));
                 }
             }
-            Kind::Key => before.keys.get(&id).into_iter().for_each(|key| self.index(key)),
-            Kind::Approval | Kind::Settings => {}
+            Kind::Key => before.keys.get(&id).into_iter().for_each(|key| drop(self.index(key))),
+            Kind::Settings => self.drained_replicas = Arc::clone(&before.drained_replicas),
+            Kind::Approval => {}
         }
     }
 
@@ -178,6 +176,12 @@ impl Snapshot {
     /// The key behind `/healthz`, if the catalog has one.
     pub fn health_key(&self) -> Option<&Arc<Key>> {
         self.health.as_ref()
+    }
+
+    /// The HSM replicas that operators have taken out of use; `None` if the row that says so was refused.
+    pub fn drained_replicas(&self) -> Option<&BTreeSet<String>> {
+        let refused = self.refused.contains_key(&(Kind::Settings.name().to_owned(), Uuid::nil()));
+        (!refused).then_some(&self.drained_replicas)
     }
 
     /// Every key, the health key included.
@@ -210,7 +214,45 @@ fn same_id(row: Uuid, record: Uuid) -> Result<(), String> {
     if row == record { Ok(()) } else { Err("its id contradicts itself".into()) }
 }
 
+impl Space {
+    /// From the row with this id.
+    pub(crate) fn new(row: Uuid, record: SpaceRecord) -> Result<Self, String> {
+        same_id(row, record.id)?;
+        Ok(Self { path: record.path, state: record.state })
+    }
+}
+
+/// A policy, from the row with this id.
+pub(crate) fn policy_of(row: Uuid, record: &PolicyRecord) -> Result<Arc<Policy>, String> {
+    same_id(row, record.id)?;
+    let policy = Policy::parse(&record.document).map_err(|invalid| format!("its policy is refused: {invalid}"))?;
+    Ok(Arc::new(policy))
+}
+
 impl Key {
+    /// From the row with this id. Versions of `known` that have not changed are taken over, with what they have proven.
+    pub(crate) fn new(row: Uuid, record: KeyRecord, known: Option<&Arc<Self>>) -> Result<Self, String> {
+        same_id(row, record.id)?;
+        record.check()?;
+        let versions = record.versions.into_iter().map(|stored| {
+            let (state, wanted) = (stored.state, stored.into_record(record.id));
+            let known = known.and_then(|key| key.version_at_all(wanted.id)).filter(|known| known.is_of(&wanted));
+            (state, known.cloned().unwrap_or_else(|| Arc::new(KeyVersion::new(wanted))))
+        });
+        let versions: Box<[(VersionState, Arc<KeyVersion>)]> = versions.collect();
+        let primary = versions.iter().find(|(_, version)| version.id.number == record.primary);
+        Ok(Self {
+            primary: Arc::clone(&primary.ok_or("it has no primary version")?.1),
+            versions,
+            id: record.id,
+            state: record.state,
+            paths: record.paths,
+            purpose: record.purpose,
+            space: record.space,
+            policy: record.policy,
+        })
+    }
+
     /// The version that wraps.
     pub fn primary(&self) -> &Arc<KeyVersion> {
         &self.primary

@@ -85,12 +85,12 @@ impl From<Unusable> for Error {
 
 impl KeyVersion {
     /// A version as the catalog has it, unproven.
-    pub fn new(record: &VersionRecord) -> Self {
+    pub fn new(record: VersionRecord) -> Self {
         Self {
             id: record.id,
             custody: record.custody,
-            check_blob: record.check_blob.as_slice().into(),
-            wrapped_material: record.wrapped_material.as_deref().unwrap_or_default().into(),
+            check_blob: record.check_blob.into(),
+            wrapped_material: record.wrapped_material.unwrap_or_default().into(),
             material: OnceLock::new(),
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),

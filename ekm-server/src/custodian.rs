@@ -61,8 +61,9 @@ fn replica_options(hsm: &Hsm, replica: &HsmReplica) -> Result<ReplicaOptions, St
     let isolation = match hsm.isolation {
         config::Isolation::Thread => Isolation::Thread,
         config::Isolation::Process => Isolation::Process(WorkerCommand {
-            // This program, even if its file has been replaced since.
+            // This program, even if its file has been replaced since: a worker of another version might not understand us.
             program: "/proc/self/exe".into(),
+            name: "ekm".into(),
             arguments: vec!["hsm-worker".into()],
             environment: replica.environment.clone().into_iter().collect(),
             hang_after: hsm.hang_after(),

@@ -44,6 +44,11 @@ pub fn ensure_environment(wanted: &BTreeMap<String, String>) -> Result<(), Start
     Err(StartError::io("cannot start anew with hsm.replica.environment")(error))
 }
 
+/// The machine's name, by which people know a frontend.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 /// The async runtime, one worker for each core.
 pub fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(StartError::io("cannot start threads"))

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use ekm_core::catalog::{Kind, SealedRow};
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Executor, Row as _};
+use uuid::Uuid;
 
 use crate::{CALL_TIMEOUT, StorageError};
 
@@ -34,8 +36,8 @@ impl From<String> for Value {
     }
 }
 
-impl From<uuid::Uuid> for Value {
-    fn from(id: uuid::Uuid) -> Self {
+impl From<Uuid> for Value {
+    fn from(id: Uuid) -> Self {
         Self::Text(id.to_string())
     }
 }
@@ -96,6 +98,39 @@ macro_rules! columns {
     };
 }
 
+/// A page of `records`.
+pub(crate) struct Page {
+    pub(crate) rows: Vec<SealedRow>,
+    /// Kind and id of the last one, as they are written.
+    pub(crate) last: Option<[Value; 2]>,
+}
+
+/// Rows of `kind, id, revision, body`, taken as they come: a whole catalog is read this way.
+macro_rules! page {
+    ($rows:expr) => {{
+        let mut page = Page { rows: Vec::new(), last: None };
+        let rows = $rows;
+        for row in &rows {
+            let (kind, id): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
+            page.rows.push(sealed_row(kind, id, row.try_get(2)?, row.try_get(3)?));
+            if page.rows.len() == rows.len() {
+                page.last = Some([kind.into(), id.into()]);
+            }
+        }
+        page
+    }};
+}
+
+/// What makes no sense gets an id or a revision that no row of ours has, and is refused with its row where rows are verified: here it
+/// would keep all others from being read.
+fn sealed_row(kind: &str, written: &str, revision: i64, body: Vec<u8>) -> SealedRow {
+    let kind = Kind::from_name(kind).map_or_else(|| kind.to_owned().into(), |kind| kind.name().into());
+    // Written in another way, it would be a second row under the same id.
+    let canonical = |id: &Uuid| id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == written;
+    let id = written.parse().ok().filter(canonical).unwrap_or(Uuid::max());
+    SealedRow { kind, id, revision: revision.cast_unsigned(), body }
+}
+
 /// How a transaction begins.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Begin {
@@ -118,6 +153,17 @@ impl Connection {
                     let rows = bound!(statement, parameters).fetch_all(connection).await?;
                     rows.iter().map(|row| columns!(row, statement.columns)).collect::<Result<_, _>>()?
                 }
+            })
+        })
+        .await
+    }
+
+    /// As [`Self::rows`], for a query of `records`.
+    pub(crate) async fn records(&mut self, statement: &Statement, parameters: &[Value]) -> Result<Page, StorageError> {
+        bounded(CALL_TIMEOUT, async {
+            Ok(match self {
+                Self::Sqlite(connection) => page!(bound!(statement, parameters).fetch_all(connection).await?),
+                Self::Postgres(connection) => page!(bound!(statement, parameters).fetch_all(connection).await?),
             })
         })
         .await

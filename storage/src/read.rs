@@ -6,7 +6,7 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use crate::connection::{Begin, Connection, Row, Value};
-use crate::{CatalogStore, StorageError, statements};
+use crate::{CatalogStore, Lease, StorageError, statements};
 
 /// How many changes one page of the log has at most.
 pub(crate) const LOG_PAGE: u64 = 1000;
@@ -42,10 +42,9 @@ impl CatalogStore {
 
     /// Adds a wrapped form of the catalog key, or puts another in its place.
     pub async fn put_catalog_key(&self, wrapped_by: &str, wrapped: &[u8]) -> Result<(), StorageError> {
-        let mut lease = self.writer().await?;
-        lease.connection().execute(&statements::PUT_CATALOG_KEY, &[wrapped_by.into(), wrapped.into()]).await?;
-        lease.sound();
-        Ok(())
+        let parameters = [wrapped_by.into(), wrapped.into()];
+        self.note(async |connection| connection.execute(&statements::PUT_CATALOG_KEY, &parameters).await.map(drop))
+            .await
     }
 
     /// The whole catalog in one consistent state, page by page.
@@ -55,14 +54,11 @@ impl CatalogStore {
     ) -> Result<SealedHead, StorageError> {
         self.read(async |connection| {
             let head = head(connection).await?.ok_or(StorageError::Empty)?;
-            let mut rows = connection.rows(&statements::RECORDS, &["".into(), "".into()]).await?;
-            while let Some(last) = rows.last() {
-                let after = [text(last, 0)?.into(), text(last, 1)?.into()];
-                let sealed = rows.into_iter().map(sealed_row).collect::<Result<_, _>>()?;
+            let mut read = connection.records(&statements::RECORDS, &["".into(), "".into()]).await?;
+            while let Some(last) = read.last {
                 // The database looks for the next page while this one is worked on.
-                let next = connection.rows(&statements::RECORDS, &after);
-                let (next, ()) = tokio::try_join!(biased; next, page(sealed))?;
-                rows = next;
+                let next = connection.records(&statements::RECORDS, &last);
+                (read, ()) = tokio::try_join!(biased; next, page(read.rows))?;
             }
             Ok(head)
         })
@@ -73,11 +69,11 @@ impl CatalogStore {
     pub async fn read_since(&self, revision: u64) -> Result<Option<(SealedHead, Vec<SealedRow>)>, StorageError> {
         self.read(async |connection| {
             let head = head(connection).await?.ok_or(StorageError::Empty)?;
-            let rows = connection.rows(&statements::RECORDS_SINCE, &[revision.into()]).await?;
+            let rows = connection.records(&statements::RECORDS_SINCE, &[revision.into()]).await?.rows;
             if rows.len() > DELTA_ROWS {
                 return Ok(None);
             }
-            Ok(Some((head, rows.into_iter().map(sealed_row).collect::<Result<_, _>>()?)))
+            Ok(Some((head, rows)))
         })
         .await
     }
@@ -104,9 +100,9 @@ impl CatalogStore {
     pub async fn rows(&self, kind: &str, after: Option<Uuid>, limit: u64) -> Result<Vec<SealedRow>, StorageError> {
         let after = after.map_or(String::new(), |id| id.to_string());
         let parameters = [kind.into(), after.into(), limit.into()];
-        let rows =
-            self.newest(async |connection| connection.rows(&statements::RECORDS_OF_KIND, &parameters).await).await?;
-        rows.into_iter().map(sealed_row).collect()
+        let page =
+            self.newest(async |connection| connection.records(&statements::RECORDS_OF_KIND, &parameters).await).await?;
+        Ok(page.rows)
     }
 
     /// What a path or name belongs to.
@@ -163,8 +159,6 @@ impl CatalogStore {
 
     /// Says that a frontend is there, and forgets those that have not been for a day.
     pub async fn report(&self, frontend: &Frontend) -> Result<(), StorageError> {
-        let mut lease = self.writer().await?;
-        let connection = lease.connection();
         let (instance, name, version) = (&frontend.instance, &frontend.name, &frontend.version);
         let parameters = [
             instance.as_str().into(),
@@ -173,19 +167,19 @@ impl CatalogStore {
             frontend.revision.into(),
             time_text(frontend.seen_at).into(),
         ];
-        connection.execute(&statements::PUT_FRONTEND, &parameters).await?;
-        let yesterday = time_text(frontend.seen_at - time::Duration::DAY);
-        connection.execute(&statements::DELETE_OLD_FRONTENDS, &[yesterday.into()]).await?;
-        lease.sound();
-        Ok(())
+        let yesterday = [time_text(frontend.seen_at - time::Duration::DAY).into()];
+        self.note(async |connection| {
+            connection.execute(&statements::PUT_FRONTEND, &parameters).await?;
+            connection.execute(&statements::DELETE_OLD_FRONTENDS, &yesterday).await.map(drop)
+        })
+        .await
     }
 
     /// Takes a frontend that goes down in an orderly way off the list.
     pub async fn sign_off(&self, instance: &str) -> Result<(), StorageError> {
-        let mut lease = self.writer().await?;
-        lease.connection().execute(&statements::DELETE_FRONTEND, &[instance.into()]).await?;
-        lease.sound();
-        Ok(())
+        let parameters = [instance.into()];
+        self.note(async |connection| connection.execute(&statements::DELETE_FRONTEND, &parameters).await.map(drop))
+            .await
     }
 
     /// In one transaction, on whatever server answers.
@@ -193,13 +187,7 @@ impl CatalogStore {
         &self,
         call: impl AsyncFnOnce(&mut Connection) -> Result<T, StorageError>,
     ) -> Result<T, StorageError> {
-        let mut lease = self.reader().await?;
-        let connection = lease.connection();
-        connection.begin(Begin::Read).await?;
-        let answer = call(connection).await?;
-        connection.rollback().await?;
-        lease.sound();
-        Ok(answer)
+        in_transaction(self.reader().await?, Begin::Read, call).await
     }
 
     /// In one transaction, on the server that takes changes.
@@ -207,13 +195,15 @@ impl CatalogStore {
         &self,
         call: impl AsyncFnOnce(&mut Connection) -> Result<T, StorageError>,
     ) -> Result<T, StorageError> {
-        let mut lease = self.writer().await?;
-        let connection = lease.connection();
-        connection.begin(Begin::Read).await?;
-        let answer = call(connection).await?;
-        connection.rollback().await?;
-        lease.sound();
-        Ok(answer)
+        in_transaction(self.writer().await?, Begin::Read, call).await
+    }
+
+    /// Writes what is no change of the catalog, and does no harm if it is written twice.
+    async fn note(
+        &self,
+        call: impl AsyncFnOnce(&mut Connection) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
+        in_transaction(self.writer().await?, Begin::Write, call).await
     }
 
     /// The head on the server that takes changes.
@@ -228,12 +218,27 @@ impl CatalogStore {
     }
 }
 
+/// What is read and what is noted. No statement stands alone: behind a pooler it could come to stand in the middle of somebody else's
+/// transaction.
+async fn in_transaction<T>(
+    mut lease: Lease<'_>,
+    begin: Begin,
+    call: impl AsyncFnOnce(&mut Connection) -> Result<T, StorageError>,
+) -> Result<T, StorageError> {
+    let connection = lease.connection();
+    connection.begin(begin).await?;
+    let answer = call(connection).await?;
+    connection.script("COMMIT").await?;
+    lease.sound();
+    Ok(answer)
+}
+
 pub(crate) async fn head(connection: &mut Connection) -> Result<Option<SealedHead>, StorageError> {
     connection.row(&statements::HEAD, &[]).await?.map(sealed_head).transpose()
 }
 
 pub(crate) async fn row(connection: &mut Connection, kind: &str, id: Uuid) -> Result<Option<SealedRow>, StorageError> {
-    connection.row(&statements::RECORD, &[kind.into(), id.into()]).await?.map(sealed_row).transpose()
+    Ok(connection.records(&statements::RECORD, &[kind.into(), id.into()]).await?.rows.pop())
 }
 
 pub(crate) async fn id_of(connection: &mut Connection, kind: &str, name: &str) -> Result<Option<Uuid>, StorageError> {
@@ -257,21 +262,6 @@ pub(crate) async fn request(connection: &mut Connection, id: &str) -> Result<Opt
 
 pub(crate) fn sealed_head(row: Row) -> Result<SealedHead, StorageError> {
     Ok(SealedHead { catalog: uuid("head", &row, 0)?, revision: number(&row, 1)?, body: bytes(&row, 2)?.to_owned() })
-}
-
-/// What makes no sense gets an id or a revision that no row of ours has, and is refused with its row where rows are verified: here it
-/// would keep all others from being read.
-fn sealed_row(row: Row) -> Result<SealedRow, StorageError> {
-    let written = text(&row, 1)?;
-    // Written in another way, it would be a second row under the same id.
-    let canonical = |id: &Uuid| id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == written;
-    let id = written.parse().ok().filter(canonical).unwrap_or(Uuid::max());
-    let Some(Value::Integer(revision)) = row.get(2) else { return Err(shape()) };
-    let revision = revision.cast_unsigned();
-    match <[Value; 4]>::try_from(row) {
-        Ok([Value::Text(kind), _, _, Value::Bytes(body)]) => Ok(SealedRow { kind, id, revision, body }),
-        _ => Err(shape()),
-    }
 }
 
 fn sealed_change(row: Row) -> Result<SealedChange, StorageError> {

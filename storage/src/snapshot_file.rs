@@ -70,7 +70,7 @@ impl Saving<'_> {
     pub async fn rows(&mut self, rows: &[SealedRow]) -> Result<(), StorageError> {
         let connection: &mut Connection = self.lease.connection();
         for row in rows {
-            let parameters = [row.kind.as_str().into(), row.id.into(), row.revision.into(), row.body.as_slice().into()];
+            let parameters = [row.kind.as_ref().into(), row.id.into(), row.revision.into(), row.body.as_slice().into()];
             connection.execute(&statements::PUT_RECORD, &parameters).await?;
         }
         Ok(())

@@ -67,7 +67,7 @@ fn head(revision: u64) -> SealedHead {
 }
 
 fn row(kind: &str, id: u128, revision: u64) -> SealedRow {
-    SealedRow { kind: kind.into(), id: Uuid::from_u128(id), revision, body: vec![0, 1, 255] }
+    SealedRow { kind: kind.to_owned().into(), id: Uuid::from_u128(id), revision, body: vec![0, 1, 255] }
 }
 
 /// Makes one change, whose rows carry its revision.

@@ -121,7 +121,7 @@ impl Write<'_> {
             }
         }
         for row in commit.rows {
-            let parameters = [row.kind.as_str().into(), row.id.into(), row.revision.into(), row.body.as_slice().into()];
+            let parameters = [row.kind.as_ref().into(), row.id.into(), row.revision.into(), row.body.as_slice().into()];
             connection.execute(&statements::PUT_RECORD, &parameters).await?;
         }
         for (kind, id, at) in commit.due {

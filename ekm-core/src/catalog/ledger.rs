@@ -10,6 +10,8 @@
 //! What this cannot see: the whole database taken back to an earlier state. A frontend that knows a later revision refuses it; a
 //! frontend without any memory cannot.
 
+use std::borrow::Cow;
+
 use aws_lc_rs::{digest, hmac};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use time::OffsetDateTime;
@@ -24,7 +26,7 @@ use crate::xaes;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedRow {
     /// The kind's word; perhaps one that this version does not know.
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// The row's id.
     pub id: Uuid,
     /// The change that wrote it.
@@ -274,26 +276,28 @@ impl Change {
     }
 }
 
-/// 256 bits that are added modulo 2^256.
+/// 256 bits, the least first, that are added modulo 2^256.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sum([u8; 32]);
 
 impl Sum {
     /// One row more.
     pub fn add(&mut self, term: &Self) {
-        let mut carry = 0u16;
-        for (byte, other) in self.0.iter_mut().zip(term.0) {
-            let total = u16::from(*byte) + u16::from(other) + carry;
-            (*byte, carry) = (total.to_le_bytes()[0], total >> 8);
+        let mut carry = false;
+        for (limb, other) in self.0.as_chunks_mut().0.iter_mut().zip(term.0.as_chunks().0) {
+            let total;
+            (total, carry) = u64::from_le_bytes(*limb).carrying_add(u64::from_le_bytes(*other), carry);
+            *limb = total.to_le_bytes();
         }
     }
 
     /// One row less.
     pub fn subtract(&mut self, term: &Self) {
-        let mut borrow = 0i16;
-        for (byte, other) in self.0.iter_mut().zip(term.0) {
-            let difference = i16::from(*byte) - i16::from(other) - borrow;
-            (*byte, borrow) = (difference.to_le_bytes()[0], i16::from(difference < 0));
+        let mut borrow = false;
+        for (limb, other) in self.0.as_chunks_mut().0.iter_mut().zip(term.0.as_chunks().0) {
+            let difference;
+            (difference, borrow) = u64::from_le_bytes(*limb).borrowing_sub(u64::from_le_bytes(*other), borrow);
+            *limb = difference.to_le_bytes();
         }
     }
 }
@@ -380,6 +384,28 @@ mod tests {
         let key = key();
         let row = key.seal_row(Kind::Settings, Uuid::nil(), 1, &serde_json::json!({"destroy_grace_days": "SECRET"}));
         assert!(!key.open_row::<Settings>(&row.unwrap()).unwrap_err().contains("SECRET"));
+    }
+
+    #[test]
+    fn a_sum_carries_from_byte_to_byte_and_forgets_what_overflows() {
+        let number = |bytes: &[(usize, u8)]| {
+            let mut number = [0; 32];
+            bytes.iter().for_each(|(place, byte)| number[*place] = *byte);
+            Sum(number)
+        };
+        let one = number(&[(0, 1)]);
+        let sums = [
+            (number(&[(0, 255)]), number(&[(1, 1)])),
+            (Sum(std::array::from_fn(|place| if place < 8 { 255 } else { 0 })), number(&[(8, 1)])),
+            (Sum([255; 32]), Sum::default()),
+        ];
+        for (before, after) in sums {
+            let mut sum = before;
+            sum.add(&one);
+            assert_eq!(sum, after);
+            sum.subtract(&one);
+            assert_eq!(sum, before);
+        }
     }
 
     proptest! {

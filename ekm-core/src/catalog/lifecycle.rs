@@ -381,7 +381,7 @@ mod tests {
     #[test]
     fn destruction_waits_for_the_grace_period_and_can_be_taken_back_until_then() {
         let mut key = key();
-        let settings = Settings { destroy_grace_days: 1 }; // less than the least: a forged or old setting
+        let settings = Settings { destroy_grace_days: 1, ..Settings::default() }; // less than the least: a forged or old setting
         key.schedule_destruction(NOW, &settings).unwrap();
         let due = key.next_due().unwrap();
         assert_eq!(due, NOW + Duration::days(7));

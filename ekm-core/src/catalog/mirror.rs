@@ -7,10 +7,10 @@ use std::thread::JoinHandle;
 use uuid::Uuid;
 
 use super::ledger::{CatalogKey, Change, Hash, Head, SealedChange, SealedHead, SealedRow, Sum};
-use super::record::{KeyRecord, Kind, PolicyRecord, SpaceRecord};
-use crate::custody::Custodian;
+use super::record::{Kind, Settings};
+use crate::policy::Policy;
 use crate::shards::Shards;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Key, KnownKeys, Snapshot, Space, policy_of};
 
 /// Why rows are not taken over. What the frontend held before stays in use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,20 +61,26 @@ pub struct Mirror {
 
 /// What the data plane needs of a row.
 enum Record {
-    Space(SpaceRecord),
-    Policy(PolicyRecord),
-    Key(Box<KeyRecord>),
-    /// Approvals, settings, and kinds that this version does not know.
+    Space(Space),
+    Policy(Arc<Policy>),
+    Key(Arc<Key>),
+    Settings(Settings),
+    /// Approvals, and kinds that this version does not know.
     NotServed,
 }
 
-/// A row's term, and what is in it.
-fn open(key: &CatalogKey, row: &SealedRow) -> (Sum, Result<Record, String>) {
+/// A row's term, and what is in it. `known` is the key that it may be, as it was before.
+fn open(key: &CatalogKey, row: &SealedRow, known: Option<&Arc<Key>>) -> (Sum, Result<Record, String>) {
+    let id = row.id;
     let record = match Kind::from_name(&row.kind) {
-        Some(Kind::Space) => key.open_row(row).map(Record::Space),
-        Some(Kind::Policy) => key.open_row(row).map(Record::Policy),
-        Some(Kind::Key) => key.open_row(row).map(|record| Record::Key(Box::new(record))),
-        Some(Kind::Approval | Kind::Settings) | None => Ok(Record::NotServed),
+        Some(Kind::Space) => key.open_row(row).and_then(|record| Space::new(id, record)).map(Record::Space),
+        Some(Kind::Policy) => key.open_row(row).and_then(|record| policy_of(id, &record)).map(Record::Policy),
+        Some(Kind::Key) => {
+            let opened = key.open_row(row).and_then(|record| Key::new(id, record, known));
+            opened.map(|key| Record::Key(Arc::new(key)))
+        }
+        Some(Kind::Settings) => key.open_row(row).map(Record::Settings),
+        Some(Kind::Approval) | None => Ok(Record::NotServed),
     };
     (key.term(row), record)
 }
@@ -102,7 +108,7 @@ impl Mirror {
 
     /// Takes over the rows that are newer than this mirror. If they do not fit, nothing has changed, and the whole catalog has to be
     /// looked at.
-    pub fn apply(&mut self, head: &SealedHead, rows: &[SealedRow], custodian: &Custodian) -> Result<(), Tampered> {
+    pub fn apply(&mut self, head: &SealedHead, rows: &[SealedRow]) -> Result<(), Tampered> {
         let head = self.newer(head)?;
         if head.epoch != self.head.epoch {
             return Err(Tampered::Rows); // another history: only a whole load can tell what is in it
@@ -121,8 +127,8 @@ impl Mirror {
             return Err(Tampered::Rows);
         }
         for row in rows {
-            let (term, record) = open(&self.key, row);
-            self.take(row, term, record, custodian);
+            let (term, record) = open(&self.key, row, self.snapshot.known_key(row.id));
+            self.take(row, term, record);
         }
         self.finish(head);
         Ok(())
@@ -135,7 +141,6 @@ impl Mirror {
         head: &SealedHead,
         rows: impl IntoIterator<Item = SealedRow>,
         log: impl IntoIterator<Item = SealedChange>,
-        custodian: &Custodian,
     ) -> Result<Self, Tampered> {
         let head = self.newer(head)?;
         let mut expected = vouched_rows(&self.key, &Head::empty(), &head, log)?;
@@ -145,8 +150,8 @@ impl Mirror {
             let place = Kind::from_name(&row.kind).and_then(|kind| expected.remove_entry(&(kind, row.id)));
             match place {
                 Some((_, held)) if held == found => {
-                    let (term, record) = open(&self.key, &row);
-                    mirror.take(&row, term, record, custodian);
+                    let (term, record) = open(&self.key, &row, mirror.snapshot.known_key(row.id));
+                    mirror.take(&row, term, record);
                 }
                 Some((place, held)) => mirror.refuse(place, held, difference(held, found), self),
                 None => mirror.snapshot.refuse(&row.kind, row.id, PUT_IN.into()),
@@ -235,16 +240,20 @@ impl Mirror {
     }
 
     /// Takes over one row that belongs here.
-    fn take(&mut self, row: &SealedRow, term: Sum, record: Result<Record, String>, custodian: &Custodian) {
+    fn take(&mut self, row: &SealedRow, term: Sum, record: Result<Record, String>) {
         let Some(kind) = Kind::from_name(&row.kind) else {
             return self.snapshot.refuse(&row.kind, row.id, "this version of ekm does not know the kind".into());
         };
         self.rows.insert((kind, row.id), Held { revision: row.revision, term });
-        let taken = record.and_then(|record| match record {
-            Record::Space(record) => self.snapshot.put_space(row.id, record),
-            Record::Policy(record) => self.snapshot.put_policy(row.id, &record),
-            Record::Key(record) => self.snapshot.put_key(row.id, *record, custodian),
-            Record::NotServed => Ok(()),
+        let taken = record.and_then(|record| {
+            match record {
+                Record::Space(space) => self.snapshot.put_space(row.id, space),
+                Record::Policy(policy) => self.snapshot.put_policy(row.id, policy),
+                Record::Key(key) => self.snapshot.put_key(&key)?,
+                Record::Settings(settings) => self.snapshot.put_settings(row.id, settings)?,
+                Record::NotServed => {}
+            }
+            Ok(())
         });
         match taken {
             Ok(()) => self.snapshot.accept(kind, row.id),
@@ -272,33 +281,33 @@ type Opened = (SealedRow, Sum, Result<Record, String>);
 
 impl Loading {
     /// Takes the next rows, in any order.
-    pub fn push(&mut self, rows: Vec<SealedRow>, custodian: &Custodian) {
+    pub fn push(&mut self, rows: Vec<SealedRow>) {
         // Ciphers and JSON are most of the work, and no row's depends on another's: other threads do it, some rows ahead of this one.
-        let key = Arc::clone(&self.mirror.key);
-        let open = move |row| {
-            let (term, record) = open(&key, &row);
+        let (key, before): (_, KnownKeys) = (Arc::clone(&self.mirror.key), self.mirror.snapshot.before().clone());
+        let open = move |row: SealedRow| {
+            let (term, record) = open(&key, &row, before.as_ref().and_then(|before| before.get(&row.id)));
             (SealedRow { body: Vec::new(), ..row }, term, record)
         };
         self.opening.push_back(std::thread::spawn(move || rows.into_iter().map(open).collect()));
         if self.opening.len() > std::thread::available_parallelism().map_or(1, usize::from) {
-            self.take_next(custodian);
+            self.take_next();
         }
     }
 
-    fn take_next(&mut self, custodian: &Custodian) {
+    fn take_next(&mut self) {
         let opened = self.opening.pop_front().map(|thread| thread.join().expect("opening a row does not panic"));
         for (row, term, record) in opened.into_iter().flatten() {
             self.mirror.head.sum.add(&term);
             self.mirror.head.rows += 1;
-            self.mirror.take(&row, term, record, custodian);
+            self.mirror.take(&row, term, record);
         }
     }
 
     /// All rows have been taken. `before` is what was in use: this one must not be from further in the past.
-    pub fn finish(mut self, head: &SealedHead, before: &Mirror, custodian: &Custodian) -> Result<Mirror, Tampered> {
+    pub fn finish(mut self, head: &SealedHead, before: &Mirror) -> Result<Mirror, Tampered> {
         let head = before.newer(head)?;
         while !self.opening.is_empty() {
-            self.take_next(custodian);
+            self.take_next();
         }
         let mut mirror = self.mirror;
         if (mirror.head.sum, mirror.head.rows) != (head.sum, head.rows) {

@@ -1,7 +1,7 @@
 //! The catalog's nouns, as its rows hold them: JSON in sealed bodies. Unknown fields are refused: a row that a newer version wrote
 //! may mean something that this one would miss.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -127,6 +127,9 @@ pub struct Rotation {
 pub struct Settings {
     /// From the approval of a destruction until material is gone.
     pub destroy_grace_days: u32,
+    /// The HSM replicas that operators have taken out of use, by their names.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub drained_replicas: BTreeSet<String>,
 }
 
 impl Settings {
@@ -136,7 +139,7 @@ impl Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { destroy_grace_days: 30 }
+        Self { destroy_grace_days: 30, drained_replicas: BTreeSet::new() }
     }
 }
 
@@ -191,12 +194,7 @@ pub struct VersionRecord {
 impl KeyRecord {
     /// What the custodian needs to use a version.
     pub fn version_record(&self, version: &StoredVersion) -> VersionRecord {
-        VersionRecord {
-            id: VersionId { key: self.id, number: version.number },
-            custody: version.custody,
-            wrapped_material: version.wrapped_material.clone(),
-            check_blob: version.check_blob.clone(),
-        }
+        version.clone().into_record(self.id)
     }
 
     /// The version with a number.
@@ -207,6 +205,18 @@ impl KeyRecord {
     /// The first path; a health key has none.
     pub fn name(&self) -> String {
         self.paths.first().map_or_else(|| self.id.to_string(), ToString::to_string)
+    }
+}
+
+impl StoredVersion {
+    /// As [`KeyRecord::version_record`].
+    pub(crate) fn into_record(self, key: Uuid) -> VersionRecord {
+        VersionRecord {
+            id: VersionId { key, number: self.number },
+            custody: self.custody,
+            wrapped_material: self.wrapped_material,
+            check_blob: self.check_blob,
+        }
     }
 }
 
@@ -322,6 +332,8 @@ words! {
 }
 
 mod base64_bytes {
+    use std::borrow::Cow;
+
     use base64::Engine;
     use base64::engine::general_purpose::STANDARD;
     use serde::{Deserialize, Deserializer, Serializer, de};
@@ -331,8 +343,11 @@ mod base64_bytes {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        STANDARD.decode(text.as_ref()).map_err(|_| de::Error::custom("no base64"))
+        /// Not copied if it stands in the JSON as it is.
+        #[derive(Deserialize)]
+        struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+        let Text(text) = Text::deserialize(deserializer)?;
+        STANDARD.decode(text.as_bytes()).map_err(|_| de::Error::custom("no base64"))
     }
 }
 

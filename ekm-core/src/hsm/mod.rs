@@ -14,6 +14,7 @@
 //! No PKCS#11 call ever runs on an async worker. There is no trait over tokens: PKCS#11 is the one way to an HSM, and
 //! custody `software` needs no token.
 
+mod confine;
 pub mod fault;
 mod frame;
 mod gcm;

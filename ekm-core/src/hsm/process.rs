@@ -6,6 +6,7 @@ use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -31,6 +32,8 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 pub struct WorkerCommand {
     /// The program; it runs [`super::worker::run`].
     pub program: PathBuf,
+    /// What `ps` shows in its place.
+    pub name: String,
     /// Its arguments.
     pub arguments: Vec<String>,
     /// What the vendor's library reads, such as SOFTHSM2_CONF.
@@ -81,6 +84,7 @@ pub(super) fn open(
         };
         let (ours, theirs) = UnixStream::pair().map_err(began)?;
         let child = Command::new(&command.program)
+            .arg0(&command.name)
             .args(&command.arguments)
             .envs(command.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::from(OwnedFd::from(theirs)))

@@ -47,6 +47,8 @@ pub struct Profile {
     /// Whether it imports keys in every mode of operation, so that it must pass the known-answer test. Others may refuse (FIPS),
     /// and are then tested by a round trip only.
     pub imports_keys: bool,
+    /// Whether its library needs a network. If not, its worker process has none.
+    pub network: bool,
     /// Whether this project's tests run on it. All else is from documentation.
     pub tested: bool,
 }
@@ -74,12 +76,19 @@ static SOFTHSM: Profile = Profile {
     sessions: 1,
     session_copy: true,
     imports_keys: true,
+    network: false,
     tested: true,
     ..COMMON
 };
 
-static KRYOPTIC: Profile =
-    Profile { name: ProfileName::Kryoptic, libraries: &[("Kryoptic", "")], imports_keys: true, tested: true, ..COMMON };
+static KRYOPTIC: Profile = Profile {
+    name: ProfileName::Kryoptic,
+    libraries: &[("Kryoptic", "")],
+    imports_keys: true,
+    network: false,
+    tested: true,
+    ..COMMON
+};
 
 /// Thales, "Luna Network HSM 7 Product Documentation", SDK Reference, "CKM_AES_GCM": without FIPS mode the IV is the caller's; in
 /// FIPS mode the HSM draws one of 16 bytes and appends it to the ciphertext, for which our blobs have no room: the self-test refuses
@@ -113,6 +122,7 @@ const COMMON: Profile = Profile {
     iv: IvSource::Ours,
     max_plaintext_bytes: None,
     imports_keys: false,
+    network: true,
     tested: false,
 };
 

@@ -1,6 +1,7 @@
 //! A replica: one token that holds a full copy of a shard's keys, kept usable by a task of its own.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -83,6 +84,17 @@ pub(super) enum Failure {
     Full,
     /// It did not answer in time.
     Timeout,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fault(fault) => fault.fmt(f),
+            Self::Away(reason) => f.write_str(reason),
+            Self::Full => f.write_str("its queue is full"),
+            Self::Timeout => f.write_str("it did not answer in time"),
+        }
+    }
 }
 
 /// A replica as it is now, for operators.
@@ -177,7 +189,7 @@ impl Replica {
         self.lacks().get(&key).is_some_and(|at| at.elapsed() < LACK_FOR)
     }
 
-    /// It has been given a key that it lacked.
+    /// It holds a key that it may have lacked before.
     pub(super) fn has_key(&self, key: VersionId) {
         self.lacks().remove(&key);
     }
@@ -225,6 +237,11 @@ impl Replica {
             let answer = checked(request, answer).map_err(Failure::Fault)?;
             Ok((answer, timing))
         });
+        if outcome.is_ok()
+            && let Some(key) = request.key()
+        {
+            self.has_key(key.id); // perhaps cloned by the vendor's own means
+        }
         let verdict = match &outcome {
             Ok((_, timing)) => Some(Verdict::Sound(timing.queue + timing.device)),
             Err(Failure::Fault(fault)) => match fault.class {

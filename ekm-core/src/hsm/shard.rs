@@ -194,8 +194,7 @@ impl Shard {
             match replica.control(Request::Import { id, label, replication, wrapped }, MAKING).await {
                 Ok(_) => made.on |= 1 << other,
                 Err(failure) => {
-                    let error = MakeError::from(failure);
-                    tracing::warn!(replica = replica.name(), key = %id, ?error, "a new key is not on this replica");
+                    tracing::warn!(replica = replica.name(), key = %id, %failure, "a new key is not on this replica");
                 }
             }
         }

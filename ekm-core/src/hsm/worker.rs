@@ -1,7 +1,7 @@
 //! The worker process: one token, and nothing else. It loads the vendor's library so that the frontend does not have to: a call that
 //! hangs, or a library that crashes, costs this process and not the service.
 //!
-//! It knows no network, no configuration and no catalog. On standard input it has a socket to its frontend, which tells it once which
+//! It knows no configuration and no catalog, and no network unless its HSM is on one ([`super::confine`]). On standard input it has a socket to its frontend, which tells it once which
 //! token to open, with the PIN; it answers with one socket for each session. When the frontend goes, it goes.
 
 use std::io::{self, IoSlice};
@@ -16,10 +16,11 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use rustix::process::{Signal, getpid, kill_process};
 use secrecy::SecretString;
 
-use super::frame;
 use super::link::{Opened, open_sessions};
+use super::profile::Profile;
 use super::session::TokenSession;
 use super::token::{Module, TokenError, TokenOptions, TokenSelector};
+use super::{confine, frame};
 
 /// A worker's whole life. Returns only if there is nothing to do: standard input is no frontend's socket.
 pub fn run() -> io::Result<()> {
@@ -37,9 +38,15 @@ pub fn run() -> io::Result<()> {
     let options = TokenOptions { selector, pin: SecretString::from(pin), profile: profile.parse().ok() };
     let sessions = sessions.parse().ok();
     drop(texts);
+    confine::confine()?;
     let opened = Module::load(Path::new(module)).and_then(|module| open_sessions(&module, &options, sessions));
     match opened {
-        Ok(opened) => serve(&control, opened)?,
+        Ok(opened) => {
+            if !Profile::named(opened.info.profile).network {
+                confine::without_network()?;
+            }
+            serve(&control, opened)?;
+        }
         Err(error) => refuse(&control, &error)?,
     }
     // Whatever ends the connection: the frontend is gone, or wants this process to be.

@@ -22,7 +22,7 @@ pub enum Role {
     /// Reads.
     #[serde(alias = "auditor")]
     Viewer,
-    /// Pauses and resumes keys and crypto spaces, rotates, takes a destruction back.
+    /// Pauses and resumes keys and crypto spaces, rotates, takes a destruction back; takes HSMs out of use, and back.
     Operator,
     /// As an operator; and makes and changes keys, crypto spaces and policies, and asks for destruction.
     KeyAdmin,
@@ -51,7 +51,9 @@ impl Actor {
             | Command::KeyEnable { .. }
             | Command::KeyDisable { .. }
             | Command::KeyRotate { .. }
-            | Command::KeyUndelete { .. } => self.has_one_of(&[Role::Operator, Role::KeyAdmin]),
+            | Command::KeyUndelete { .. }
+            | Command::HsmDrain { .. }
+            | Command::HsmResume { .. } => self.has_one_of(&[Role::Operator, Role::KeyAdmin]),
             Command::SpaceCreate { .. }
             | Command::SpaceUpdate { .. }
             | Command::PolicyCreate { .. }
@@ -90,6 +92,7 @@ mod tests {
         let (path, labels) = ("v0/keys/a", json!({}));
         let operators = ["key-enable", "key-disable", "key-rotate", "key-undelete", "space-block", "space-unblock"];
         let operators = operators.map(|word| json!({"type": word, "path": path}));
+        let replicas = ["hsm-drain", "hsm-resume"].map(|word| json!({"type": word, "name": "hsm-a"}));
         let admins = [
             json!({"type": "space-create", "path": path}),
             json!({"type": "space-update", "path": path, "labels": labels, "description": ""}),
@@ -109,6 +112,7 @@ mod tests {
         };
         for (commands, allowed) in [
             (&operators[..], &[Role::Operator, Role::KeyAdmin][..]),
+            (&replicas[..], &[Role::Operator, Role::KeyAdmin][..]),
             (&admins[..], &[Role::KeyAdmin][..]),
             (&officers[..], &[Role::SecurityOfficer][..]),
         ] {

@@ -158,6 +158,19 @@ pub enum Command {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         version: Option<u32>,
     },
+    /// Take an HSM out of use, on every frontend: it gets no new operations.
+    HsmDrain {
+        /// The replica's name in the configuration.
+        name: String,
+        /// Even if no other replica serves on the frontend that is asked.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Take an HSM back into use. It has to show that it works first.
+    HsmResume {
+        /// The replica's name in the configuration.
+        name: String,
+    },
     /// Change what holds for the whole catalog. Needs a second person.
     SettingsSet {
         /// At least 7.
@@ -432,6 +445,61 @@ pub struct CatalogView {
     /// Which keys this frontend cannot serve, and why; the first hundred.
     pub unserved_keys: Vec<String>,
     pub frontends: Vec<FrontendView>,
+}
+
+/// The HSM as one frontend sees it: `GET /v1/hsm`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct HsmView {
+    /// The frontend that answers, as in `GET /v1/frontends`.
+    pub frontend: String,
+    pub instance: String,
+    /// In the order of its configuration; none if it has no HSM.
+    pub replicas: Vec<ReplicaView>,
+    /// Operations that were sent to a second replica because the first one was late, since the start.
+    pub hedges: u64,
+    /// Operations that were sent to another replica because the first one failed, since the start.
+    pub retries: u64,
+}
+
+/// One token that holds the keys.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ReplicaView {
+    pub name: String,
+    /// `joining`, `verifying`, `serving`, `suspect`, `ejected`, `probing`, `drained` or `refused`.
+    pub state: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// Why it is in this state.
+    pub reason: String,
+    /// Absent while there is no way to the token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<TokenView>,
+    /// Operations that somebody waits for, queued ones included.
+    pub in_flight: u32,
+    /// Operations that wait.
+    pub queue: u64,
+    /// What an operation takes, on average.
+    pub latency_us: u64,
+    /// Operations since the start.
+    pub operations: u64,
+    /// Operations and probes that failed by its fault, since the start.
+    pub faults: u64,
+    /// How often it was taken out of use because a probe had failed, since the start.
+    pub ejections: u64,
+    /// How often the way to its token was lost, since the start.
+    pub losses: u64,
+    /// Keys that it lately did not hold.
+    pub missing_keys: u64,
+}
+
+/// What is at the other end.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct TokenView {
+    pub label: String,
+    /// What kind of HSM it is.
+    pub profile: String,
+    /// Sessions for requests.
+    pub sessions: u64,
 }
 
 /// What the linter says about a policy: `POST /v1/lint`.

@@ -147,8 +147,8 @@ impl Admin {
             draft.abandon().await?;
             return self.repeated(id, command, &answer);
         }
-        let default = default_custody(self.plane.ekm.custodian());
-        let effect = commands::apply(&mut draft, command, if_revision, made.as_ref(), default).await?;
+        let custodian = self.plane.ekm.custodian();
+        let effect = commands::apply(&mut draft, command, if_revision, made.as_ref(), custodian).await?;
         let mut answer = result(ChangeOutcome::Done, draft.revision(), effect.target.clone());
         answer.changes = views::difference(&effect.before, &effect.after);
         answer.warnings.clone_from(&effect.warnings);

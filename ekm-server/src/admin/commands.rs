@@ -1,11 +1,16 @@
 //! What each command does to the catalog's records.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use ekm_core::KeyPath;
 use ekm_core::catalog::ledger::Class;
 use ekm_core::catalog::{
     Custody, Impossible, KeyRecord, KeyState, Kind, Outcome, PolicyRecord, Settings, SpaceRecord, SpaceState,
     VersionRecord,
 };
+use ekm_core::custody::Custodian;
+use ekm_core::hsm::{Replica, Shard, State};
 use ekm_core::policy::{self, Policy};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -15,7 +20,7 @@ use super::change::class_of_policy;
 use super::error::AdminError;
 use super::service::{Named, not_found};
 use super::views;
-use crate::catalog::Draft;
+use crate::catalog::{Draft, default_custody};
 
 /// What a command has done to a draft.
 pub(super) struct Effect {
@@ -55,7 +60,7 @@ pub(super) async fn apply(
     command: &Command,
     if_revision: Option<u64>,
     made: Option<&VersionRecord>,
-    default_custody: Custody,
+    custodian: &Custodian,
 ) -> Result<Effect, AdminError> {
     let seen = Seen { if_revision };
     match command {
@@ -114,7 +119,7 @@ pub(super) async fn apply(
             free(draft, Kind::Key, path.as_str()).await?;
             let (space, _) = named::<SpaceRecord>(draft, Kind::Space, space.as_str()).await?;
             let (policy, mut effect) = choose_policy(draft, path, policy).await?;
-            let custody = custody.unwrap_or(default_custody);
+            let custody = custody.unwrap_or_else(|| default_custody(custodian));
             let made = made.cloned().unwrap_or_else(|| imagined(Uuid::now_v7(), 1, custody));
             let now = draft.now();
             let mut record = KeyRecord {
@@ -226,6 +231,8 @@ pub(super) async fn apply(
             })
             .await
         }
+        Command::HsmDrain { name, force } => drain(draft, custodian, name, *force, &seen).await,
+        Command::HsmResume { name } => resume(draft, custodian, name, &seen).await,
         Command::SettingsSet { destroy_grace_days: days } => {
             if !(Settings::MIN_GRACE_DAYS..=3650).contains(days) {
                 let least = Settings::MIN_GRACE_DAYS;
@@ -373,6 +380,74 @@ fn check_policy_name(name: &str) -> Result<(), AdminError> {
     } else {
         Err(AdminError::invalid("name", problem))
     }
+}
+
+/// Which replicas are serving is what this frontend sees; others may see something else.
+async fn drain(
+    draft: &mut Draft<'_>,
+    custodian: &Custodian,
+    name: &str,
+    force: bool,
+    seen: &Seen,
+) -> Result<Effect, AdminError> {
+    let replicas = custodian.shard().map(Shard::replicas).unwrap_or_default();
+    must_be_replica(replicas, name)?;
+    let (mut record, revision) = settings(draft).await?;
+    seen.may_be(revision)?;
+    let before = record.drained_replicas.clone();
+    // One that was drained a moment ago may still seem to be serving.
+    let stays = |replica: &&Arc<Replica>| replica.name() != name && !before.contains(replica.name());
+    let serving = replicas.iter().filter(stays).any(|replica| replica.status().state == State::Serving);
+    if !serving && !force && !before.contains(name) {
+        return Err(AdminError::Impossible(format!(
+            "no other HSM replica is serving on this frontend: without {name}, keys in the HSM would be answered with 503. Look at \
+             'ekm hsm status' and bring another one back first, or take --force"
+        )));
+    }
+    record.drained_replicas.insert(name.to_owned());
+    let mut effect = put_drained(draft, &record, &before, name)?;
+    if !serving && effect.outcome == Outcome::Changed {
+        effect.warnings.push(
+            "no other HSM replica is serving on this frontend: keys in the HSM are answered with 503 until one is"
+                .into(),
+        );
+    }
+    Ok(effect)
+}
+
+async fn resume(draft: &mut Draft<'_>, custodian: &Custodian, name: &str, seen: &Seen) -> Result<Effect, AdminError> {
+    let (mut record, revision) = settings(draft).await?;
+    seen.may_be(revision)?;
+    let before = record.drained_replicas.clone();
+    // One that has left the configuration since can be forgotten so.
+    if !record.drained_replicas.remove(name) {
+        must_be_replica(custodian.shard().map(Shard::replicas).unwrap_or_default(), name)?;
+    }
+    put_drained(draft, &record, &before, name)
+}
+
+fn put_drained(
+    draft: &mut Draft<'_>,
+    record: &Settings,
+    before: &BTreeSet<String>,
+    name: &str,
+) -> Result<Effect, AdminError> {
+    let outcome = if record.drained_replicas == *before { Outcome::Unchanged } else { Outcome::Changed };
+    draft.put(Kind::Settings, Uuid::nil(), record)?;
+    let (before, after) = (json!({"drained_replicas": before}), json!({"drained_replicas": record.drained_replicas}));
+    Ok(Effect { class: Class::Fast, before, after, outcome, ..Effect::on(name) })
+}
+
+fn must_be_replica(replicas: &[Arc<Replica>], name: &str) -> Result<(), AdminError> {
+    if replicas.iter().any(|replica| replica.name() == name) {
+        return Ok(());
+    }
+    let names: Vec<_> = replicas.iter().map(|replica| replica.name()).collect();
+    let known = match names[..] {
+        [] => "this frontend has no HSM".to_owned(),
+        _ => format!("those of this frontend are: {}", names.join(", ")),
+    };
+    Err(AdminError::Impossible(format!("there is no HSM replica '{}'; {known}", name.escape_debug())))
 }
 
 async fn settings(draft: &mut Draft<'_>) -> Result<(Settings, u64), AdminError> {

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::actor::Actor;
 use super::api::{
     ApprovalView, CatalogView, ChangeOutcome, ChangeRequest, ChangeResult, ChangeView, Command, Decision, ErrorView,
-    ExplainRequest, FrontendView, KeyView, LintView, Page, PolicyView, SpaceView,
+    ExplainRequest, FrontendView, HsmView, KeyView, LintView, Page, PolicyView, SpaceView,
 };
 use super::error::{AdminError, json};
 use super::gate::{Asked, At, By, Json, NothingAsked, gate};
@@ -42,6 +42,7 @@ pub(super) fn table() -> Vec<(&'static str, MethodRouter<Arc<Plane>>)> {
         ("/v1/approvals/{id}/reject", post(reject)),
         ("/v1/approvals/{id}/export", get(export)),
         ("/v1/catalog", get(catalog)),
+        ("/v1/hsm", get(hsm)),
         ("/v1/frontends", get(frontends)),
         ("/v1/whoami", get(whoami)),
         ("/v1/openapi.json", get(openapi_json)),
@@ -252,6 +253,12 @@ pub(super) async fn export(
 #[utoipa::path(get, path = "/v1/catalog", responses((status = 200, body = CatalogView)))]
 pub(super) async fn catalog(State(plane): State<Arc<Plane>>, _: NothingAsked) -> Answer {
     ok(&plane.service.catalog().await?)
+}
+
+/// The HSM's replicas, as the frontend that answers sees them
+#[utoipa::path(get, path = "/v1/hsm", responses((status = 200, body = HsmView)))]
+pub(super) async fn hsm(State(plane): State<Arc<Plane>>, _: NothingAsked) -> Answer {
+    ok(&plane.service.hsm())
 }
 
 /// Every frontend that has said lately that it is there

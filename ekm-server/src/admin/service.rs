@@ -8,6 +8,7 @@ use ekm_core::caller::Caller;
 use ekm_core::catalog::{
     ApprovalRecord, ApprovalState, CatalogKey, KeyRecord, Kind, Mirror, PolicyRecord, SealedRow, Settings, SpaceRecord,
 };
+use ekm_core::hsm::Shard;
 use ekm_core::justification::Justification;
 use ekm_core::policy::{self, Policy, Verb};
 use ekm_storage::{CatalogStore, SnapshotFile, StorageError};
@@ -17,13 +18,14 @@ use uuid::Uuid;
 
 use super::actor::Actor;
 use super::api::{
-    ApprovalView, CatalogView, ChangeView, Command, ExplainRequest, FrontendView, KeyView, LintWarning, Page,
+    ApprovalView, CatalogView, ChangeView, Command, ExplainRequest, FrontendView, HsmView, KeyView, LintWarning, Page,
     PolicyView, SpaceView,
 };
 use super::error::AdminError;
 use super::query::{KeyQuery, PageQuery};
 use super::views;
 use crate::catalog::{CatalogError, Gate};
+use crate::process::host_name;
 use crate::router::DataPlane;
 
 /// How long a frontend counts as alive after its last word.
@@ -274,6 +276,20 @@ impl Admin {
             seen_at: frontend.seen_at,
         });
         Ok(Page { items: views.collect(), next_page_token: None })
+    }
+
+    /// The HSM as this frontend sees it.
+    pub fn hsm(&self) -> HsmView {
+        let shard = self.plane.ekm.custodian().shard();
+        let counts = shard.map(Shard::counts);
+        let replicas = shard.map(Shard::replicas).unwrap_or_default();
+        HsmView {
+            frontend: host_name(),
+            instance: self.plane.instance.clone(),
+            replicas: replicas.iter().map(|replica| views::replica(replica.status())).collect(),
+            hedges: counts.map_or(0, |counts| counts.hedges),
+            retries: counts.map_or(0, |counts| counts.retries),
+        }
     }
 
     /// What holds for the whole catalog.

@@ -2,12 +2,15 @@
 
 use ekm_core::catalog::ledger::Change;
 use ekm_core::catalog::{ApprovalRecord, KeyRecord, PolicyRecord, SpaceRecord};
+use ekm_core::hsm::ReplicaStatus;
 use ekm_core::policy::{self, Policy};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
-use super::api::{ApprovalView, ChangeView, Command, FieldChange, KeyView, PolicyView, SpaceView, VersionView};
+use super::api::{
+    ApprovalView, ChangeView, Command, FieldChange, KeyView, PolicyView, ReplicaView, SpaceView, TokenView, VersionView,
+};
 use super::error::AdminError;
 
 pub(super) fn space(record: SpaceRecord, revision: u64) -> SpaceView {
@@ -81,6 +84,29 @@ pub(super) fn approval(record: ApprovalRecord) -> Result<ApprovalView, AdminErro
 /// What an approval is for.
 pub(super) fn command(record: &ApprovalRecord) -> Result<Command, AdminError> {
     Command::deserialize(&record.command).map_err(|_| AdminError::Internal("an approval's command is not understood"))
+}
+
+pub(super) fn replica(status: ReplicaStatus) -> ReplicaView {
+    let token = status.token.map(|token| TokenView {
+        label: token.label,
+        profile: token.profile.as_str().into(),
+        sessions: token.sessions as u64,
+    });
+    ReplicaView {
+        name: status.name,
+        state: status.state.name().into(),
+        since: OffsetDateTime::now_utc() - status.since,
+        reason: status.reason,
+        token,
+        in_flight: status.in_flight,
+        queue: status.queue as u64,
+        latency_us: u64::try_from(status.latency.as_micros()).unwrap_or(u64::MAX),
+        operations: status.operations,
+        faults: status.faults,
+        ejections: status.ejections,
+        losses: status.losses,
+        missing_keys: status.lacks as u64,
+    }
 }
 
 pub(super) fn change(change: Change) -> ChangeView {

@@ -74,6 +74,8 @@ pub struct Follower {
     age_then: Duration,
     verified_at: Instant,
     saved_at: Instant,
+    /// Whether the copy on disk has to be written as a whole. Not at once, since a large one takes longer to write than to read.
+    whole_copy_due: bool,
     poll_interval: Duration,
     stale_after: Duration,
     verify_interval: Duration,
@@ -103,6 +105,7 @@ impl Follower {
             age_then: Duration::MAX,
             verified_at: now,
             saved_at: now,
+            whole_copy_due: false,
             poll_interval: Duration::from_millis(config.poll_interval_ms.max(10)),
             stale_after: Duration::from_secs(config.stale_after_s),
             verify_interval: Duration::from_secs(config.verify_interval_s.max(1)),
@@ -152,6 +155,10 @@ impl Follower {
         let (mut listener, mut connecting) = (None, None::<Connecting>);
         let (mut tried_at, mut expected) = (None::<Instant>, None::<(u64, Instant)>);
         loop {
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                () = self.write_whole_copy() => {}
+            }
             if listener.is_none() && connecting.is_none() && tried_at.is_none_or(|at| at.elapsed() > LISTEN_AGAIN) {
                 tried_at = Some(Instant::now());
                 let store = Arc::clone(&self.store);
@@ -233,7 +240,7 @@ impl Follower {
         let (revision, newer) = (mirror.revision(), self.store.read_since(mirror.revision()).await?);
         let mut next = Mirror::clone(&mirror);
         let applied = match &newer {
-            Some((head, rows)) => next.apply(head, rows, self.plane.ekm.custodian()),
+            Some((head, rows)) => next.apply(head, rows),
             None => Err(Tampered::Rows), // too many for a delta
         };
         match (applied, newer) {
@@ -281,8 +288,7 @@ impl Follower {
 
     /// Reads the whole catalog. If it does not add up, takes over what the log vouches for.
     async fn load_all(&mut self, before: &Mirror) -> Result<(), CatalogError> {
-        let custodian = self.plane.ekm.custodian();
-        let (head, mirror) = match load(&self.store, before, custodian).await {
+        let (head, mirror) = match load(&self.store, before).await {
             Err(CatalogError::Tampered(Tampered::Rows)) => {
                 self.added_up = false;
                 tracing::error!(
@@ -298,7 +304,7 @@ impl Follower {
                     })
                     .await?;
                 let log = self.log_since(0).await?;
-                let mirror = before.salvage(&head, rows, log, custodian)?;
+                let mirror = before.salvage(&head, rows, log)?;
                 (head, mirror)
             }
             Err(CatalogError::Tampered(Tampered::Backwards { .. })) => {
@@ -320,10 +326,17 @@ impl Follower {
         self.read();
         self.verified_at = Instant::now();
         let lags = self.copy.as_ref().is_some_and(|copy| copy.revision() != Some(head.revision));
-        if is_new || lags {
+        self.whole_copy_due = is_new || lags;
+        Ok(())
+    }
+
+    /// Writes the copy on disk, if the whole catalog was read, and is in use already.
+    async fn write_whole_copy(&mut self) {
+        if std::mem::take(&mut self.whole_copy_due)
+            && let Some(head) = self.head.clone()
+        {
             self.save(u64::MAX, &head, &[]).await;
         }
-        Ok(())
     }
 
     async fn log_since(&self, mut revision: u64) -> Result<Vec<ekm_core::catalog::SealedChange>, StorageError> {
@@ -352,6 +365,9 @@ impl Follower {
         self.gate.set_mirror(Arc::clone(&mirror));
         self.plane.ekm.publish(mirror.snapshot().clone());
         let snapshot = mirror.snapshot();
+        if let (Some(shard), Some(drained)) = (self.plane.ekm.custodian().shard(), snapshot.drained_replicas()) {
+            shard.replicas().iter().for_each(|replica| replica.set_drained(drained.contains(replica.name())));
+        }
         for problem in snapshot.refused() {
             tracing::error!(code = "catalog_row", problem, "catalog row refused");
         }

@@ -9,4 +9,5 @@ mod upkeep;
 pub use draft::{Draft, Entry};
 pub use follower::{Follower, Gate};
 pub use open::{CatalogError, HEALTH_POLICY, HEALTH_SPACE, default_custody, initialise, key_file, open_store};
+pub use own_copy::load;
 pub use upkeep::Upkeep;

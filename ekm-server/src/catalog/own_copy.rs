@@ -94,7 +94,7 @@ impl OwnCopy {
             let problem = format!("it is a copy of {}, and this deployment uses {}", note.location, self.location);
             return Err(Tampered::Head(problem).into());
         }
-        let (head, mirror) = load(store, &Mirror::new(key), custodian).await?;
+        let (head, mirror) = load(store, &Mirror::new(key)).await?;
         let age = (OffsetDateTime::now_utc() - note.confirmed_at).try_into().ok();
         Ok(Loaded { mirror, head, keys, age })
     }
@@ -157,19 +157,15 @@ impl OwnCopy {
 }
 
 /// Reads a whole catalog into a new mirror.
-pub(super) async fn load(
-    store: &CatalogStore,
-    before: &Mirror,
-    custodian: &Custodian,
-) -> Result<(SealedHead, Mirror), CatalogError> {
+pub async fn load(store: &CatalogStore, before: &Mirror) -> Result<(SealedHead, Mirror), CatalogError> {
     let mut loading = before.begin_load();
     let head = store
         .read_all(async |rows| {
-            loading.push(rows, custodian);
+            loading.push(rows);
             Ok(())
         })
         .await?;
-    let mirror = loading.finish(&head, before, custodian)?;
+    let mirror = loading.finish(&head, before)?;
     Ok((head, mirror))
 }
 

@@ -20,6 +20,7 @@ use super::draft::{Draft, Entry};
 use super::follower::Gate;
 use super::open::CatalogError;
 use crate::custodian::take_from_token;
+use crate::process::host_name;
 use crate::router::DataPlane;
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -133,7 +134,7 @@ impl Upkeep {
         if self.reported.is_some_and(|(known, at)| known == revision && at.elapsed() < REPORT_INTERVAL) {
             return Ok(());
         }
-        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let name = host_name();
         let (instance, version) = (self.plane.instance.clone(), env!("CARGO_PKG_VERSION").to_owned());
         self.store.report(&Frontend { instance, name, version, revision, seen_at: OffsetDateTime::now_utc() }).await?;
         self.reported = Some((revision, Instant::now()));

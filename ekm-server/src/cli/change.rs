@@ -173,7 +173,9 @@ fn target(command: &Command) -> String {
         | C::KeySetRotation { path, .. }
         | C::KeyDestroy { path, .. }
         | C::KeyUndelete { path, .. } => path.to_string(),
-        C::PolicyCreate { name, .. } | C::PolicySet { name, .. } => name.clone(),
+        C::PolicyCreate { name, .. } | C::PolicySet { name, .. } | C::HsmDrain { name, .. } | C::HsmResume { name } => {
+            name.clone()
+        }
         C::SettingsSet { .. } => "settings".into(),
         C::CatalogExport {} => "the catalog".into(),
     }

@@ -66,6 +66,9 @@ pub enum CliError {
     /// The log of changes is not one chain.
     #[error("{0}")]
     Log(String),
+    /// A replica that was drained is still in use.
+    #[error("{0}")]
+    Draining(String),
 }
 
 impl CliError {
@@ -89,6 +92,7 @@ impl CliError {
             Self::NotConfirmed(_) => "not_confirmed",
             Self::Payload(_) => "approval_payload",
             Self::Log(_) => "catalog_log",
+            Self::Draining(_) => "hsm_draining",
         }
     }
 }

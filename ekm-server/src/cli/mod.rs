@@ -8,6 +8,7 @@ mod client;
 mod completion;
 mod database;
 mod error;
+mod hsm;
 mod key;
 mod output;
 mod policy;
@@ -69,6 +70,8 @@ enum Command {
     Policy(policy::PolicyArgs),
     /// Look at the catalog as a whole: its state, its log, its frontends, its settings
     Catalog(catalog::CatalogArgs),
+    /// Look at the HSM's replicas, take one out for maintenance, and back
+    Hsm(hsm::HsmArgs),
     /// Approve or reject dangerous changes, as the second person
     Approval(approval::ApprovalArgs),
     /// Bring the catalog to what a file says: keys as code
@@ -118,6 +121,7 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Space(args) => return runtime()?.block_on(space::run(args)),
         Command::Policy(args) => return runtime()?.block_on(policy::run(args)),
         Command::Catalog(args) => return runtime()?.block_on(catalog::run(args)),
+        Command::Hsm(args) => return runtime()?.block_on(hsm::run(args)),
         Command::Approval(args) => return runtime()?.block_on(approval::run(args)),
         Command::Apply(args) => return runtime()?.block_on(apply::run(args)),
         Command::HsmWorker => hsm_worker()?,
@@ -145,6 +149,10 @@ fn serve(args: &ServeArgs) -> Result<(), StartError> {
 }
 
 fn hsm_worker() -> Result<(), StartError> {
+    // Else it is called "exe", after the link that it was started by.
+    if let Err(error) = rustix::thread::set_name(c"ekm-hsm-worker") {
+        tracing::debug!(%error, "the worker has no name of its own");
+    }
     hardening::harden();
     ekm_core::hsm::worker::run().map_err(StartError::io("the HSM worker ends"))
 }

@@ -11,27 +11,27 @@ const AGENT: &str = "service-123456789012@gcp-sa-ekms.iam.gserviceaccount.com";
 
 /// What one command did.
 #[derive(Debug)]
-struct Run {
+pub(crate) struct Run {
     code: i32,
-    stdout: String,
+    pub(crate) stdout: String,
     stderr: String,
 }
 
 impl Run {
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
     /// Fails unless it ended with this exit code.
     #[track_caller]
-    fn ends(self, code: i32) -> Self {
+    pub(crate) fn ends(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{self:?}");
         self
     }
 
     /// Fails unless it failed with this error.
     #[track_caller]
-    fn fails(self, code: &str, text: &str) {
+    pub(crate) fn fails(self, code: &str, text: &str) {
         let expected = format!("error[{code}]: ");
         assert!(self.code == 1 && self.stderr.contains(&expected) && self.stderr.contains(text), "{self:?}");
     }
@@ -52,7 +52,7 @@ fn finish(mut command: Command) -> Run {
 }
 
 /// As the user who started the service.
-fn run(ekm: &Ekm, arguments: &[&str]) -> Run {
+pub(crate) fn run(ekm: &Ekm, arguments: &[&str]) -> Run {
     finish(command(ekm, arguments))
 }
 
@@ -275,6 +275,7 @@ fn every_answer_can_be_had_as_one_json_document() {
         &["catalog", "log"],
         &["catalog", "frontends"],
         &["catalog", "settings"],
+        &["hsm", "status"],
     ] {
         run(&ekm, &[arguments, &["--output", "json"]].concat()).ends(0).json();
     }

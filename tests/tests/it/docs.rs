@@ -59,6 +59,24 @@ fn every_command_in_the_documentation_works() {
     assert!(count >= 8, "only {count} blocks were found");
 }
 
+/// With two replicas, which have the names in the text.
+#[test]
+fn every_command_of_the_hsm_guide_works() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let ekm = crate::hsm_drain::serve(&crate::hsm_drain::two_replicas(), |config| config);
+    let binary = ekm_binary();
+    let path = format!("{}:{}", binary.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let blocks = blocks(&fs::read_to_string(repository.join("docs/hsm.md")).unwrap(), "sh");
+    assert!(blocks.len() >= 3, "only {} blocks were found", blocks.len());
+    for (line, script) in blocks {
+        let mut shell = Command::new("bash");
+        shell.args(["-euo", "pipefail", "-c", &script]).env("PATH", &path);
+        shell.env("EKM_ADMIN", format!("unix:{}", ekm.directory.path().join("admin.sock").display()));
+        let output = shell.env_remove("EKM_ADMIN_TOKEN").output().unwrap();
+        assert!(output.status.success(), "docs/hsm.md:{line}\n{script}\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
 #[test]
 fn the_documented_postgresql_configuration_fits_into_the_sample() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -167,6 +185,9 @@ fn the_error_reference_explains_every_code_and_no_others() {
             let logged = source.split("code = \"").skip(1).filter_map(|rest| rest.split('"').next());
             let word = |code: &&str| code.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
             codes.extend(logged.filter(word).map(str::to_owned));
+            // What is told of a worker process, which has no error of its own to tell.
+            let told = source.split("code: \"").skip(1).filter_map(|rest| rest.split('"').next());
+            codes.extend(told.filter(|code| code.starts_with("hsm_") && word(code)).map(str::to_owned));
         }
     }
     assert!(codes.contains("clock"), "{codes:?}");

@@ -390,3 +390,37 @@ fn a_token_without_aes_gcm_stops_the_start_and_is_not_waited_for() {
     let error = stderr(&output);
     assert!(error.contains("error[hsm_mechanism]: the token does not offer CKM_AES_GCM"), "{error}{output:?}");
 }
+
+/// The vendor's library runs in a process that can do little else, and holds the HSM's PIN neither on its command line nor in its
+/// environment.
+#[test]
+fn a_worker_process_is_confined_and_goes_with_its_frontend() {
+    let directory = softhsm();
+    let pin = fs::read_to_string(directory.path().join("softhsm/pin")).unwrap();
+    let ekm = Ekm::serve(&directory, |text| text.replace("isolation = \"thread\"", "isolation = \"process\""));
+    assert_eq!(ekm.post("/v0/keys/demo:wrap", WRAP).status, 200);
+    let worker = worker_of(&ekm);
+    let read = |name: &str| String::from_utf8_lossy(&fs::read(format!("/proc/{worker}/{name}")).unwrap()).into_owned();
+    let status = read("status");
+    for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "Seccomp_filters:\t2"] {
+        assert!(status.contains(line), "{status}");
+    }
+    assert!(!read("cmdline").contains(pin.trim()) && !read("environ").contains(pin.trim()));
+    let (libraries, ours) = (read("maps"), fs::read_to_string(format!("/proc/{}/maps", ekm.pid())).unwrap());
+    assert!(libraries.contains("libsofthsm2") && !ours.contains("libsofthsm2"), "the frontend loads no vendor's code");
+
+    ekm.signal(rustix::process::Signal::KILL);
+    let gone = || !std::path::Path::new(&format!("/proc/{worker}")).exists();
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !gone() {
+        assert!(std::time::Instant::now() < patience, "the worker outlives its frontend");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+/// The one child process of a frontend.
+fn worker_of(ekm: &Ekm) -> u32 {
+    let tasks = fs::read_dir(format!("/proc/{}/task", ekm.pid())).unwrap().map(|task| task.unwrap().path());
+    let children = tasks.map(|task| fs::read_to_string(task.join("children")).unwrap_or_default()).collect::<String>();
+    children.split_whitespace().next().expect("a worker").parse().unwrap()
+}

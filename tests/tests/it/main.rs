@@ -23,6 +23,8 @@ mod drill;
 mod fault_module;
 mod golden;
 mod hsm;
+mod hsm_drain;
+mod hsm_replication;
 mod keys;
 mod ops;
 mod process;

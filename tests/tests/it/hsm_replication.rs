@@ -1,0 +1,96 @@
+//! New keys get from one HSM to the others wrapped by a replication key, which a ceremony has put on all of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ekm_tests::{Directory, Ekm, key_create};
+use serde_json::json;
+
+use crate::hsm_drain::{serve, two_replicas};
+
+const KEY: &str = "v0/keys/orders";
+
+/// Two tokens, the named ones of which hold a replication key.
+fn with_replication_key(holders: &[&str]) -> Directory {
+    let directory = two_replicas();
+    let value = directory.path().join("replication-key");
+    fs::write(&value, [7; 32]).unwrap();
+    let pin = fs::read_to_string(directory.path().join("softhsm/pin")).unwrap();
+    for token in holders {
+        let output = Command::new("softhsm2-util")
+            .args(["--import"])
+            .arg(&value)
+            .args(["--aes", "--token", "ekm-dev", "--label", "ekm-replication", "--id", "0e", "--pin", pin.trim()])
+            .env("SOFTHSM2_CONF", directory.path().join(token).join("softhsm2.conf"))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    directory
+}
+
+fn start(directory: &Directory) -> Ekm {
+    serve(directory, |config| config.replace("[hsm]\n", "[hsm]\nreplication_key_label = \"ekm-replication\"\n"))
+}
+
+/// The token's objects, the newest last.
+fn objects(directory: &Directory, token: &str) -> Vec<PathBuf> {
+    let tokens = directory.path().join(token).join("tokens");
+    let token = fs::read_dir(tokens).unwrap().next().unwrap().unwrap().path();
+    let files = fs::read_dir(token).unwrap().map(|file| file.unwrap().path());
+    let is_object = |file: &Path| file.extension().is_some_and(|extension| extension == "object");
+    let mut objects: Vec<_> = files.filter(|file| is_object(file) && !file.ends_with("token.object")).collect();
+    objects.sort_by_key(|file| file.metadata().unwrap().modified().unwrap());
+    objects
+}
+
+fn with_one_hsm_only(ekm: &Ekm, drained: &str, work: impl FnOnce()) {
+    assert_eq!(ekm.ask(&json!({"command": {"type": "hsm-drain", "name": drained}, "reason": "test"})).status, 200);
+    ekm.eventually("drained", || ekm.state().contains(&format!("HSM replica {drained}: drained")));
+    work();
+    assert_eq!(ekm.ask(&json!({"command": {"type": "hsm-resume", "name": drained}, "reason": "test"})).status, 200);
+    ekm.eventually("serving", || ekm.state().contains(&format!("HSM replica {drained}: serving")));
+}
+
+#[test]
+fn a_new_key_is_on_every_replica_before_it_wraps_and_one_that_loses_it_gets_it_back() {
+    let directory = with_replication_key(&["softhsm", "softhsm-b"]);
+    let count = || ["softhsm", "softhsm-b"].map(|token| objects(&directory, token).len());
+    let before = count();
+    let ekm = start(&directory);
+    ekm.make_key(KEY);
+    assert_eq!(count(), before.map(|count| count + 1));
+    ekm.eventually("served", || ekm.try_wrap(KEY).0 == 200);
+    let blob = ekm.try_wrap(KEY).1;
+    for drained in ["hsm-a", "hsm-b"] {
+        with_one_hsm_only(&ekm, drained, || {
+            assert_eq!(ekm.try_unwrap(KEY, &blob), 200);
+            assert_eq!(ekm.try_wrap(KEY).0, 200);
+        });
+    }
+
+    drop(ekm);
+    fs::remove_file(objects(&directory, "softhsm-b").last().unwrap()).unwrap();
+    let ekm = start(&directory);
+    for _ in 0..50 {
+        assert_eq!(ekm.try_unwrap(KEY, &blob), 200, "the replica that lacks it is skipped, and nothing is denied");
+    }
+    ekm.eventually("restored", || count() == before.map(|count| count + 1));
+    ekm.eventually("told", || ekm.log().contains("a replica has been given a key that it lacked"));
+    with_one_hsm_only(&ekm, "hsm-a", || assert_eq!(ekm.try_unwrap(KEY, &blob), 200));
+}
+
+#[test]
+fn a_key_that_would_be_on_too_few_replicas_is_not_made_and_leaves_nothing_behind() {
+    let directory = with_replication_key(&["softhsm"]);
+    let count = || ["softhsm", "softhsm-b"].map(|token| objects(&directory, token).len());
+    let ekm = start(&directory);
+    let before = count();
+    let answer = ekm.ask(&json!({"command": key_create(KEY), "reason": "test"}));
+    let message = answer.json()["message"].as_str().unwrap().to_owned();
+    assert_eq!((answer.status, answer.json()["code"].as_str()), (503, Some("key_generation")), "{message}");
+    assert!(message.contains("only 1 replicas hold the new key, and 2 have to"), "{message}");
+    assert_eq!(count(), before);
+    assert!(ekm.log().contains("the token holds no replication key 'ekm-replication'"), "{}", ekm.log());
+}
