@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use cryptoki::object::{Attribute, KeyType, ObjectClass};
@@ -232,20 +232,6 @@ fn whatever_a_token_says_after_a_lost_login_asks_for_another_session() {
     let [key] = session.find_objects(&token::key_template(id)).unwrap()[..] else { panic!("one key") };
     let opened = gcm::decrypt(token.profile(), &session, key, nonce, b"aad", &ciphertext).unwrap();
     assert_eq!(opened.as_bytes(), b"text");
-}
-
-#[test]
-fn a_probe_gets_itself_another_session_when_all_are_lost() {
-    if !in_a_process_with_each_token("a_probe_gets_itself_another_session_when_all_are_lost") {
-        return;
-    }
-    make_token("test");
-    let token = Arc::new(token());
-    let mut own = session::TokenSession::open(Arc::clone(&token)).unwrap();
-    assert!(own.serve(&job::Request::Probe, false).is_ok());
-    let slot = token.session().unwrap().get_session_info().unwrap().slot_id();
-    cryptoki::context::Pkcs11::new(module()).unwrap().close_all_sessions(slot).unwrap();
-    assert!(own.serve(&job::Request::Probe, false).is_ok());
 }
 
 #[test]
