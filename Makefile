@@ -3,7 +3,7 @@
 # A rustup that setup.sh has just installed is not on the PATH of this shell yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help run test lint audit bench bench-catalog drill-catalog release
+.PHONY: help run test lint audit bench bench-catalog drill-catalog drill-hsm release
 
 help: ## List what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,11 @@ drill-catalog: ## Break the catalog's databases under load, and see what it cost
 	@sh scripts/setup.sh test
 	cargo build --locked --bin ekm --bin drill-catalog
 	target/debug/drill-catalog
+
+drill-hsm: ## Break HSMs under load, one of three at a time, and see what it costs (15 minutes)
+	@sh scripts/setup.sh test
+	cargo build --locked --workspace
+	target/debug/drill-hsm
 
 release: ## The optimised binary: target/release/ekm
 	@sh scripts/setup.sh run

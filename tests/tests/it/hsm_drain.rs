@@ -48,7 +48,7 @@ fn operations(ekm: &Ekm, name: &str) -> u64 {
     replica(ekm, name)["operations"].as_u64().unwrap()
 }
 
-fn wait_until(ekm: &Ekm, name: &str, state: &str) {
+pub(crate) fn wait_until(ekm: &Ekm, name: &str, state: &str) {
     ekm.eventually(state, || replica(ekm, name)["state"] == state);
 }
 

@@ -24,6 +24,7 @@ mod fault_module;
 mod golden;
 mod hsm;
 mod hsm_drain;
+mod hsm_faults;
 mod hsm_replication;
 mod keys;
 mod ops;

@@ -21,6 +21,7 @@ use ekm_tests::drill::{self, Output, print, seconds};
 use ekm_tests::{Effect, Ekm, Fault};
 use load::Load;
 use report::{Limits, Row, ms};
+use serde_json::json;
 use site::{Hsm, Origin, REPLICAS};
 use watch::Watch;
 
@@ -64,6 +65,9 @@ const COMING_BACK: Duration = Duration::from_secs(60);
 
 /// Between two faults that happen at once.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// A drill in which this machine stalled says nothing about the service, and is done again.
+const ATTEMPTS: usize = 3;
 
 /// The HSM whose throughput is measured: what is left to the service of each operation is a twentieth of its time.
 const MEASURED_SESSIONS: usize = 16;
@@ -200,28 +204,40 @@ impl Drill {
     fn fault(&mut self, name: &'static str, out_ms: Option<f64>, faults: Vec<Fault>) {
         let limits = self.limits(out_ms);
         self.run(name, limits, |scene, _| {
-            let ids: Vec<_> = faults.into_iter().map(|fault| scene.hsm.module.inject(fault)).collect();
+            let ids: Vec<_> = faults.iter().map(|fault| scene.hsm.module.inject(fault.clone())).collect();
             sleep(scene.time);
             ids.into_iter().for_each(|id| scene.hsm.module.lift(id));
         });
     }
 
-    /// Runs one drill under load, and judges it.
-    fn run(&mut self, name: &'static str, limits: Limits, action: impl FnOnce(&Scene<'_>, &mut Row)) {
+    /// Runs one drill under load, and judges it; again if this machine was in the way.
+    fn run(&mut self, name: &'static str, limits: Limits, action: impl Fn(&Scene<'_>, &mut Row)) {
         if !self.is_chosen(name) {
             return;
         }
-        eprintln!("drill-hsm: {name} ...");
-        let mut row = Row { drill: name, limits, ..Row::default() };
+        for attempt in 1..=ATTEMPTS {
+            eprintln!("drill-hsm: {name} ...");
+            let row = Row { drill: name, limits, attempt, ..Row::default() };
+            let row = self.run_once(row, &action);
+            let row = self.finish(row);
+            if attempt == ATTEMPTS || !row.says_nothing() {
+                break;
+            }
+            self.rows.pop();
+        }
+    }
+
+    fn run_once(&self, mut row: Row, action: impl Fn(&Scene<'_>, &mut Row)) -> Row {
         self.wait_until_all_serve(&mut row);
         let number = self.rows.len();
+        let limits = row.limits;
         let (ekm, hsms, watch, hsm) = (&self.ekm, &self.hsms, &self.watch, &self.hsms[number % REPLICAS.len()]);
-        let load = Load::start(ekm, self.args.rate, (number as u64) << 40);
+        let load = Load::start(ekm, self.args.rate, ((number * ATTEMPTS + row.attempt) as u64) << 40);
         sleep(AGAIN);
         let (began, before) = (Instant::now(), extra(ekm));
         action(&Scene { ekm, hsms, hsm, watch, load: &load, time: self.time() }, &mut row);
         let ended = Instant::now();
-        let back = watch.back_after(hsm.name(), ended, COMING_BACK);
+        let back = watch.in_state_after(hsm.name(), "serving", ended, COMING_BACK);
         sleep(AGAIN);
         row.took_s = seconds(began.elapsed());
         let after = extra(ekm);
@@ -238,12 +254,12 @@ impl Drill {
         row.extra_percent =
             100.0 * (row.hedges + row.retries) / (row.requests + row.tampered.unwrap_or(0)).max(1) as f64;
         row.take_lost(blobs.len(), load::check(&self.checker, &blobs));
-        self.finish(row);
+        row
     }
 
     fn wait_until_all_serve(&self, row: &mut Row) {
         let begun = Instant::now();
-        while let Some(name) = REPLICAS.iter().find(|name| !self.watch.is_serving(name)) {
+        while let Some(name) = REPLICAS.iter().find(|name| !self.watch.is_in(name, "serving")) {
             if begun.elapsed() > PATIENCE {
                 row.faults.push(format!("{name} does not serve before it begins"));
                 break;
@@ -255,12 +271,13 @@ impl Drill {
         }
     }
 
-    fn finish(&mut self, mut row: Row) {
+    fn finish(&mut self, mut row: Row) -> &Row {
         row.judge();
         if self.args.output == Output::Text {
             print(&row.line());
         }
         self.rows.push(row);
+        self.rows.last().expect("it was just put there")
     }
 
     /// As many unwraps as the HSM can do; with one HSM, which is slow enough that this machine is not the limit.
@@ -333,17 +350,24 @@ impl Scene<'_> {
         REPLICAS.map(|name| self.ekm.metric(&format!("ekm_hsm_ejections_total{{replica=\"{name}\"}}")))
     }
 
-    /// One after the other is away for a while.
+    /// As the runbook says: one after the other is drained, is away for a while, and is resumed.
     fn upgrade(&self, row: &mut Row) {
         for hsm in self.hsms {
+            let name = hsm.name();
+            self.ekm.change(json!({"type": "hsm-drain", "name": name}));
+            self.expect(name, "drained", row);
             let id = hsm.module.inject(Fault::new(Effect::Remove));
             sleep(self.time / 4);
             hsm.module.lift(id);
-            let (lifted, name) = (Instant::now(), hsm.name());
-            if self.watch.back_after(name, lifted, COMING_BACK).is_none() {
-                row.faults.push(format!("{name} did not come back"));
-            }
+            self.ekm.change(json!({"type": "hsm-resume", "name": name}));
+            self.expect(name, "serving", row);
             sleep(AGAIN);
+        }
+    }
+
+    fn expect(&self, name: &str, state: &str, row: &mut Row) {
+        if self.watch.in_state_after(name, state, Instant::now(), COMING_BACK).is_none() {
+            row.faults.push(format!("{name} was never {state}"));
         }
     }
 }

@@ -19,6 +19,9 @@ const RIGHT_PERCENT: f64 = 50.0;
 /// Operations beyond those that were asked for, in per cent.
 const EXTRA_PERCENT: f64 = 5.0;
 
+/// How late this machine may be.
+const STALL_MS: f64 = 50.0;
+
 /// How many messages of a kind are shown.
 const SHOWN: usize = 3;
 
@@ -40,6 +43,8 @@ pub struct Limits {
 pub struct Row {
     /// What was done.
     pub drill: &'static str,
+    /// Which attempt it is.
+    pub attempt: usize,
     /// From the fault until its replica served again.
     pub took_s: f64,
     /// Requests meanwhile.
@@ -164,6 +169,12 @@ impl Row {
         fault(!self.others_out.is_empty(), format!("others were out of use: {}", self.others_out.join(", ")));
     }
 
+    /// Whether it failed by its times only, while this machine stalled.
+    pub fn says_nothing(&self) -> bool {
+        let sound = self.wrong + self.denied + self.lost == 0;
+        self.limits.times && sound && !self.passed() && self.stall_ms > STALL_MS
+    }
+
     /// Whether every limit was kept.
     pub fn passed(&self) -> bool {
         self.faults.is_empty()
@@ -192,6 +203,9 @@ impl Row {
             figure(Some(self.extra_percent), 1),
         ];
         let mut text = TABLE.line(cells, &self.faults);
+        if self.says_nothing() {
+            text += "\n    this machine has stalled, so this says nothing about the service";
+        }
         if let Some(per_s) = self.per_s {
             text += &format!("\n    {per_s:.1} a second");
         }

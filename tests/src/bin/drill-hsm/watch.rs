@@ -63,9 +63,9 @@ impl Watch {
         self.seen.changes().iter().filter(|change| change.at >= since).cloned().collect()
     }
 
-    /// Whether a replica is serving now.
-    pub fn is_serving(&self, replica: &str) -> bool {
-        self.seen.last(replica).is_some_and(|change| change.state == "serving")
+    /// Whether a replica is in a state now.
+    pub fn is_in(&self, replica: &str, state: &str) -> bool {
+        self.seen.last(replica).is_some_and(|change| change.state == state)
     }
 
     /// How long after `since` a replica was no longer in use; `None` if it always was.
@@ -75,10 +75,10 @@ impl Watch {
         Some(out.at - since)
     }
 
-    /// Waits until a replica serves; how long after `since` that was, or `None` if it takes too long.
-    pub fn back_after(&self, replica: &str, since: Instant, patience: Duration) -> Option<Duration> {
+    /// Waits until a replica is in a state; how long after `since` that was, or `None` if it takes too long.
+    pub fn in_state_after(&self, replica: &str, state: &str, since: Instant, patience: Duration) -> Option<Duration> {
         while since.elapsed() < patience {
-            if let Some(last) = self.seen.last(replica).filter(|last| last.state == "serving") {
+            if let Some(last) = self.seen.last(replica).filter(|last| last.state == state) {
                 return Some(last.at.saturating_duration_since(since));
             }
             thread::sleep(PAUSE);
@@ -136,7 +136,10 @@ mod tests {
         assert_eq!(watch.changes(begun).len(), 4);
         assert_eq!(watch.out_after("hsm-a", begun), Some(Duration::from_millis(60)));
         assert_eq!(watch.out_after("hsm-b", begun), None);
-        assert!(watch.is_serving("hsm-a"));
-        assert_eq!(watch.back_after("hsm-a", begun, Duration::from_secs(9)), Some(Duration::from_millis(80)));
+        assert!(watch.is_in("hsm-a", "serving"));
+        assert_eq!(
+            watch.in_state_after("hsm-a", "serving", begun, Duration::from_secs(9)),
+            Some(Duration::from_millis(80))
+        );
     }
 }
