@@ -136,15 +136,20 @@ pub async fn until_idle(ekm: &Ekm) -> Result<()> {
     }
 }
 
-/// CPU time of a process's living threads so far: from schedstat, in nanosecond steps.
+/// CPU time of the living threads of a process and of its children, such as HSM workers, so far: from schedstat, in nanosecond steps.
 fn cpu_us(pid: u32) -> Result<f64> {
     let mut total = 0.0;
     for task in fs::read_dir(format!("/proc/{pid}/task")).context("the server is gone")? {
-        if let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) {
-            total += text.split(' ').next().unwrap_or_default().parse::<f64>().unwrap_or(0.0);
+        let task = task?.path();
+        if let Ok(text) = fs::read_to_string(task.join("schedstat")) {
+            total += text.split(' ').next().unwrap_or_default().parse::<f64>().unwrap_or(0.0) / 1000.0;
+        }
+        let children = fs::read_to_string(task.join("children")).unwrap_or_default();
+        for child in children.split_whitespace().filter_map(|child| child.parse().ok()) {
+            total += cpu_us(child).unwrap_or(0.0);
         }
     }
-    Ok(total / 1000.0)
+    Ok(total)
 }
 
 /// Resident memory of a process.

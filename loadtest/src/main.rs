@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 use ekm_loadtest::{AAD, measure, request, rss_mib};
-use ekm_tests::{Ekm, base64};
+use ekm_tests::{Ekm, base64, set_up};
 
 /// Measures what a request costs the server, in CPU time: wrap and unwrap with each custody.
 #[derive(Parser)]
@@ -35,7 +35,10 @@ struct Args {
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Custody {
     Software,
+    /// SoftHSM in the service's own process
     Softhsm,
+    /// SoftHSM in a worker process, whose CPU time counts, too
+    SofthsmIsolated,
 }
 
 #[expect(clippy::print_stdout, reason = "the report")]
@@ -43,7 +46,7 @@ fn main() -> Result<()> {
     let args = Args::parse();
     ensure!(args.repeat > 0 && args.connections > 0, "nothing to measure");
     let mut rows = Vec::new();
-    for custody in [Custody::Software, Custody::Softhsm] {
+    for custody in [Custody::Software, Custody::Softhsm, Custody::SofthsmIsolated] {
         if args.custody.is_none_or(|only| only == custody) {
             measure_custody(&args, custody, &mut rows)?;
         }
@@ -53,14 +56,14 @@ fn main() -> Result<()> {
         return Ok(());
     }
     println!(
-        "{:<10} {:<7} {:>16} {:>12} {:>8} {:>12}",
+        "{:<18} {:<7} {:>16} {:>12} {:>8} {:>12}",
         "custody", "verb", "server CPU us", "requests/s", "errors", "idle RSS MiB"
     );
     for row in &rows {
         let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
         let number = |name: &str| row[name].as_f64().unwrap_or_default();
         println!(
-            "{:<10} {:<7} {:>16.1} {:>12.0} {:>8} {:>12.1}",
+            "{:<18} {:<7} {:>16.1} {:>12.0} {:>8} {:>12.1}",
             text("custody"),
             text("verb"),
             number("server_cpu_us"),
@@ -77,11 +80,15 @@ fn main() -> Result<()> {
 }
 
 fn measure_custody(args: &Args, custody: Custody, rows: &mut Vec<serde_json::Value>) -> Result<()> {
-    let (name, flags): (_, &[&str]) = match custody {
-        Custody::Software => ("software", &["--deadline-ms", "100"]),
-        Custody::Softhsm => ("softhsm", &["--softhsm", "--deadline-ms", "100"]),
+    let production = |text: String| text.replace("_deadline_ms = 20000", "_deadline_ms = 100");
+    let (name, ekm) = match custody {
+        Custody::Software => ("software", Ekm::dev(&["--deadline-ms", "100"])),
+        Custody::Softhsm => ("softhsm", Ekm::dev(&["--softhsm", "--deadline-ms", "100"])),
+        Custody::SofthsmIsolated => {
+            let isolated = |text| production(text).replace("isolation = \"thread\"", "isolation = \"process\"");
+            ("softhsm, isolated", Ekm::serve(&set_up(&["--softhsm"]), isolated))
+        }
     };
-    let ekm = Ekm::dev(flags);
     std::thread::sleep(Duration::from_secs(2));
     let idle_rss_mib = rss_mib(ekm.pid())?;
     let blob = ekm.wrap(&[7; 32], AAD.as_bytes());

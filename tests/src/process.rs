@@ -180,6 +180,11 @@ impl Ekm {
         self.post("/v0/keys/demo:unwrap", &body.to_string())
     }
 
+    /// Waits until its copy of the catalog on disk is as new as that.
+    pub fn eventually_copied(&self, revision: u64) {
+        self.eventually("copied", || self.metric("ekm_snapshot_file_revision") >= revision as f64);
+    }
+
     /// A new connection to the admin API's Unix socket: there, `ekm dev` calls its own user `developer`.
     pub fn admin(&self) -> Connection {
         Connection::open_unix(self.ready.admin_socket.as_ref().expect("an admin socket")).expect("a connection")

@@ -112,7 +112,7 @@ fn run(args: Args, outage: Duration) -> Vec<Row> {
     let [first, second, spare, deaf] = frontends::set_up_directories(&cluster.database);
     let frontends = Arc::new([&first, &second].map(frontends::start));
     let base = frontends::make_keys(&frontends[0]);
-    drop(frontends::start(&spare));
+    frontends::start(&spare).eventually_copied(base);
     frontends[1]
         .eventually("at the first one's revision", || frontends[1].metric("ekm_catalog_revision") >= base as f64);
     let load = Load::start(frontends.each_ref(), args.rate);
