@@ -290,6 +290,7 @@ impl Drill {
         let possible = MEASURED_SESSIONS as f64 * 1000.0 / MEASURED_MS;
         let mut row = Row { drill: "throughput", per_s: Some(per_s), took_s: seconds(self.time()), ..Row::default() };
         row.requests = (per_s * self.time().as_secs_f64()) as usize;
+        row.right_percent = 100.0;
         if per_s < MEASURED_SHARE * possible {
             row.faults.push(format!(
                 "{MEASURED_SESSIONS} sessions of {MEASURED_MS} ms a call can do {possible:.0} a second, and did {per_s:.1}"
@@ -336,11 +337,12 @@ impl Scene<'_> {
         let before = self.ejections();
         let answers = tampering::send(self.ekm, self.load, count, 400);
         row.tampered = Some(answers.values().sum());
-        // On a machine that has other things to do, some may come too late to be answered at all.
-        let may_be_late =
-            |answer: &str| !row.limits.times && ["429 ", "503 "].iter().any(|late| answer.starts_with(late));
-        let decided: Vec<_> = answers.keys().filter(|answer| !may_be_late(answer)).collect();
-        if !matches!(decided[..], [answer] if answer.starts_with("400 ")) {
+        // "Try again" is right, too, but no more often than for others.
+        let again = |answer: &str| ["429 ", "503 "].iter().any(|status| answer.starts_with(status));
+        let undecided: usize = answers.iter().filter(|(answer, _)| again(answer)).map(|(_, count)| count).sum();
+        let decided: Vec<_> = answers.keys().filter(|answer| !again(answer)).collect();
+        let one_400 = matches!(decided[..], [answer] if answer.starts_with("400 "));
+        if !one_400 || row.limits.times && undecided as f64 > report::late_share() * count as f64 {
             row.faults.push(format!("tampered blobs were not all answered 400 with the same text: {answers:?}"));
         }
         if row.limits.times && self.ejections() != before {

@@ -13,6 +13,11 @@ const IN_TIME: Duration = Duration::from_millis(150);
 /// The share of requests that have the right answer in time, in per cent.
 const IN_TIME_PERCENT: f64 = 99.9;
 
+/// What is left of them.
+pub fn late_share() -> f64 {
+    1.0 - IN_TIME_PERCENT / 100.0
+}
+
 /// On a machine that has other things to do.
 const RIGHT_PERCENT: f64 = 50.0;
 
@@ -182,15 +187,17 @@ impl Row {
 
     /// As a line of the table.
     pub fn line(&self) -> String {
+        // Where throughput is the question, nothing else is measured.
+        let time = |value: f64, digits| figure(self.per_s.is_none().then_some(value), digits);
         let cells = [
             self.drill.to_owned(),
             figure(Some(self.took_s), 1),
             self.requests.to_string(),
-            figure(Some(self.in_time_percent), 2),
-            figure(Some(self.p50_ms), 1),
-            figure(Some(self.p99_ms), 1),
-            figure(Some(self.slowest_ms), 0),
-            figure(Some(self.stall_ms), 0),
+            time(self.in_time_percent, 2),
+            time(self.p50_ms, 1),
+            time(self.p99_ms, 1),
+            time(self.slowest_ms, 0),
+            time(self.stall_ms, 0),
             self.failed.to_string(),
             self.denied.to_string(),
             self.wrong.to_string(),
@@ -200,7 +207,7 @@ impl Row {
             figure(self.limits.out_ms, 0),
             figure(self.back_s, 1),
             figure(self.limits.back_s, 0),
-            figure(Some(self.extra_percent), 1),
+            time(self.extra_percent, 1),
         ];
         let mut text = TABLE.line(cells, &self.faults);
         if self.says_nothing() {
