@@ -39,6 +39,17 @@ pub struct Custodian {
     unsettled: Unsettled,
 }
 
+/// What is wrong with a key on one replica of the HSM.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// The replica's name.
+    pub replica: String,
+    /// What is wrong.
+    pub problem: String,
+    /// It was there, and is no more: the replica has been given the key.
+    pub repaired: bool,
+}
+
 /// Why a new key could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
@@ -302,6 +313,20 @@ impl Custodian {
                 }
             }
         }
+    }
+
+    /// Looks at a key version on every replica; with `repair`, gives the key to those that do not hold it, as far as the catalog has it.
+    pub async fn audit(&self, version: &KeyVersion, repair: bool) -> Vec<Finding> {
+        let (Some(shard), mut findings) = (&self.shard, Vec::new()) else { return Vec::new() };
+        let key = version.token_key();
+        for replica in shard.replicas() {
+            let Err(problem) = shard.audit_key(replica, &key).await else { continue };
+            let (label, wrapped) = (object_label(version.id), &version.wrapped_material);
+            let repaired =
+                repair && !wrapped.is_empty() && shard.restore_key(replica, key.clone(), &label, wrapped).await.is_ok();
+            findings.push(Finding { replica: replica.name().into(), problem, repaired });
+        }
+        findings
     }
 
     /// Gives replicas what they were found to lack, as far as the catalog holds it; says how many keys that were. `version` finds a key

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::blob::VersionId;
 use crate::catalog::{
-    KeyRecord, KeyState, Kind, PolicyRecord, Purpose, Settings, SpaceRecord, SpaceState, VersionState,
+    Custody, KeyRecord, KeyState, Kind, PolicyRecord, Purpose, Settings, SpaceRecord, SpaceState, VersionState,
 };
 use crate::path::KeyPath;
 use crate::policy::Policy;
@@ -266,6 +266,11 @@ impl Key {
     /// Every version that is not destroyed.
     pub fn living_versions(&self) -> impl Iterator<Item = &Arc<KeyVersion>> {
         self.versions.iter().filter(|(state, _)| *state != VersionState::Destroyed).map(|(_, version)| version)
+    }
+
+    /// Whether a version of it lives on the HSM.
+    pub fn is_on_the_hsm(&self) -> bool {
+        self.living_versions().any(|version| version.custody == Custody::Hsm)
     }
 
     fn version_at_all(&self, id: VersionId) -> Option<&Arc<KeyVersion>> {

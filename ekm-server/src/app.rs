@@ -22,6 +22,7 @@ use crate::catalog::{self, Follower, Gate, Upkeep};
 use crate::config::Config;
 use crate::custodian;
 use crate::health::Health;
+use crate::hsm_audit;
 use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::ops::{self, Ops};
@@ -163,6 +164,7 @@ impl App {
         let (stop_following, stopped) = watch::channel(false);
         let following = tokio::task::spawn_blocking(move || self.follower.run(stopped));
         background.spawn(watch_versions(Arc::clone(&self.plane)));
+        background.spawn(hsm_audit::every_night(Arc::clone(&self.plane)));
         let mut certificates = vec![self.certificate];
         certificates.extend(self.admin.as_ref().and_then(AdminPlane::certificate).map(Arc::clone));
         let refresh_admin = self.admin.as_ref().map(AdminPlane::refresher);

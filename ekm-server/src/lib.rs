@@ -16,6 +16,7 @@ mod custodian;
 mod dev;
 mod hardening;
 pub mod health;
+mod hsm_audit;
 pub mod listener;
 mod logging;
 pub mod metrics;

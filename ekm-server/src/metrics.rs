@@ -64,6 +64,8 @@ pub struct Metrics {
     pub certificate_reloads: IntCounterVec,
     /// 1 if ready.
     pub ready: IntGauge,
+    /// What the last nightly walk over the HSM's keys has found and could not repair.
+    pub hsm_audit_findings: IntGauge,
     /// Requests whose handler panicked.
     pub panics: IntCounter,
 }
@@ -128,6 +130,10 @@ impl Metrics {
             catalog_rejected: make.gauge("ekm_catalog_rejected_rows", "Rows left out of the snapshot."),
             certificate_reloads: make.counters("ekm_certificate_reloads_total", "Certificate reloads.", &["result"]),
             ready: make.gauge("ekm_ready", "1 if ready for traffic."),
+            hsm_audit_findings: make.gauge(
+                "ekm_hsm_audit_findings",
+                "Keys that a replica did not hold as it should, in the nightly audit.",
+            ),
             panics: make.counter("ekm_panics_total", "Requests that ended in a panic."),
             registry,
         };

@@ -21,6 +21,11 @@ const WINDOW_MIN_OPERATIONS: u32 = 20;
 const SLOW: Duration = Duration::from_millis(25);
 const SLOW_RATIO: u32 = 3;
 const SLOW_FOR: Duration = Duration::from_millis(400);
+/// A replica that has answered nothing for so long, while it was asked, is probed at once.
+const SILENT: Duration = Duration::from_millis(50);
+/// Replicas that are faster than this are alike: what they differ by is chance, and the one that has less luck must not be left without
+/// requests, by which its faults are found.
+const ALIKE: Duration = Duration::from_millis(5);
 /// After a replica has come back, it gets its share step by step.
 const SLOW_START: Duration = Duration::from_secs(3);
 /// From one attempt to come back to the next. The last one stays: a longer pause would be an outage that outlives its cause.
@@ -43,7 +48,7 @@ pub enum State {
     Probing,
     /// An operator has taken it out of use.
     Drained,
-    /// The token refused the PIN, or cannot do what is needed: an operator has to act, and ekm tries nothing more.
+    /// The token refused the PIN, or could not do what is needed from the start: an operator has to act, and ekm tries nothing more.
     Refused,
 }
 
@@ -109,6 +114,8 @@ struct Inner {
     window_operations: u32,
     window_faults: u32,
     slow_since: Option<Instant>,
+    /// When the first of the operations was sent that had no answer since the last one that had.
+    silent_since: Option<Instant>,
     failed_probes: usize,
 }
 
@@ -131,6 +138,7 @@ impl Health {
             window_operations: 0,
             window_faults: 0,
             slow_since: None,
+            silent_since: None,
             failed_probes: 0,
         };
         Self {
@@ -168,7 +176,7 @@ impl Health {
     /// What sending one more operation costs, to compare replicas by: those under way, times the time that one takes.
     pub(super) fn cost(&self, now: Instant) -> f64 {
         let inner = self.lock();
-        let load = f64::from(self.in_flight() + 1) * f64::from(self.latency_us.load(Ordering::Relaxed).max(1));
+        let load = f64::from(self.in_flight() + 1) * self.latency().max(ALIKE).as_secs_f64();
         let served = now.saturating_duration_since(inner.since).as_secs_f64() / SLOW_START.as_secs_f64();
         // Ten times as dear when it has just come back.
         if served < 1.0 { load * (1.0 + 9.0 * (1.0 - served)) } else { load }
@@ -186,6 +194,7 @@ impl Health {
             Verdict::Sound(took) => {
                 self.note_latency(took);
                 inner.faults_in_a_row = 0;
+                inner.silent_since = None;
                 false
             }
             Verdict::Fault(reason) => {
@@ -203,12 +212,27 @@ impl Health {
         }
     }
 
+    /// Nobody waits for an answer any more: another replica was faster, or the caller is gone. `true` if it is time to probe this one.
+    pub(super) fn note_silence(&self, waited: Duration, now: Instant) -> bool {
+        if waited > self.latency() {
+            self.note_latency(waited);
+        }
+        let sent = now.checked_sub(waited).unwrap_or(now);
+        let silent_since = *self.lock().silent_since.get_or_insert(sent);
+        now.saturating_duration_since(silent_since) >= SILENT
+    }
+
     fn note_latency(&self, took: Duration) {
         let took = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
         let old = self.latency_us.load(Ordering::Relaxed);
         let new = if took >= old { old / 2 + took / 2 } else { old - (old - took) / 8 };
         // Two at the same time may lose one of them: it is a mean.
         self.latency_us.store(new.max(1), Ordering::Relaxed);
+    }
+
+    fn set_latency(&self, took: Duration) {
+        let took = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
+        self.latency_us.store(took.max(1), Ordering::Relaxed);
     }
 
     /// Whether it has been slow for so long that it is suspect. `others` is what the other replicas take.
@@ -283,18 +307,21 @@ impl Health {
             Ok(took) if took > limit => Err(format!("a probe took {} ms", took.as_millis())),
             outcome => outcome,
         };
-        match outcome {
-            Ok(took) => self.note_latency(took),
+        match &outcome {
+            // Of a replica that gets few requests, because it was slow, nothing else tells that it is fast again.
+            Ok(took) => self.set_latency((self.latency().max(*took) + *took) / 2),
             Err(_) => {
                 self.counts.faults.fetch_add(1, Ordering::Relaxed);
             }
         }
         let mut inner = self.lock();
+        inner.silent_since = None;
         match (inner.state, outcome) {
             (State::Drained | State::Refused | State::Joining, _) => Duration::from_secs(1),
-            (state, Ok(_)) => {
+            (state, Ok(took)) => {
                 if state != State::Serving {
                     // What was measured while it was sick says nothing about it now.
+                    self.set_latency(took);
                     inner.slow_since = None;
                     inner.enter(State::Serving, "a probe has passed", now);
                 }
@@ -458,6 +485,38 @@ mod tests {
         assert_eq!(health.state(), State::Ejected, "its probe is as slow");
         health.probed(Ok(2 * MS), limit, || true, now);
         assert_eq!(health.state(), State::Serving);
+    }
+
+    #[test]
+    fn a_replica_that_has_answered_nothing_for_a_while_is_probed_and_one_that_is_only_outrun_is_not() {
+        let now = Instant::now();
+        let health = serving(now);
+        assert!(!health.note_silence(10 * MS, now));
+        assert!(!health.note_silence(10 * MS, now + 30 * MS));
+        assert!(health.note_silence(10 * MS, now + 40 * MS), "for 50 ms, from when the first one was sent");
+        health.probed(Ok(MS), Duration::MAX, || true, now + 40 * MS);
+        assert!(!health.note_silence(10 * MS, now + 50 * MS), "it has just been probed");
+        health.note(Verdict::Sound(MS), now + 60 * MS);
+        assert!(!health.note_silence(10 * MS, now + 100 * MS), "it has answered in between");
+    }
+
+    #[test]
+    fn fast_replicas_cost_the_same_and_a_slow_one_that_has_come_back_is_fast_at_once() {
+        let now = Instant::now();
+        let (a, b) = (serving(now), serving(now));
+        a.note(Verdict::Sound(4 * MS), now);
+        assert_eq!(a.cost(now), b.cost(now));
+        for _ in 0..20 {
+            a.note(Verdict::Sound(60 * MS), now);
+        }
+        assert!(a.cost(now) > 10.0 * b.cost(now));
+        a.probed(Ok(MS), Duration::MAX, || true, now);
+        assert!(a.latency() < 31 * MS, "a probe counts for half");
+        a.probed(Err("x".into()), Duration::MAX, || true, now);
+        a.probed(Err("x".into()), Duration::MAX, || true, now);
+        assert_eq!(a.state(), State::Ejected);
+        a.probed(Ok(MS), Duration::MAX, || true, now);
+        assert_eq!(a.latency(), MS);
     }
 
     #[test]

@@ -230,7 +230,10 @@ impl Replica {
             Patience::Request(deadline) => deadline.min(entered + self.deadline),
             Patience::Own(deadline) => deadline,
         };
-        let outcome = self.send(&link.work, request, confirm, deadline, patience).await.and_then(|(answer, timing)| {
+        let mut waiting = Waiting { replica: self, since: entered, answered: false };
+        let outcome = self.send(&link.work, request, confirm, deadline, patience).await;
+        waiting.answered = true;
+        let outcome = outcome.and_then(|(answer, timing)| {
             let answer = checked(request, answer).map_err(Failure::Fault)?;
             Ok((answer, timing))
         });
@@ -302,14 +305,14 @@ impl Replica {
                 sent.map_err(|_| Failure::Timeout)?.map_err(|_| lost())?;
             }
         }
-        // Dropping `answer` tells the session that nobody waits any more.
+        // Dropping `answer` tells the session that nobody waits any more. A job that waited until its end is dropped there, too.
         match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(Ok((taken, (result, device)))) => {
                 let timing = Timing { queue: taken - entered, device, replica: 0 };
                 result.map(|answer| (answer, timing)).map_err(Failure::Fault)
             }
-            Ok(Err(_)) => Err(lost()),
-            Err(_) => Err(Failure::Timeout),
+            Ok(Err(_)) if Instant::now() < deadline => Err(lost()),
+            Ok(Err(_)) | Err(_) => Err(Failure::Timeout),
         }
     }
 
@@ -342,10 +345,11 @@ impl Replica {
 
     /// Keeps the replica usable: opens it, probes it, opens it again. Ends when the token refuses the PIN, or cannot do what is needed.
     pub(super) async fn keep(self: Arc<Self>, all: Arc<[Arc<Self>]>) {
-        let mut failures = 0;
+        let (mut failures, mut was_open) = (0, false);
         loop {
             match self.open().await {
                 Ok(link) => {
+                    was_open = true;
                     let (link, opened_at) = (Arc::new(link), Instant::now());
                     self.health.opened(Instant::now());
                     if *self.drained.borrow() {
@@ -372,13 +376,15 @@ impl Replica {
                 }
                 Err(error) => {
                     let (code, text) = (error.code(), format!("{error} [{}]", error.code()));
+                    // What a token could do before it may be able to do again. A refused PIN is never tried twice.
+                    let passes = error.is_away() || was_open && !error.is_credential();
                     let error = Arc::new(error);
-                    match error.is_away() {
+                    match passes {
                         true => self.health.lost(&text, Instant::now()),
                         false => self.health.refused(&text, Instant::now()),
                     }
                     let first = self.first.send_replace(Some(Err(Arc::clone(&error)))).is_none();
-                    if !error.is_away() {
+                    if !passes {
                         tracing::error!(
                             code,
                             error = text,
@@ -483,6 +489,21 @@ impl Replica {
                 Link::in_threads(&loaded, &token, *sessions, self.queue_length)
             }
             Isolation::Process(worker) => process::open(worker, module, &token, *sessions, self.queue_length),
+        }
+    }
+}
+
+/// An operation that is waited for. If nobody waits any more, because another replica was faster, that says something of this one, too.
+struct Waiting<'a> {
+    replica: &'a Replica,
+    since: Instant,
+    answered: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.answered && self.replica.health.note_silence(self.since.elapsed(), Instant::now()) {
+            self.replica.wake.notify_one();
         }
     }
 }

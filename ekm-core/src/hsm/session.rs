@@ -96,7 +96,8 @@ impl TokenSession {
 
     /// A round trip under a key of this session.
     fn probe(&mut self) -> Result<(), Fault> {
-        if !logged_in(&self.session)? {
+        // A session that cannot say so is gone as well.
+        if !matches!(logged_in(&self.session), Ok(true)) {
             self.renew()?;
         }
         let key = match self.probe {

@@ -223,6 +223,17 @@ impl Shard {
         }
     }
 
+    /// Whether one replica holds a key as it should: there, once, closed, and the same as everywhere. What is wrong, if something is.
+    pub async fn audit_key(&self, replica: &Replica, key: &TokenKey) -> Result<(), String> {
+        match replica.control(Request::Audit { key: key.clone() }, MAKING).await {
+            Ok(_) => {
+                replica.has_key(key.id);
+                Ok(())
+            }
+            Err(failure) => Err(failure.to_string()),
+        }
+    }
+
     /// Gives a replica a key that it lacks, as it was made.
     pub async fn restore_key(
         &self,

@@ -176,6 +176,17 @@ impl TokenError {
             | Self::KeyExists(_) => false,
         }
     }
+
+    /// Whether the token has refused to be logged in to, so that another attempt may lock it.
+    pub(super) fn is_credential(&self) -> bool {
+        match self {
+            Self::Pin { .. } => true,
+            Self::Fault(fault) => fault.class == Class::Credential,
+            // A worker does not say which class of fault it was.
+            Self::Worker { code, away, .. } => *code == "hsm_pin" || *code == "hsm_start_fault" && !away,
+            _ => false,
+        }
+    }
 }
 
 impl Module {

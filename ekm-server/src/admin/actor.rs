@@ -73,6 +73,11 @@ impl Actor {
         self.has_one_of(&[Role::SecurityOfficer])
     }
 
+    /// Whether he may have keys looked at, and repaired, on the HSM.
+    pub fn may_verify_hsm(&self) -> Result<(), AdminError> {
+        self.has_one_of(&[Role::Operator, Role::KeyAdmin])
+    }
+
     fn has_one_of(&self, roles: &[Role]) -> Result<(), AdminError> {
         if roles.iter().any(|role| self.roles.contains(role)) {
             return Ok(());

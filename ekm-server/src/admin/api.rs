@@ -502,6 +502,42 @@ pub struct TokenView {
     pub sessions: u64,
 }
 
+/// Which keys to look at on every replica of the HSM: `POST /v1/hsm/verify`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HsmVerify {
+    /// Go on after this key; absent for the first ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Uuid>,
+    /// Give replicas the keys that they lack, wrapped by the replication key.
+    #[serde(default)]
+    pub repair: bool,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct HsmVerified {
+    /// Keys in custody `hsm`, in all.
+    pub keys: u64,
+    /// Keys that were looked at now.
+    pub checked: u64,
+    /// Where to go on; absent at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Uuid>,
+    pub findings: Vec<HsmFinding>,
+}
+
+/// A key version that a replica does not hold as it should.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct HsmFinding {
+    pub key: String,
+    pub version: u32,
+    pub replica: String,
+    pub problem: String,
+    /// It holds it now.
+    pub repaired: bool,
+}
+
 /// What the linter says about a policy: `POST /v1/lint`.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct LintView {

@@ -16,7 +16,7 @@ use super::routes;
     paths(
         routes::change, routes::changes, routes::keys, routes::key, routes::spaces, routes::space, routes::policies,
         routes::policy, routes::explain, routes::lint, routes::approvals, routes::approval, routes::approve,
-        routes::reject, routes::export, routes::catalog, routes::hsm, routes::frontends, routes::whoami, routes::openapi_json,
+        routes::reject, routes::export, routes::catalog, routes::hsm, routes::verify_hsm, routes::frontends, routes::whoami, routes::openapi_json,
     ),
     modifiers(&EveryPath),
     security(("token" = []), ()),

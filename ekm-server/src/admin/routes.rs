@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::actor::Actor;
 use super::api::{
     ApprovalView, CatalogView, ChangeOutcome, ChangeRequest, ChangeResult, ChangeView, Command, Decision, ErrorView,
-    ExplainRequest, FrontendView, HsmView, KeyView, LintView, Page, PolicyView, SpaceView,
+    ExplainRequest, FrontendView, HsmVerified, HsmVerify, HsmView, KeyView, LintView, Page, PolicyView, SpaceView,
 };
 use super::error::{AdminError, json};
 use super::gate::{Asked, At, By, Json, NothingAsked, gate};
@@ -43,6 +43,7 @@ pub(super) fn table() -> Vec<(&'static str, MethodRouter<Arc<Plane>>)> {
         ("/v1/approvals/{id}/export", get(export)),
         ("/v1/catalog", get(catalog)),
         ("/v1/hsm", get(hsm)),
+        ("/v1/hsm/verify", post(verify_hsm)),
         ("/v1/frontends", get(frontends)),
         ("/v1/whoami", get(whoami)),
         ("/v1/openapi.json", get(openapi_json)),
@@ -259,6 +260,19 @@ pub(super) async fn catalog(State(plane): State<Arc<Plane>>, _: NothingAsked) ->
 #[utoipa::path(get, path = "/v1/hsm", responses((status = 200, body = HsmView)))]
 pub(super) async fn hsm(State(plane): State<Arc<Plane>>, _: NothingAsked) -> Answer {
     ok(&plane.service.hsm())
+}
+
+/// Look at keys on every replica of the HSM
+///
+/// Some of them at a time; each answer says where to go on. Takes the role operator.
+#[utoipa::path(post, path = "/v1/hsm/verify", request_body = HsmVerify, responses((status = 200, body = HsmVerified)))]
+pub(super) async fn verify_hsm(
+    State(plane): State<Arc<Plane>>,
+    By(actor): By,
+    Json(request): Json<HsmVerify>,
+) -> Answer {
+    actor.may_verify_hsm()?;
+    ok(&plane.service.verify_hsm(request).await)
 }
 
 /// Every frontend that has said lately that it is there

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ekm_core::KeyPath;
 use ekm_core::caller::Caller;
@@ -18,15 +19,19 @@ use uuid::Uuid;
 
 use super::actor::Actor;
 use super::api::{
-    ApprovalView, CatalogView, ChangeView, Command, ExplainRequest, FrontendView, HsmView, KeyView, LintWarning, Page,
-    PolicyView, SpaceView,
+    ApprovalView, CatalogView, ChangeView, Command, ExplainRequest, FrontendView, HsmVerified, HsmVerify, HsmView,
+    KeyView, LintWarning, Page, PolicyView, SpaceView,
 };
 use super::error::AdminError;
 use super::query::{KeyQuery, PageQuery};
 use super::views;
 use crate::catalog::{CatalogError, Gate};
+use crate::hsm_audit;
 use crate::process::host_name;
 use crate::router::DataPlane;
+
+/// How long one answer about the HSM's keys takes at most, but for the last key's time.
+const VERIFY_PAGE: Duration = Duration::from_secs(2);
 
 /// How long a frontend counts as alive after its last word.
 const ALIVE: time::Duration = time::Duration::seconds(30);
@@ -290,6 +295,24 @@ impl Admin {
             hedges: counts.map_or(0, |counts| counts.hedges),
             retries: counts.map_or(0, |counts| counts.retries),
         }
+    }
+
+    /// Looks at some keys on every replica of the HSM, for no longer than a client waits.
+    pub async fn verify_hsm(&self, request: HsmVerify) -> HsmVerified {
+        let (snapshot, began) = (self.plane.ekm.snapshot(), Instant::now());
+        let mut keys: Vec<_> = snapshot.keys().filter(|key| key.is_on_the_hsm()).collect();
+        keys.sort_unstable_by_key(|key| key.id);
+        let from = request.after.map_or(0, |after| keys.partition_point(|key| key.id <= after));
+        let (mut checked, mut findings, mut next) = (0, Vec::new(), None);
+        for key in &keys[from..] {
+            if began.elapsed() > VERIFY_PAGE {
+                break;
+            }
+            findings.extend(hsm_audit::key(&self.plane, key, request.repair).await);
+            (checked, next) = (checked + 1, Some(key.id));
+        }
+        let next = next.filter(|_| from + checked < keys.len());
+        HsmVerified { keys: keys.len() as u64, checked: checked as u64, next, findings }
     }
 
     /// What holds for the whole catalog.

@@ -69,6 +69,9 @@ pub enum CliError {
     /// A replica that was drained is still in use.
     #[error("{0}")]
     Draining(String),
+    /// A replica does not hold a key as it should.
+    #[error("{0}")]
+    Findings(String),
 }
 
 impl CliError {
@@ -93,6 +96,7 @@ impl CliError {
             Self::Payload(_) => "approval_payload",
             Self::Log(_) => "catalog_log",
             Self::Draining(_) => "hsm_draining",
+            Self::Findings(_) => "hsm_key_missing",
         }
     }
 }

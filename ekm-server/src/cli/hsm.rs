@@ -4,12 +4,13 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
+use serde_json::json;
 
 use super::change::{ChangeArgs, Session};
 use super::client::{Client, ServerArgs};
 use super::error::{CliError, Exit};
 use super::output::{escape, print, print_json, print_list, time};
-use crate::admin::api::{Command, HsmView, ReplicaView};
+use crate::admin::api::{Command, HsmFinding, HsmVerified, HsmVerify, HsmView, ReplicaView};
 use crate::process::Output;
 
 /// How long `--wait` waits. Operations end within milliseconds; a frontend that does not follow the catalog goes on sending them.
@@ -18,6 +19,7 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Args)]
 #[command(after_help = "Examples:
   ekm hsm status
+  ekm hsm verify --repair                                 # after a new token, or an alarm
   ekm hsm drain hsm-a --wait --reason 'firmware 7.8'    # then work on it
   ekm hsm resume hsm-a --reason 'firmware 7.8 is on it'")]
 pub(super) struct HsmArgs {
@@ -31,6 +33,12 @@ pub(super) struct HsmArgs {
 enum HsmCommand {
     /// Show the HSM's replicas as the frontend that answers sees them
     Status,
+    /// Look at every key on every replica: there, once, not extractable, and the same everywhere
+    Verify {
+        /// Give replicas the keys that they lack, as far as the catalog holds them wrapped by the replication key
+        #[arg(long)]
+        repair: bool,
+    },
     /// Take a replica out of use on every frontend; operations under way finish
     ///
     /// It stays so, over restarts too, until 'ekm hsm resume'. Refused if no other replica is serving on the frontend that answers.
@@ -62,6 +70,7 @@ pub(super) async fn run(args: HsmArgs) -> Result<Exit, CliError> {
             status(&session).await?;
             Ok(Exit::Done)
         }
+        HsmCommand::Verify { repair } => verify(&session, repair).await,
         HsmCommand::Drain { name, force, wait, change } => {
             let command = Command::HsmDrain { name: name.clone(), force };
             let exit = session.change(&change, command, None).await?;
@@ -72,6 +81,44 @@ pub(super) async fn run(args: HsmArgs) -> Result<Exit, CliError> {
         }
         HsmCommand::Resume { name, change } => session.change(&change, Command::HsmResume { name }, None).await,
     }
+}
+
+/// Page by page, so that progress can be seen and nothing is lost when it is stopped.
+async fn verify(session: &Session, repair: bool) -> Result<Exit, CliError> {
+    let terminal = std::io::stderr().is_terminal();
+    let (mut after, mut checked, mut findings) = (None, 0, Vec::new());
+    loop {
+        let page: HsmVerified = session.client.ask("v1/hsm/verify", &json!(HsmVerify { after, repair })).await?;
+        checked += page.checked;
+        findings.extend(page.findings);
+        if terminal {
+            eprint!("\r\u{1b}[K{checked} of {} keys, {} findings", page.keys, findings.len());
+        }
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    if terminal {
+        eprintln!();
+    }
+    let open = findings.iter().filter(|finding| !finding.repaired).count();
+    let headings = ["KEY", "VERSION", "REPLICA", "REPAIRED", "PROBLEM"];
+    print_list(session.output, &findings, headings, finding_row, "every replica holds every key as it should");
+    match open {
+        0 => Ok(Exit::Done),
+        _ => Err(CliError::Findings(format!("{open} of {checked} keys are not on every replica as they should be"))),
+    }
+}
+
+fn finding_row(finding: &HsmFinding) -> [String; 5] {
+    [
+        finding.key.clone(),
+        finding.version.to_string(),
+        finding.replica.clone(),
+        if finding.repaired { "yes" } else { "no" }.into(),
+        finding.problem.clone(),
+    ]
 }
 
 async fn hsm(session: &Session) -> Result<HsmView, CliError> {

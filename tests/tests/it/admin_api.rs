@@ -189,6 +189,10 @@ fn every_answer_is_as_the_document_says() {
         2
     );
 
+    // Every key is on the HSM.
+    let verified = walk.call("POST /v1/hsm/verify", "/v1/hsm/verify", None, Some(json!({"repair": true})), 200).json();
+    assert_eq!((&verified["findings"], verified["next"].is_null()), (&json!([]), true), "{verified}");
+
     // The only HSM, out of use and back.
     walk.change(json!({"type": "hsm-drain", "name": "ekm-dev"}), json!({}), 409);
     walk.change(json!({"type": "hsm-drain", "name": "ekm-dev", "force": true}), json!({}), 200);

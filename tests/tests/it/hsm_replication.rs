@@ -7,6 +7,7 @@ use std::process::Command;
 use ekm_tests::{Directory, Ekm, key_create};
 use serde_json::json;
 
+use crate::cli::run;
 use crate::hsm_drain::{serve, two_replicas};
 
 const KEY: &str = "v0/keys/orders";
@@ -93,4 +94,34 @@ fn a_key_that_would_be_on_too_few_replicas_is_not_made_and_leaves_nothing_behind
     assert!(message.contains("only 1 replicas hold the new key, and 2 have to"), "{message}");
     assert_eq!(count(), before);
     assert!(ekm.log().contains("the token holds no replication key 'ekm-replication'"), "{}", ekm.log());
+}
+
+#[test]
+fn verify_names_what_a_replica_does_not_hold_and_with_a_replication_key_it_can_be_repaired() {
+    let directory = two_replicas();
+    let ekm = serve(&directory, |config| config);
+    run(&ekm, &["hsm", "verify"]).ends(0);
+    drop(ekm);
+    // The demo key's object; the health key's and the root key's are older.
+    fs::remove_file(objects(&directory, "softhsm-b").last().unwrap()).unwrap();
+    let ekm = Ekm::serve(&directory, |config| config);
+    let verified = run(&ekm, &["hsm", "verify", "--repair", "--output", "json"]);
+    let expected = json!({
+        "key": "v0/keys/demo", "version": 1, "replica": "hsm-b", "repaired": false,
+        "problem": "C_FindObjects: the token does not hold the key",
+    });
+    assert_eq!(verified.json(), json!([expected]));
+    verified.fails("hsm_key_missing", "1 of 2 keys");
+    drop(ekm);
+
+    // A key that was made with a replication key can be had again, even while nobody uses it.
+    let directory = with_replication_key(&["softhsm", "softhsm-b"]);
+    let ekm = start(&directory);
+    ekm.make_key(KEY);
+    drop(ekm);
+    fs::remove_file(objects(&directory, "softhsm-b").last().unwrap()).unwrap();
+    let ekm = start(&directory);
+    run(&ekm, &["hsm", "verify", "--repair"]).ends(0);
+    run(&ekm, &["hsm", "verify"]).ends(0);
+    assert_eq!(objects(&directory, "softhsm").len(), objects(&directory, "softhsm-b").len());
 }

@@ -34,19 +34,31 @@ impl Schedule {
         Self { begun: Instant::now(), interval, next: AtomicU64::new(0), ended: AtomicBool::new(false) }
     }
 
-    /// Waits for the next place on the schedule: its number and its time. `None` when it has ended.
-    pub fn wait(&self) -> Option<(u64, Instant)> {
+    /// Waits for the next place on the schedule. `None` when it has ended.
+    pub fn wait(&self) -> Option<Place> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let since = u64::try_from(self.interval.as_nanos()).unwrap_or(u64::MAX).saturating_mul(number);
         let due = self.begun + Duration::from_nanos(since);
-        thread::sleep(due.saturating_duration_since(Instant::now()));
-        (!self.ended.load(Ordering::Relaxed)).then_some((number, due))
+        let early = due.saturating_duration_since(Instant::now());
+        thread::sleep(early);
+        let late = if early.is_zero() { Duration::ZERO } else { due.elapsed() };
+        (!self.ended.load(Ordering::Relaxed)).then_some(Place { number, due, late })
     }
 
     /// No more.
     pub fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
     }
+}
+
+/// A place on the schedule.
+pub struct Place {
+    /// From 0.
+    pub number: u64,
+    /// Its time.
+    pub due: Instant,
+    /// How much later than that this machine woke a thread that waited for it.
+    pub late: Duration,
 }
 
 /// What came of one request.
@@ -69,6 +81,8 @@ pub struct Sample {
     pub due: Instant,
     /// From then to the answer.
     pub took: Duration,
+    /// How much of that had gone before this machine sent it.
+    pub late: Duration,
     /// What came of it.
     pub outcome: Outcome,
 }
@@ -196,7 +210,7 @@ impl Drop for Load {
 
 impl Shared {
     fn work(&self, client: &mut Client) {
-        while let Some((number, due)) = self.schedule.wait() {
+        while let Some(Place { number, due, late }) = self.schedule.wait() {
             let outcome = match number.is_multiple_of(WRAP_EVERY) {
                 true => match Wrapped::make(client, self.first + number) {
                     Ok(wrapped) => {
@@ -207,7 +221,7 @@ impl Shared {
                 },
                 false => self.blob(number).open(client),
             };
-            locked(&self.samples).push(Sample { due, took: due.elapsed(), outcome });
+            locked(&self.samples).push(Sample { due, took: due.elapsed(), late, outcome });
         }
     }
 

@@ -13,6 +13,9 @@ const IN_TIME: Duration = Duration::from_millis(150);
 /// The share of requests that have the right answer in time, in per cent.
 const IN_TIME_PERCENT: f64 = 99.9;
 
+/// On a machine that has other things to do.
+const RIGHT_PERCENT: f64 = 50.0;
+
 /// Operations beyond those that were asked for, in per cent.
 const EXTRA_PERCENT: f64 = 5.0;
 
@@ -43,12 +46,16 @@ pub struct Row {
     pub requests: usize,
     /// The right answer within 150 ms, as a share of them.
     pub in_time_percent: f64,
+    /// The right answer at any time, as a share of them.
+    pub right_percent: f64,
     /// Half of them took no longer.
     pub p50_ms: f64,
     /// 99 of 100 took no longer.
     pub p99_ms: f64,
     /// The slowest one.
     pub slowest_ms: f64,
+    /// How late this machine woke the thread that sent a request, at worst: if that is long, the times say little of the service.
+    pub stall_ms: f64,
     /// Answers that were none, such as 503.
     pub failed: usize,
     /// 400, 401, 403 and 404.
@@ -91,10 +98,13 @@ impl Row {
             samples.get(place.saturating_sub(1)).map_or(0.0, |sample| ms(sample.took))
         };
         (self.p50_ms, self.p99_ms, self.slowest_ms) = (quantile(0.5), quantile(0.99), quantile(1.0));
+        self.stall_ms = samples.iter().map(|sample| ms(sample.late)).fold(0.0, f64::max);
         self.requests = samples.len();
         let in_time =
             samples.iter().filter(|sample| sample.outcome == Outcome::Right && sample.took <= IN_TIME).count();
-        self.in_time_percent = 100.0 * in_time as f64 / samples.len().max(1) as f64;
+        let right = samples.iter().filter(|sample| sample.outcome == Outcome::Right).count();
+        let percent = |count: usize| 100.0 * count as f64 / samples.len().max(1) as f64;
+        (self.in_time_percent, self.right_percent) = (percent(in_time), percent(right));
         let (mut denied, mut failed) = (Vec::new(), Vec::new());
         for sample in samples {
             match &sample.outcome {
@@ -133,7 +143,8 @@ impl Row {
             fault(back_s.is_none_or(|back_s| back_s > limit), format!("the replica {back}; the limit is {limit} s"));
         }
         if !limits.times {
-            return;
+            let right = self.right_percent;
+            return fault(right < RIGHT_PERCENT, format!("{right:.1} % were right, fewer than {RIGHT_PERCENT} %"));
         }
         if let Some(limit) = limits.out_ms {
             let out = out_ms.map_or_else(|| "stayed in use".into(), |ms| format!("was in use for {ms:.0} ms"));
@@ -141,7 +152,10 @@ impl Row {
         }
         fault(
             self.in_time_percent < IN_TIME_PERCENT,
-            format!("{:.2} % were right within 150 ms, fewer than {IN_TIME_PERCENT} %", self.in_time_percent),
+            format!(
+                "{:.2} % were right within 150 ms, fewer than {IN_TIME_PERCENT} %; this machine itself was late by {:.0} ms",
+                self.in_time_percent, self.stall_ms
+            ),
         );
         fault(
             self.extra_percent > EXTRA_PERCENT,
@@ -165,6 +179,7 @@ impl Row {
             figure(Some(self.p50_ms), 1),
             figure(Some(self.p99_ms), 1),
             figure(Some(self.slowest_ms), 0),
+            figure(Some(self.stall_ms), 0),
             self.failed.to_string(),
             self.denied.to_string(),
             self.wrong.to_string(),
@@ -193,7 +208,7 @@ pub fn ms(duration: Duration) -> f64 {
 }
 
 /// The columns.
-pub const TABLE: Table<17> = Table([
+pub const TABLE: Table<18> = Table([
     ("drill", 26),
     ("took s", 8),
     ("requests", 10),
@@ -201,6 +216,7 @@ pub const TABLE: Table<17> = Table([
     ("p50 ms", 8),
     ("p99 ms", 8),
     ("max ms", 8),
+    ("stall ms", 10),
     ("failed", 8),
     ("denied", 8),
     ("wrong", 7),

@@ -7,7 +7,7 @@ use std::thread;
 use ekm_tests::Ekm;
 use ekm_tests::drill::Client;
 
-use crate::load::{KEY, Load, Schedule};
+use crate::load::{KEY, Load, Place, Schedule};
 
 /// Connections.
 const THREADS: u64 = 16;
@@ -19,7 +19,7 @@ pub fn send(ekm: &Ekm, load: &Load, count: u64, per_s: u32) -> BTreeMap<String, 
         for _ in 0..THREADS {
             scope.spawn(|| {
                 let mut client = Client::of(ekm, KEY);
-                while let Some((number, _)) = schedule.wait().filter(|(number, _)| *number < count) {
+                while let Some(Place { number, .. }) = schedule.wait().filter(|place| place.number < count) {
                     let request = load.blob(number).tampered(number);
                     let answer = match client.ask("unwrap", &request) {
                         Ok(answer) => format!("{} {}", answer.status, answer.text().trim()),
