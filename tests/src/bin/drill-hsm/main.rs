@@ -336,8 +336,11 @@ impl Scene<'_> {
         let before = self.ejections();
         let answers = tampering::send(self.ekm, self.load, count, 400);
         row.tampered = Some(answers.values().sum());
-        let only_400 = answers.len() == 1 && answers.keys().all(|answer| answer.starts_with("400 "));
-        if !only_400 {
+        // On a machine that has other things to do, some may come too late to be answered at all.
+        let may_be_late =
+            |answer: &str| !row.limits.times && ["429 ", "503 "].iter().any(|late| answer.starts_with(late));
+        let decided: Vec<_> = answers.keys().filter(|answer| !may_be_late(answer)).collect();
+        if !matches!(decided[..], [answer] if answer.starts_with("400 ")) {
             row.faults.push(format!("tampered blobs were not all answered 400 with the same text: {answers:?}"));
         }
         if row.limits.times && self.ejections() != before {
