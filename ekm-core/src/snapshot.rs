@@ -147,8 +147,7 @@ impl Snapshot {
                 }
             }
             Kind::Key => before.keys.get(&id).into_iter().for_each(|key| drop(self.index(key))),
-            Kind::Settings => self.drained_replicas = Arc::clone(&before.drained_replicas),
-            Kind::Approval => {}
+            Kind::Approval | Kind::Settings => {}
         }
     }
 
@@ -178,7 +177,7 @@ impl Snapshot {
         self.health.as_ref()
     }
 
-    /// The HSM replicas that operators have taken out of use; `None` if the row that says so was refused.
+    /// The HSM replicas that operators have taken out of use; `None` if the row that says so was refused, and nobody knows.
     pub fn drained_replicas(&self) -> Option<&BTreeSet<String>> {
         let refused = self.refused.contains_key(&(Kind::Settings.name().to_owned(), Uuid::nil()));
         (!refused).then_some(&self.drained_replicas)

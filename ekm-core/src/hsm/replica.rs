@@ -357,9 +357,13 @@ impl Replica {
                     }
                     self.link.store(Some(Arc::clone(&link)));
                     tracing::info!(replica = self.name(), token = link.token.label, "replica opened");
-                    let reason = self.watch(&link, &all).await;
+                    let loss = self.watch(&link, &all).await;
+                    let (Loss::Passing(reason) | Loss::Lasting(reason)) = &loss;
                     self.health.counts.losses.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    self.health.lost(&reason, Instant::now());
+                    match loss {
+                        Loss::Passing(_) => self.health.lost(reason, Instant::now()),
+                        Loss::Lasting(_) => self.health.refused(reason, Instant::now()),
+                    }
                     self.link.store(None);
                     tracing::error!(
                         code = "hsm_replica_lost",
@@ -369,6 +373,9 @@ impl Replica {
                     );
                     // Ending threads or a process blocks.
                     let _ = tokio::task::spawn_blocking(move || drop(link)).await;
+                    if let Loss::Lasting(_) = loss {
+                        return; // another login could lock the token
+                    }
                     if opened_at.elapsed() > STABLE_AFTER {
                         failures = 0;
                         continue; // at once
@@ -403,13 +410,13 @@ impl Replica {
         }
     }
 
-    /// Watches an open link until it is of no use any more; says why.
-    async fn watch(&self, link: &Link, all: &[Arc<Self>]) -> String {
+    /// Watches an open link until it is of no use any more; says why, and whether another one may be opened.
+    async fn watch(&self, link: &Link, all: &[Arc<Self>]) -> Loss {
         let (mut next_probe, mut failed) = (Instant::now(), 0);
         let mut lost = std::pin::pin!(link.loss());
         loop {
             tokio::select! {
-                reason = &mut lost => return reason,
+                reason = &mut lost => return Loss::Passing(reason),
                 () = self.wake.notified() => next_probe = Instant::now(),
                 () = tokio::time::sleep_until(next_probe.min(Instant::now() + TICK).into()) => {}
             }
@@ -424,8 +431,14 @@ impl Replica {
             self.health.begin_probe(now);
             let before = self.health.state();
             let outcome = tokio::select! {
-                reason = &mut lost => return reason,
+                reason = &mut lost => return Loss::Passing(reason),
                 outcome = self.probe() => outcome,
+            };
+            let outcome = match outcome {
+                Err(Failure::Fault(fault)) if fault.class == Class::Credential => {
+                    return Loss::Lasting(fault.to_string());
+                }
+                outcome => outcome.map_err(|failure| format!("a probe has failed: {failure}")),
             };
             failed = if outcome.is_ok() { 0 } else { failed + 1 };
             let wait = self.health.probed(outcome, slow_limit(others), || self.may_be_ejected(all), Instant::now());
@@ -435,22 +448,15 @@ impl Replica {
             }
             next_probe = Instant::now() + wait;
             if failed > PROBES_PER_LINK && self.health.state() == State::Ejected {
-                return format!("{failed} probes in a row have failed: {}", self.health.now().2);
+                return Loss::Passing(format!("{failed} probes in a row have failed: {}", self.health.now().2));
             }
         }
     }
 
     /// Whether the token does what it should now.
-    async fn probe(&self) -> Result<Duration, String> {
+    async fn probe(&self) -> Result<Duration, Failure> {
         let began = Instant::now();
-        match self.control(Request::Probe, self.deadline).await {
-            Ok(_) => Ok(began.elapsed()),
-            Err(Failure::Fault(fault)) => Err(fault.to_string()),
-            Err(Failure::Away(reason)) => Err(reason),
-            Err(Failure::Full | Failure::Timeout) => {
-                Err(format!("a probe had no answer after {} ms", self.deadline.as_millis()))
-            }
-        }
+        self.control(Request::Probe, self.deadline).await.map(|_| began.elapsed())
     }
 
     fn tell(&self, before: State) {
@@ -491,6 +497,14 @@ impl Replica {
             Isolation::Process(worker) => process::open(worker, module, &token, *sessions, self.queue_length),
         }
     }
+}
+
+/// Why a link is of no use any more.
+enum Loss {
+    /// Another one may be better.
+    Passing(String),
+    /// The token has refused the PIN: an operator has to act.
+    Lasting(String),
 }
 
 /// An operation that is waited for. If nobody waits any more, because another replica was faster, that says something of this one, too.

@@ -115,7 +115,8 @@ pub enum TokenError {
 }
 
 /// Every code that a worker can say.
-const WORKER_CODES: [&str; 8] = [
+const WORKER_CODES: [&str; 9] = [
+    "hsm_away",
     "hsm_module",
     "hsm_initialize",
     "hsm_token_not_found",

@@ -525,6 +525,8 @@ pub struct HsmVerified {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Uuid>,
     pub findings: Vec<HsmFinding>,
+    /// Replicas to which there is no way now, so that nobody has looked at them.
+    pub away: Vec<String>,
 }
 
 /// A key version that a replica does not hold as it should.

@@ -312,7 +312,10 @@ impl Admin {
             (checked, next) = (checked + 1, Some(key.id));
         }
         let next = next.filter(|_| from + checked < keys.len());
-        HsmVerified { keys: keys.len() as u64, checked: checked as u64, next, findings }
+        let replicas = self.plane.ekm.custodian().shard().map(Shard::replicas).unwrap_or_default();
+        let away = replicas.iter().map(|replica| replica.status()).filter(|replica| replica.token.is_none());
+        let away = away.map(|replica| replica.name).collect();
+        HsmVerified { keys: keys.len() as u64, checked: checked as u64, next, findings, away }
     }
 
     /// What holds for the whole catalog.

@@ -365,6 +365,7 @@ impl Follower {
         self.gate.set_mirror(Arc::clone(&mirror));
         self.plane.ekm.publish(mirror.snapshot().clone());
         let snapshot = mirror.snapshot();
+        // Without knowing they stay as they are.
         if let (Some(shard), Some(drained)) = (self.plane.ekm.custodian().shard(), snapshot.drained_replicas()) {
             shard.replicas().iter().for_each(|replica| replica.set_drained(drained.contains(replica.name())));
         }

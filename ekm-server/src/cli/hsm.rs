@@ -87,7 +87,7 @@ pub(super) async fn run(args: HsmArgs) -> Result<Exit, CliError> {
 async fn verify(session: &Session, repair: bool) -> Result<Exit, CliError> {
     let terminal = std::io::stderr().is_terminal();
     let (mut after, mut checked, mut findings) = (None, 0, Vec::new());
-    loop {
+    let away = loop {
         let page: HsmVerified = session.client.ask("v1/hsm/verify", &json!(HsmVerify { after, repair })).await?;
         checked += page.checked;
         findings.extend(page.findings);
@@ -96,17 +96,27 @@ async fn verify(session: &Session, repair: bool) -> Result<Exit, CliError> {
         }
         after = page.next;
         if after.is_none() {
-            break;
+            break page.away;
         }
-    }
+    };
     if terminal {
         eprintln!();
     }
+    for replica in &away {
+        eprintln!("{} is away: nobody has looked at it", escape(replica));
+    }
     let open = findings.iter().filter(|finding| !finding.repaired).count();
     let headings = ["KEY", "VERSION", "REPLICA", "REPAIRED", "PROBLEM"];
-    print_list(session.output, &findings, headings, finding_row, "every replica holds every key as it should");
+    print_list(
+        session.output,
+        &findings,
+        headings,
+        finding_row,
+        "every replica that is here holds every key as it should",
+    );
     match open {
-        0 => Ok(Exit::Done),
+        0 if away.is_empty() => Ok(Exit::Done),
+        0 => Err(CliError::Findings(format!("{} of the replicas could not be looked at", away.len()))),
         _ => Err(CliError::Findings(format!("{open} of {checked} keys are not on every replica as they should be"))),
     }
 }

@@ -8,6 +8,7 @@ use ekm_tests::{Directory, Ekm, set_up};
 use serde_json::{Value, json};
 
 use crate::cli::run;
+use crate::keys::sqlite;
 
 const KEY: &str = "v0/keys/demo";
 
@@ -130,6 +131,22 @@ impl Drop for StopAtEnd<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+#[test]
+fn an_hsm_stays_drained_when_somebody_takes_the_row_away_that_says_so() {
+    let directory = two_replicas();
+    let eager = "[catalog]\nverify_interval_s = 1\npoll_interval_ms = 50";
+    let ekm = serve(&directory, |config| config.replace("[catalog]", eager));
+    run(&ekm, &["hsm", "drain", "hsm-a", "--wait"]).ends(0);
+    sqlite(&directory, "CREATE TABLE good AS SELECT * FROM records; DELETE FROM records WHERE kind = 'settings'");
+    ekm.eventually("refused", || ekm.metric("ekm_catalog_rejected_rows") == 1.0);
+    assert_eq!(replica(&ekm, "hsm-a")["state"], "drained");
+    sqlite(&directory, "INSERT INTO records SELECT * FROM good WHERE kind = 'settings'");
+    ekm.eventually("sound", || ekm.metric("ekm_catalog_rejected_rows") == 0.0);
+    assert_eq!(replica(&ekm, "hsm-a")["state"], "drained");
+    run(&ekm, &["hsm", "resume", "hsm-a"]).ends(0);
+    wait_until(&ekm, "hsm-a", "serving");
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn rule() -> Value {
 }
 
 /// Behind the back of the service, waiting while it writes.
-fn sqlite(directory: &Directory, statement: &str) {
+pub(crate) fn sqlite(directory: &Directory, statement: &str) {
     let file = directory.path().join("catalog.db");
     let status =
         std::process::Command::new("sqlite3").args(["-cmd", ".timeout 60000"]).arg(file).arg(statement).status();
