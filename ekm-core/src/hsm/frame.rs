@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::fault::{Class, Fault};
 use super::job::{Answer, Outcome, Request, TokenKey};
@@ -198,30 +198,83 @@ fn class(name: &str) -> Option<Class> {
     all.into_iter().find(|class| class.as_str() == name)
 }
 
-/// Reads one frame without its length; `None` at the end of the connection.
-pub(super) fn read(stream: &mut impl Read) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
-    let mut length = [0; 4];
-    match stream.read_exact(&mut length) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        read => read?,
+/// What has come in of one frame: one call of the kernel reads all of most frames. Wiped after use.
+pub(super) struct Inbox {
+    buffer: Zeroizing<Vec<u8>>,
+    filled: usize,
+    exact: bool,
+}
+
+impl Inbox {
+    pub(super) fn new() -> Self {
+        Self { buffer: Zeroizing::new(vec![0; 4096]), filled: 0, exact: false }
     }
-    let mut frame = Zeroizing::new(vec![0; bounded(length)?]);
-    stream.read_exact(&mut frame)?;
-    Ok(Some(frame))
+
+    /// One that reads nothing beyond a frame: sockets may follow, which a plain read would lose.
+    pub(super) fn exact() -> Self {
+        Self { exact: true, ..Self::new() }
+    }
+
+    /// Where to read to.
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        let end = match (self.exact, self.whole()) {
+            (false, _) => self.buffer.len(),
+            (true, None) => 4,
+            (true, Some(whole)) => whole,
+        };
+        &mut self.buffer[self.filled..end]
+    }
+
+    /// The frame's length with its length, once that has come.
+    fn whole(&self) -> Option<usize> {
+        let head = self.buffer[..self.filled].first_chunk()?;
+        Some(4 + u32::from_le_bytes(*head) as usize)
+    }
+
+    /// So much was read; none is the end of the connection. Whether the frame is whole.
+    pub(super) fn add(&mut self, length: usize) -> io::Result<bool> {
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.filled += length;
+        let Some(whole) = self.whole() else { return Ok(false) };
+        if whole > 4 + MAX_BYTES || whole < self.filled {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame of more than 1 MiB, or two at once"));
+        }
+        if whole >= self.buffer.len() {
+            // Not by growing, which leaves an unwiped copy behind.
+            let mut larger = Zeroizing::new(vec![0; whole + 1]);
+            larger[..self.filled].copy_from_slice(&self.buffer[..self.filled]);
+            self.buffer = larger;
+        }
+        Ok(whole == self.filled)
+    }
+
+    /// The whole frame without its length, for `use_it`.
+    pub(super) fn take<T>(&mut self, use_it: impl FnOnce(&[u8]) -> T) -> T {
+        let used = use_it(&self.buffer[4..self.filled]);
+        self.buffer[..self.filled].zeroize();
+        self.filled = 0;
+        used
+    }
+
+    /// Reads one frame; `false` at the end of the connection.
+    pub(super) fn read(&mut self, stream: &mut impl Read) -> io::Result<bool> {
+        loop {
+            match stream.read(self.room()) {
+                Ok(0) if self.filled == 0 => return Ok(false),
+                Ok(length) if self.add(length)? => return Ok(true),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
 }
 
 /// Writes one frame with its length, as the encoders make it.
 pub(super) fn write(stream: &mut impl Write, frame: &[u8]) -> io::Result<()> {
     stream.write_all(frame)
-}
-
-/// A frame's length, if it can be one.
-pub(super) fn bounded(length: [u8; 4]) -> io::Result<usize> {
-    let length = u32::from_le_bytes(length) as usize;
-    if length > MAX_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame of more than 1 MiB"));
-    }
-    Ok(length)
 }
 
 /// A frame of texts, for the beginning of a connection.
@@ -295,6 +348,36 @@ mod tests {
         fn no_bytes_panic(frame in bytes()) {
             let _ = (decode_request(&frame), decode_outcome(&frame), decode_texts(&frame));
         }
+    }
+
+    #[test]
+    fn an_inbox_gives_back_frames_of_any_length_however_they_come_and_refuses_endless_ones() {
+        for length in [0, 1, 4091, 4092, 4093, 100_000, MAX_BYTES - 1] {
+            let text = "x".repeat(length.saturating_sub(4));
+            let frame = encode_texts(&[&text]);
+            let mut inbox = Inbox::new();
+            for step in [1000, frame.len(), 4096] {
+                for part in frame.chunks(step) {
+                    let mut part = part;
+                    while !part.is_empty() {
+                        let room = inbox.room();
+                        let (now, later) = part.split_at(part.len().min(room.len()));
+                        room[..now.len()].copy_from_slice(now);
+                        let whole = inbox.add(now.len()).unwrap();
+                        part = later;
+                        assert_eq!(whole, part.is_empty() && std::ptr::eq(part.as_ptr(), frame.as_ptr_range().end));
+                    }
+                }
+                assert_eq!(*decode_texts_of(&mut inbox)[0], text);
+            }
+        }
+        let mut inbox = Inbox::new();
+        inbox.room()[..4].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(inbox.add(4).is_err());
+    }
+
+    fn decode_texts_of(inbox: &mut Inbox) -> Vec<Zeroizing<String>> {
+        inbox.take(decode_texts).unwrap()
     }
 
     #[test]

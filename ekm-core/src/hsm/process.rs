@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
-use super::frame;
+use super::frame::{self, Inbox};
 use super::job::{Job, Outcome};
 use super::link::{Link, TokenInfo};
 use super::token::{TokenError, TokenOptions, TokenSelector};
@@ -94,9 +94,10 @@ pub(super) fn open(
         let mut starting = Starting(Some(child));
         ours.set_read_timeout(Some(START_PATIENCE)).map_err(began)?;
         frame::write(&mut &ours, &introduction(module, options, sessions)).map_err(began)?;
-        let answer = frame::read(&mut &ours).map_err(began)?;
+        let mut inbox = Inbox::exact();
         let ended = || began(io::Error::other("it ended before it was logged in"));
-        let texts = answer.as_ref().and_then(|answer| frame::decode_texts(answer)).ok_or_else(ended)?;
+        let answered = inbox.read(&mut &ours).map_err(began)?;
+        let texts = answered.then(|| inbox.take(frame::decode_texts)).flatten().ok_or_else(ended)?;
         let texts: Vec<&str> = texts.iter().map(|text| text.as_str()).collect();
         let info = match texts[..] {
             ["ready", label, profile, sessions] => TokenInfo {
@@ -160,13 +161,14 @@ async fn carry(
     hang_after: Duration,
     loss: Arc<watch::Sender<Option<String>>>,
 ) {
+    let mut inbox = Inbox::new();
     while let Ok(job) = queue.recv_async().await {
         if job.abandoned() {
             continue;
         }
         let taken = Instant::now();
         let request = frame::encode_request(&job.request, job.confirm);
-        let reason = match tokio::time::timeout(hang_after, exchange(&mut stream, &request)).await {
+        let reason = match tokio::time::timeout(hang_after, exchange(&mut stream, &request, &mut inbox)).await {
             Ok(Ok(outcome)) => {
                 let _ = job.reply.send((taken, outcome));
                 continue;
@@ -179,13 +181,15 @@ async fn carry(
     }
 }
 
-async fn exchange(stream: &mut tokio::net::UnixStream, request: &[u8]) -> io::Result<Outcome> {
+async fn exchange(stream: &mut tokio::net::UnixStream, request: &[u8], inbox: &mut Inbox) -> io::Result<Outcome> {
     stream.write_all(request).await?;
-    let mut length = [0; 4];
-    stream.read_exact(&mut length).await?;
-    let mut answer = Zeroizing::new(vec![0; frame::bounded(length)?]);
-    stream.read_exact(&mut answer).await?;
-    frame::decode_outcome(&answer).ok_or_else(|| io::Error::other("an answer that does not parse"))
+    loop {
+        let length = stream.read(inbox.room()).await?;
+        if inbox.add(length)? {
+            let outcome = inbox.take(frame::decode_outcome);
+            return outcome.ok_or_else(|| io::Error::other("an answer that does not parse"));
+        }
+    }
 }
 
 /// The worker holds the other end of the control socket as long as it lives.

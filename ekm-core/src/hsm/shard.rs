@@ -385,7 +385,8 @@ impl Shard {
         let now = Instant::now();
         let [a, b] = [first, second].map(|place| nth_bit(candidates, place));
         let cost = |index: usize| self.replicas[index].health.cost(now);
-        Some(if cost(a) <= cost(b) { a } else { b })
+        // Only if it is clearly better: what little they differ by is chance, and must not leave one of them without requests.
+        Some(if cost(b) < 0.8 * cost(a) { b } else { a })
     }
 
     fn none(&self) -> Failure {

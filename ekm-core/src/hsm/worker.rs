@@ -16,6 +16,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use rustix::process::{Signal, getpid, kill_process};
 use secrecy::SecretString;
 
+use super::frame::Inbox;
 use super::link::{Opened, open_sessions};
 use super::profile::Profile;
 use super::session::TokenSession;
@@ -25,8 +26,11 @@ use super::{confine, frame};
 /// A worker's whole life. Returns only if there is nothing to do: standard input is no frontend's socket.
 pub fn run() -> io::Result<()> {
     let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let Some(introduction) = frame::read(&mut &control)? else { return Ok(()) };
-    let texts = frame::decode_texts(&introduction);
+    let mut inbox = Inbox::new();
+    if !inbox.read(&mut &control)? {
+        return Ok(());
+    }
+    let texts = inbox.take(frame::decode_texts);
     let texts: Vec<&str> = texts.iter().flatten().map(|text| text.as_str()).collect();
     let [module, kind, name, pin, profile, sessions] = texts[..] else {
         return Err(io::Error::other("'ekm hsm-worker' is started by 'ekm serve', and not by hand"));
@@ -50,7 +54,7 @@ pub fn run() -> io::Result<()> {
         Err(error) => refuse(&control, &error)?,
     }
     // Whatever ends the connection: the frontend is gone, or wants this process to be.
-    let _ = frame::read(&mut &control);
+    let _ = inbox.read(&mut &control);
     die()
 }
 
@@ -82,10 +86,11 @@ fn send_socket(control: &UnixStream, socket: BorrowedFd<'_>) -> io::Result<()> {
 
 /// A session's life.
 fn answer(mut session: TokenSession, mut stream: UnixStream) {
+    let mut inbox = Inbox::new();
     let served = loop {
-        let request = match frame::read(&mut stream) {
-            Ok(Some(frame)) => frame::decode_request(&frame),
-            Ok(None) => break Ok(()),
+        let request = match inbox.read(&mut stream) {
+            Ok(true) => inbox.take(frame::decode_request),
+            Ok(false) => break Ok(()),
             Err(error) => break Err(error),
         };
         let Some((request, confirm)) = request else { break Err(io::Error::other("a request that does not parse")) };
