@@ -18,11 +18,11 @@ use crate::error::Error;
 use crate::secret::Plaintext;
 use crate::version::Unusable;
 
-/// Each operation earns this share of a hedge.
-const HEDGE_SHARE_PER_MILLE: i64 = 50;
+/// Each operation earns this share of a hedge: with what can be saved up, less than one in twenty over any thousand.
+const HEDGE_SHARE_PER_MILLE: i64 = 40;
 /// A hedge's price, and how many can be saved up.
 const HEDGE_PRICE: i64 = 1000;
-const HEDGES_SAVED: i64 = 50;
+const HEDGES_SAVED: i64 = 10;
 /// A second replica is asked after the 95th percentile, but neither sooner nor later than that.
 const HEDGE_AFTER: std::ops::RangeInclusive<Duration> = Duration::from_millis(8)..=Duration::from_millis(25);
 /// Too little time for another attempt.

@@ -113,8 +113,8 @@ fn fields_may_be_as_long_as_their_bounds_and_no_longer() {
     }
     // Which trouble is told must not depend on the length: rubbish of that length is too long first.
     bodies.wrap(58, "much that is no base64", json!({"plaintext": "!".repeat(100_000)}), too_long);
-    let blob_too_long = Refused(400, "wrappedBlob: is longer than 66621 bytes");
-    bodies.unwrap(58, "a blob that is too long", json!({"wrappedBlob": bytes(largest + 62)}), blob_too_long);
+    let blob_too_long = Refused(400, "wrappedBlob: is longer than 66625 bytes");
+    bodies.unwrap(58, "a blob that is too long", json!({"wrappedBlob": bytes(largest + 66)}), blob_too_long);
 
     let with_aad = |aad: Value| json!({"plaintext": base64(PLAINTEXT), "additionalAuthenticatedData": aad});
     bodies.wrap(59, "the longest AAD", with_aad(bytes(largest_aad).into()), Good);
