@@ -1,8 +1,10 @@
 //! Changes that nobody should be able to make: approvals that are used in the wrong way, and commands that make no sense.
 
+use std::fs;
+use std::path::Path;
 use std::thread::scope;
 
-use ekm_tests::{Answer, CALLER, Directory, Ekm, key_create};
+use ekm_tests::{Answer, CALLER, Directory, Ekm, key_create, set_up};
 use serde_json::{Value, json};
 
 const KEY: &str = "v0/keys/orders";
@@ -262,4 +264,38 @@ fn commands_that_make_no_sense_are_the_callers_fault_and_change_nothing() {
 fn policy_all_denied() -> Value {
     let rule = json!({"callers": ["nobody@example.com"], "verbs": ["unwrap"]});
     json!({"type": "policy-create", "name": "nobody", "policy": {"rules": [rule]}})
+}
+
+/// Nobody's clock can be turned forward to destroy a key before its time, or back to put changes into another order.
+#[test]
+fn a_clock_that_jumps_destroys_nothing_and_the_times_of_the_log_never_go_back() {
+    let directory = set_up(&["--softhsm"]);
+    let clock = directory.path().join("clock");
+    fs::write(&clock, "+0").unwrap();
+    let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketime.so.1", std::env::consts::ARCH);
+    assert!(Path::new(&library).exists(), "libfaketime is missing: apt-get install faketime");
+    // ekm starts itself anew with what an HSM's library needs.
+    let environment = format!(
+        "[hsm.replica.environment]\nLD_PRELOAD = {library:?}\nFAKETIME_TIMESTAMP_FILE = {clock:?}\nFAKETIME_NO_CACHE = \"1\"\n\
+         FAKETIME_DONT_FAKE_MONOTONIC = \"1\"\n"
+    );
+    let ekm = Ekm::serve(&directory, |text| text.replace("[hsm.replica.environment]\n", &environment));
+    ekm.make_key(KEY);
+    ekm.eventually("served", || ekm.try_wrap(KEY).0 == 200);
+    let blob = ekm.try_wrap(KEY).1;
+    let approval = asked(&ekm, json!({"type": "key-destroy", "path": KEY}));
+    assert_eq!(approve(&ekm, &approval).status, 200);
+    assert_eq!(state(&ekm), "destroy-scheduled");
+
+    fs::write(&clock, "+60d").unwrap();
+    ekm.eventually("noticed", || ekm.log().contains("\"code\":\"clock\""));
+    ekm.change(json!({"type": "space-create", "path": "v0/cryptospaces/from-the-future"}));
+    fs::write(&clock, "-60d").unwrap();
+    ekm.change(json!({"type": "space-create", "path": "v0/cryptospaces/from-the-past"}));
+    fs::write(&clock, "+0").unwrap();
+    assert_eq!(state(&ekm), "destroy-scheduled");
+    ekm.eventually("unwraps", || ekm.try_unwrap(KEY, &blob) == 200);
+    let changes = ekm.show("/v1/changes").json()["items"].as_array().unwrap().clone();
+    let times: Vec<_> = changes.iter().rev().map(|change| change["at"].as_str().unwrap().to_owned()).collect();
+    assert!(times.is_sorted(), "{times:?}");
 }
