@@ -80,7 +80,7 @@ fn an_approval_works_once_for_what_was_seen_and_by_somebody_else() {
 
 #[test]
 fn a_person_does_not_become_a_second_one_by_another_login() {
-    let directory: Directory = ekm_tests::set_up(&[]);
+    let directory: Directory = set_up(&[]);
     let ekm = Ekm::serve(&directory, |config| {
         config.replace("name = \"developer\"", "name = \"developer\"\nemail = \"dev@localhost\"")
     });
