@@ -3,7 +3,7 @@
 //!
 //! Both ends are the same program, so there is no version; what does not parse ends the connection.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -162,6 +162,7 @@ pub(super) fn encode_outcome((result, took): &Outcome) -> Zeroizing<Vec<u8>> {
         }
         Ok(Answer::Done) => Writer::new(3, 0).bytes(&took),
         Ok(Answer::Exported(wrapped)) => Writer::new(5, wrapped.len()).bytes(&took).bytes(wrapped),
+        Ok(Answer::Exists) => Writer::new(6, 0).bytes(&took),
         Err(Fault { class, function, code }) => Writer::new(4, function.len() + code.len())
             .bytes(&took)
             .bytes(class.as_str().as_bytes())
@@ -187,6 +188,7 @@ pub(super) fn decode_outcome(frame: &[u8]) -> Option<Outcome> {
             Err(Fault { class, function: reader.text()?, code: reader.text()? })
         }
         5 => Ok(Answer::Exported(reader.bytes()?.to_vec())),
+        6 => Ok(Answer::Exists),
         _ => return None,
     };
     reader.whole((result, took))
@@ -272,11 +274,6 @@ impl Inbox {
     }
 }
 
-/// Writes one frame with its length, as the encoders make it.
-pub(super) fn write(stream: &mut impl Write, frame: &[u8]) -> io::Result<()> {
-    stream.write_all(frame)
-}
-
 /// A frame of texts, for the beginning of a connection.
 pub(super) fn encode_texts(texts: &[&str]) -> Zeroizing<Vec<u8>> {
     let length = texts.iter().map(|text| text.len() + 4).sum();
@@ -334,7 +331,7 @@ mod tests {
             }
             let took = Duration::from_nanos(77);
             let fault = Fault { class: Class::Session, function: "C_Encrypt".into(), code: "CKR_OK".into() };
-            let answers = [Ok(Answer::Wrapped(sealed)), Ok(Answer::Unwrapped(Plaintext::new(text))), Ok(Answer::Exported(blob)), Ok(Answer::Done), Err(fault)];
+            let answers = [Ok(Answer::Wrapped(sealed)), Ok(Answer::Unwrapped(Plaintext::new(text))), Ok(Answer::Exported(blob)), Ok(Answer::Exists), Ok(Answer::Done), Err(fault)];
             for answer in answers {
                 let frame = encode_outcome(&(answer, took));
                 let decoded = decode_outcome(&frame[4..]).unwrap();

@@ -85,6 +85,8 @@ pub(super) enum Answer {
     Unwrapped(Plaintext),
     /// Of [`Request::Generate`] with a replication key.
     Exported(Vec<u8>),
+    /// Of [`Request::Generate`] and [`Request::Import`]: the token holds a key under this id already, and nothing was done.
+    Exists,
     /// Of all others.
     Done,
 }

@@ -21,22 +21,34 @@ const CONTROL_QUEUE: usize = 16;
 
 /// A way to a token.
 pub(super) struct Link {
-    /// For requests.
-    pub(super) work: flume::Sender<Job>,
-    /// For our own jobs, on a session that requests do not use: a probe that waited behind them would say nothing about the token.
-    pub(super) control: flume::Sender<Job>,
+    /// Where jobs go in.
+    pub(super) jobs: Queues<flume::Sender<Job>>,
     /// What is at its other end.
     pub(super) token: TokenInfo,
-    /// Why it is of no use any more, once it is.
+    /// Why it is of no use any more, once it is. Threads never say so.
     pub(super) lost: watch::Receiver<Option<String>>,
-    _hands: Hands,
+    pub(super) _hands: Hands,
 }
 
-/// Dropping it ends them.
+/// Who takes jobs out. Dropping it ends them.
 #[expect(dead_code, reason = "they are kept, and dropped")]
-enum Hands {
+pub(super) enum Hands {
     Threads(Threads),
     Process(Process),
+}
+
+/// The queues in front of a token's sessions: one end of each.
+pub(super) struct Queues<T> {
+    /// For requests.
+    pub(super) work: T,
+    /// For our own jobs, on a session that requests do not use: a probe that waited behind them would say nothing about the token.
+    pub(super) control: T,
+}
+
+/// Where jobs go in, and where they come out. So many requests can wait.
+pub(super) fn queues(length: usize) -> (Queues<flume::Sender<Job>>, Queues<flume::Receiver<Job>>) {
+    let ((work, at_work), (control, in_control)) = (flume::bounded(length), flume::bounded(CONTROL_QUEUE));
+    (Queues { work, control }, Queues { work: at_work, control: in_control })
 }
 
 /// A token as it describes itself.
@@ -48,12 +60,6 @@ pub struct TokenInfo {
     pub profile: ProfileName,
     /// Sessions for requests.
     pub sessions: usize,
-}
-
-/// Where the ends of the queues are.
-pub(super) struct Queues {
-    pub(super) work: flume::Receiver<Job>,
-    pub(super) control: flume::Receiver<Job>,
 }
 
 /// An opened token and its sessions, not yet at work.
@@ -90,33 +96,16 @@ impl Link {
         queue_length: usize,
     ) -> Result<Self, TokenError> {
         let Opened { info, sessions, control } = open_sessions(module, options, sessions)?;
-        let (link, queues) = Self::new(queue_length);
+        let (jobs, queues) = queues(queue_length);
         let mut threads = Threads { module: Arc::clone(module), running: Vec::new() };
         threads.start("hsm-control".into(), control, queues.control)?;
         for (number, session) in sessions.into_iter().enumerate() {
             threads.start(format!("hsm-{number}"), session, queues.work.clone())?;
         }
-        Ok(link(info, watch::channel(None).1, Hands::Threads(threads)))
+        Ok(Self { jobs, token: info, lost: watch::channel(None).1, _hands: Hands::Threads(threads) })
     }
 
-    /// With a worker process that is ready.
-    pub(super) fn to_process(
-        queue_length: usize,
-        start: impl FnOnce(Queues, watch::Sender<Option<String>>) -> Result<(TokenInfo, Process), TokenError>,
-    ) -> Result<Self, TokenError> {
-        let (link, queues) = Self::new(queue_length);
-        let (loss, lost) = watch::channel(None);
-        let (info, process) = start(queues, loss)?;
-        Ok(link(info, lost, Hands::Process(process)))
-    }
-
-    fn new(queue_length: usize) -> (impl FnOnce(TokenInfo, watch::Receiver<Option<String>>, Hands) -> Self, Queues) {
-        let ((work, at_work), (control, in_control)) = (flume::bounded(queue_length), flume::bounded(CONTROL_QUEUE));
-        let link = move |token, lost, hands| Self { work, control, token, lost, _hands: hands };
-        (link, Queues { work: at_work, control: in_control })
-    }
-
-    /// Resolves with the reason when the link is of no use any more. Threads never say so.
+    /// Resolves with the reason when the link is of no use any more.
     pub(super) async fn loss(&self) -> String {
         let mut lost = self.lost.clone();
         let reason = lost.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
@@ -127,9 +116,9 @@ impl Link {
     }
 }
 
-/// Threads that own one session each, of a module that nobody else in this process uses. Dropping them waits for the current calls: their sessions must be closed before the process ends,
-/// or the module's own clean-up at exit races with them.
-struct Threads {
+/// Threads that own one session each, of a module that nobody else in this process uses. Dropping them waits for the current calls: their
+/// sessions must be closed before the process ends, or the module's own clean-up at exit races with them.
+pub(super) struct Threads {
     module: Arc<Module>,
     running: Vec<thread::JoinHandle<()>>,
 }

@@ -2,12 +2,12 @@
 //!
 //! Every session of the worker has a socket of its own, so that one that hangs holds up nobody.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 
 use super::frame::{self, Inbox};
 use super::job::{Job, Outcome};
-use super::link::{Link, TokenInfo};
+use super::link::{Hands, Link, TokenInfo, queues};
 use super::token::{TokenError, TokenOptions, TokenSelector};
 
 /// From the start of a worker until it is logged in. HSMs on a network take their time; one that hangs must not hold it for ever.
@@ -42,89 +42,88 @@ pub struct WorkerCommand {
     pub hang_after: Duration,
 }
 
-/// A running worker. Dropping it kills it.
+/// A running worker, and who carries jobs to it.
 pub(super) struct Process {
-    child: Child,
+    _worker: Worker,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
-/// Kills a worker that did not get ready.
-struct Starting(Option<Child>);
+/// The process. Dropping it kills it.
+struct Worker(Child);
 
-impl Drop for Starting {
+impl Drop for Worker {
     fn drop(&mut self) {
-        if let Some(mut child) = self.0.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
 /// Starts a worker and waits until it has logged in. Blocking; within a runtime, whose tasks then carry the jobs.
 pub(super) fn open(
     command: &WorkerCommand,
-    module: &std::path::Path,
+    module: &Path,
     options: &TokenOptions,
     sessions: Option<usize>,
     queue_length: usize,
 ) -> Result<Link, TokenError> {
-    Link::to_process(queue_length, |queues, loss| {
-        let began = |error: io::Error| TokenError::Worker {
-            code: "hsm_worker",
-            text: format!("the worker process of this HSM does not start: {error}"),
-            away: true,
-        };
-        let (ours, theirs) = UnixStream::pair().map_err(began)?;
-        let child = Command::new(&command.program)
-            .arg0(&command.name)
-            .args(&command.arguments)
-            .envs(command.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(began)?;
-        let mut starting = Starting(Some(child));
-        ours.set_read_timeout(Some(START_PATIENCE)).map_err(began)?;
-        frame::write(&mut &ours, &introduction(module, options, sessions)).map_err(began)?;
-        let mut inbox = Inbox::exact();
-        let ended = || began(io::Error::other("it ended before it was logged in"));
-        let answered = inbox.read(&mut &ours).map_err(began)?;
-        let texts = answered.then(|| inbox.take(frame::decode_texts)).flatten().ok_or_else(ended)?;
-        let texts: Vec<&str> = texts.iter().map(|text| text.as_str()).collect();
-        let info = match texts[..] {
-            ["ready", label, profile, sessions] => TokenInfo {
-                label: label.into(),
-                profile: profile.parse().map_err(|_| ended())?,
-                sessions: sessions.parse().map_err(|_| ended())?,
-            },
-            ["refused", code, text, away] => return Err(TokenError::of_worker(code, text, away == "away")),
-            _ => return Err(ended()),
-        };
-        let mut tasks = Vec::new();
-        let loss = Arc::new(loss);
-        for number in 0..=info.sessions {
-            let stream = receive_socket(&ours).map_err(began)?;
-            let queue = if number == 0 { queues.control.clone() } else { queues.work.clone() };
-            // Our own jobs, such as making a key, may take longer than a request has time for.
-            let patience = if number == 0 { START_PATIENCE } else { command.hang_after };
-            tasks.push(tokio::spawn(carry(stream, queue, patience, Arc::clone(&loss))));
-        }
-        tasks.push(tokio::spawn(watch_end(ours, loss)));
-        let child = starting.0.take().ok_or_else(ended)?;
-        Ok((info, Process { child, tasks }))
-    })
+    let began = |error: io::Error| TokenError::Worker {
+        code: "hsm_worker",
+        text: format!("the worker process of this HSM does not start: {error}"),
+        away: true,
+    };
+    let (ours, theirs) = UnixStream::pair().map_err(began)?;
+    let child = Command::new(&command.program)
+        .arg0(&command.name)
+        .args(&command.arguments)
+        .envs(command.environment.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .spawn();
+    let worker = Worker(child.map_err(began)?);
+    ours.set_read_timeout(Some(START_PATIENCE)).map_err(began)?;
+    (&ours).write_all(&introduction(module, options, sessions)).map_err(began)?;
+    let token = greeting(&ours).map_err(began)??;
+
+    let (jobs, queues) = queues(queue_length);
+    let (loss, lost) = watch::channel(None);
+    let (mut tasks, loss) = (Vec::new(), Arc::new(loss));
+    for number in 0..=token.sessions {
+        let stream = receive_socket(&ours).map_err(began)?;
+        let queue = if number == 0 { &queues.control } else { &queues.work };
+        // Our own jobs, such as making a key, may take longer than a request has time for.
+        let patience = if number == 0 { START_PATIENCE } else { command.hang_after };
+        tasks.push(tokio::spawn(carry(stream, queue.clone(), patience, Arc::clone(&loss))));
+    }
+    tasks.push(tokio::spawn(watch_end(ours, loss)));
+    Ok(Link { jobs, token, lost, _hands: Hands::Process(Process { _worker: worker, tasks }) })
+}
+
+/// What the worker says first: which token it has opened, or why it has not.
+fn greeting(control: &UnixStream) -> io::Result<Result<TokenInfo, TokenError>> {
+    let mut inbox = Inbox::exact();
+    let answered = inbox.read(&mut &*control)?;
+    let ended = || io::Error::other("it ended before it was logged in");
+    let texts = answered.then(|| inbox.take(frame::decode_texts)).flatten().ok_or_else(ended)?;
+    let texts: Vec<&str> = texts.iter().map(|text| text.as_str()).collect();
+    match texts[..] {
+        ["ready", label, profile, sessions] => Ok(Ok(TokenInfo {
+            label: label.into(),
+            profile: profile.parse().map_err(|_| ended())?,
+            sessions: sessions.parse().map_err(|_| ended())?,
+        })),
+        ["refused", code, text, away] => Ok(Err(TokenError::of_worker(code, text, away == "away"))),
+        _ => Err(ended()),
+    }
 }
 
 /// What a worker has to know. The one time that the PIN is handed over.
-fn introduction(module: &std::path::Path, options: &TokenOptions, sessions: Option<usize>) -> Zeroizing<Vec<u8>> {
+fn introduction(module: &Path, options: &TokenOptions, sessions: Option<usize>) -> Zeroizing<Vec<u8>> {
     let (kind, name) = match &options.selector {
         TokenSelector::Label(label) => ("label", label),
         TokenSelector::Serial(serial) => ("serial", serial),

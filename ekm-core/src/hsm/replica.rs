@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -65,7 +66,7 @@ pub struct Replica {
     link: ArcSwapOption<Link>,
     /// Wakes the keeper: something is wrong, or an operator wants something.
     wake: Notify,
-    drained: watch::Sender<bool>,
+    drained: AtomicBool,
     /// Keys that it did not hold when it was last asked.
     lacks: Mutex<HashMap<VersionId, Instant>>,
     /// How the first attempt to open it ended, or the last one if that failed.
@@ -137,7 +138,7 @@ impl Replica {
             health: Health::new(Instant::now()),
             link: ArcSwapOption::empty(),
             wake: Notify::new(),
-            drained: watch::channel(false).0,
+            drained: AtomicBool::new(false),
             lacks: Mutex::default(),
             first: watch::channel(None).0,
             module: OnceLock::new(),
@@ -153,7 +154,7 @@ impl Replica {
     pub fn status(&self) -> ReplicaStatus {
         let (state, since, reason) = self.health.now();
         let (link, counts) = (self.link.load(), &self.health.counts);
-        let count = |count: &std::sync::atomic::AtomicU64| count.load(std::sync::atomic::Ordering::Relaxed);
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
         ReplicaStatus {
             name: self.options.name.clone(),
             state,
@@ -161,7 +162,7 @@ impl Replica {
             reason,
             token: link.as_ref().map(|link| link.token.clone()),
             in_flight: self.health.in_flight(),
-            queue: link.as_ref().map_or(0, |link| link.work.len()),
+            queue: link.as_ref().map_or(0, |link| link.jobs.work.len()),
             latency: self.health.latency(),
             operations: count(&counts.operations),
             faults: count(&counts.faults),
@@ -173,8 +174,7 @@ impl Replica {
 
     /// Takes it out of use, or back. Operations under way finish.
     pub fn set_drained(&self, drained: bool) {
-        let changed = self.drained.send_replace(drained) != drained;
-        if changed {
+        if self.drained.swap(drained, Ordering::Relaxed) != drained {
             match drained {
                 true => self.health.drain(Instant::now()),
                 false => self.health.resume(Instant::now()),
@@ -231,7 +231,7 @@ impl Replica {
             Patience::Own(deadline) => deadline,
         };
         let mut waiting = Waiting { replica: self, since: entered, answered: false };
-        let outcome = self.send(&link.work, request, confirm, deadline, patience).await;
+        let outcome = self.send(&link.jobs.work, request, confirm, deadline, patience).await;
         waiting.answered = true;
         let outcome = outcome.and_then(|(answer, timing)| {
             let answer = checked(request, answer).map_err(Failure::Fault)?;
@@ -279,7 +279,7 @@ impl Replica {
     pub(super) async fn control(&self, request: Request, within: Duration) -> Result<Answer, Failure> {
         let Some(link) = self.link.load_full() else { return Err(Failure::Away(self.health.now().2)) };
         let deadline = Instant::now() + within;
-        let sent = self.send(&link.control, &Arc::new(request), false, deadline, Patience::Own(deadline)).await;
+        let sent = self.send(&link.jobs.control, &Arc::new(request), false, deadline, Patience::Own(deadline)).await;
         sent.map(|(answer, _)| answer)
     }
 
@@ -352,14 +352,14 @@ impl Replica {
                     was_open = true;
                     let (link, opened_at) = (Arc::new(link), Instant::now());
                     self.health.opened(Instant::now());
-                    if *self.drained.borrow() {
+                    if self.drained.load(Ordering::Relaxed) {
                         self.health.drain(Instant::now());
                     }
                     self.link.store(Some(Arc::clone(&link)));
                     tracing::info!(replica = self.name(), token = link.token.label, "replica opened");
                     let loss = self.watch(&link, &all).await;
                     let (Loss::Passing(reason) | Loss::Lasting(reason)) = &loss;
-                    self.health.counts.losses.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    self.health.counts.losses.fetch_add(1, Ordering::Relaxed);
                     match loss {
                         Loss::Passing(_) => self.health.lost(reason, Instant::now()),
                         Loss::Lasting(_) => self.health.refused(reason, Instant::now()),

@@ -38,12 +38,10 @@ impl TokenSession {
             Request::Probe => self.probe().map(|()| Answer::Done),
             Request::Audit { key } => self.audit(key).map(|()| Answer::Done),
             Request::Generate { id, label, replication } => {
-                let made = self.token.generate_key(*id, label, replication.as_deref()).map_err(fault)?;
-                Ok(made.map_or(Answer::Done, Answer::Exported))
+                made(self.token.generate_key(*id, label, replication.as_deref()))
             }
             Request::Import { id, label, replication, wrapped } => {
-                let imported = self.token.import_key(*id, label, replication, wrapped);
-                imported.map(|()| Answer::Done).map_err(fault)
+                made(self.token.import_key(*id, label, replication, wrapped))
             }
             Request::Discard { id } => {
                 self.handles.remove(id);
@@ -212,12 +210,17 @@ fn devices(fault: Fault) -> Fault {
     if fault.is_refusal() { Fault { class: Class::Device, ..fault } } else { fault }
 }
 
+fn made(outcome: Result<Option<Vec<u8>>, TokenError>) -> Result<Answer, Fault> {
+    match outcome {
+        Ok(exported) => Ok(exported.map_or(Answer::Done, Answer::Exported)),
+        Err(TokenError::KeyExists(_)) => Ok(Answer::Exists),
+        Err(error) => Err(fault(error)),
+    }
+}
+
 fn fault(error: TokenError) -> Fault {
     match error {
         TokenError::Fault(fault) => fault,
-        TokenError::KeyExists(_) => {
-            Fault { class: Class::Key, ..Fault::integrity("C_GenerateKey", &error.to_string()) }
-        }
         error => Fault::integrity("PKCS#11", &error.to_string()),
     }
 }

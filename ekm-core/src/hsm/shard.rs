@@ -150,7 +150,7 @@ impl Shard {
         let plaintext = if checked { with_digest(&plaintext) } else { plaintext };
         match self.run(Request::Wrap { key, aad, plaintext }, patience, timing).await.map_err(ours)? {
             Answer::Wrapped(sealed) => Ok(sealed),
-            Answer::Unwrapped(_) | Answer::Exported(_) | Answer::Done => Err(CONFUSED),
+            _ => Err(CONFUSED),
         }
     }
 
@@ -166,7 +166,7 @@ impl Shard {
     ) -> Result<Plaintext, Error> {
         match self.run(Request::Unwrap { key, aad, sealed, checked }, patience, timing).await.map_err(ours)? {
             Answer::Unwrapped(plaintext) => Ok(plaintext),
-            Answer::Wrapped(_) | Answer::Exported(_) | Answer::Done => Err(CONFUSED),
+            _ => Err(CONFUSED),
         }
     }
 
@@ -186,12 +186,18 @@ impl Shard {
         let place = self.replicas.iter().position(|replica| replica.health.state() == State::Serving);
         let place = place.ok_or_else(|| MakeError::from(self.none()))?;
         let request = Request::Generate { id, label: label.into(), replication: self.replication.clone() };
-        let answer = self.replicas[place].control(request, MAKING).await?;
         let mut made = Made { id, wrapped: None, on: 1 << place };
-        let (Answer::Exported(wrapped), Some(replication)) = (answer, &self.replication) else { return Ok(made) };
+        let (wrapped, replication) = match (self.replicas[place].control(request, MAKING).await?, &self.replication) {
+            (Answer::Exists, _) => return Err(MakeError::Exists),
+            (Answer::Exported(wrapped), Some(replication)) => (wrapped, replication),
+            _ => return Ok(made),
+        };
         for (other, replica) in self.replicas.iter().enumerate().filter(|(other, _)| *other != place) {
             let (label, replication, wrapped) = (label.into(), replication.clone(), wrapped.clone());
             match replica.control(Request::Import { id, label, replication, wrapped }, MAKING).await {
+                Ok(Answer::Exists) => {
+                    tracing::warn!(replica = replica.name(), key = %id, "another key has its id here")
+                }
                 Ok(_) => made.on |= 1 << other,
                 Err(failure) => {
                     tracing::warn!(replica = replica.name(), key = %id, %failure, "a new key is not on this replica");
@@ -246,15 +252,8 @@ impl Shard {
     ) -> Result<(), MakeError> {
         let Some(replication) = self.replication.clone() else { return Err(MakeError::NoReplicationKey) };
         let (id, label, wrapped) = (key.id, label.into(), wrapped.to_vec());
-        match replica
-            .control(Request::Import { id, label, replication, wrapped }, MAKING)
-            .await
-            .map_err(MakeError::from)
-        {
-            // Another frontend has done it.
-            Ok(_) | Err(MakeError::Exists) => {}
-            Err(error) => return Err(error),
-        }
+        // If it exists there, another frontend has done it; or it is another key, as the check shows.
+        replica.control(Request::Import { id, label, replication, wrapped }, MAKING).await?;
         replica.control(Request::Check { key }, MAKING).await?;
         replica.has_key(id);
         Ok(())
@@ -443,10 +442,7 @@ pub enum MakeError {
 
 impl From<Failure> for MakeError {
     fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Fault(fault) if fault.function == "C_GenerateKey" && fault.class == Class::Key => Self::Exists,
-            failure => Self::Failed(ours(failure)),
-        }
+        Self::Failed(ours(failure))
     }
 }
 

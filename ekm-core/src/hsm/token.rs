@@ -366,14 +366,19 @@ impl Token {
         })
     }
 
-    /// Takes over a key that another token has wrapped by the replication key. Blocking.
-    pub fn import_key(&self, id: VersionId, label: &str, replication: &str, wrapped: &[u8]) -> Result<(), TokenError> {
+    /// Takes over a key that another token has wrapped by the replication key; returns none that is wrapped. Blocking.
+    pub fn import_key(
+        &self,
+        id: VersionId,
+        label: &str,
+        replication: &str,
+        wrapped: &[u8],
+    ) -> Result<Option<Vec<u8>>, TokenError> {
         self.make(id, &CLOSED, |session| {
             let by = self.replication_key(session, replication)?;
             let made = session.unwrap_key(&Mechanism::AesKeyWrap, by, wrapped, &object_template(id, label, false));
             Ok((made.map_err(|error| self.fault(error))?, None))
-        })?;
-        Ok(())
+        })
     }
 
     /// Puts one object on the token, of which there is none under its id yet.

@@ -1,10 +1,11 @@
 //! The worker process: one token, and nothing else. It loads the vendor's library so that the frontend does not have to: a call that
 //! hangs, or a library that crashes, costs this process and not the service.
 //!
-//! It knows no configuration and no catalog, and no network unless its HSM is on one ([`super::confine`]). On standard input it has a socket to its frontend, which tells it once which
-//! token to open, with the PIN; it answers with one socket for each session. When the frontend goes, it goes.
+//! It knows no configuration and no catalog, and no network unless its HSM is on one ([`super::confine`]). On standard input it has a
+//! socket to its frontend, which tells it once which token to open, with the PIN; it answers with one socket for each session. When the
+//! frontend goes, it goes.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -60,13 +61,13 @@ pub fn run() -> io::Result<()> {
 
 fn refuse(control: &UnixStream, error: &TokenError) -> io::Result<()> {
     let away = if error.is_away() { "away" } else { "" };
-    frame::write(&mut &*control, &frame::encode_texts(&["refused", error.code(), &error.to_string(), away]))
+    (&*control).write_all(&frame::encode_texts(&["refused", error.code(), &error.to_string(), away]))
 }
 
 fn serve(control: &UnixStream, opened: Opened) -> io::Result<()> {
     let Opened { info, sessions, control: own } = opened;
     let count = sessions.len().to_string();
-    frame::write(&mut &*control, &frame::encode_texts(&["ready", &info.label, info.profile.as_str(), &count]))?;
+    (&*control).write_all(&frame::encode_texts(&["ready", &info.label, info.profile.as_str(), &count]))?;
     for (number, session) in std::iter::once(own).chain(sessions).enumerate() {
         let (ours, theirs) = UnixStream::pair()?;
         send_socket(control, theirs.as_fd())?;
@@ -96,7 +97,7 @@ fn answer(mut session: TokenSession, mut stream: UnixStream) {
         let Some((request, confirm)) = request else { break Err(io::Error::other("a request that does not parse")) };
         let began = Instant::now();
         let outcome = (session.serve(&request, confirm), began.elapsed());
-        if let Err(error) = frame::write(&mut stream, &frame::encode_outcome(&outcome)) {
+        if let Err(error) = stream.write_all(&frame::encode_outcome(&outcome)) {
             break Err(error);
         }
     };
