@@ -19,7 +19,7 @@ pub mod nonces;
 mod path;
 pub mod policy;
 mod secret;
-mod shards;
+mod shared_map;
 mod snapshot;
 pub mod software;
 mod version;

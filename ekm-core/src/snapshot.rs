@@ -1,6 +1,6 @@
 //! What a frontend knows: every key at one revision, immutable, looked up without lock and without I/O.
 //!
-//! The large maps share what did not change ([`Shards`]), so a change of one key among a million costs little.
+//! The large maps share what did not change ([`SharedMap`]), so a change of one key among a million costs little.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,17 +13,17 @@ use crate::catalog::{
 };
 use crate::path::KeyPath;
 use crate::policy::Policy;
-use crate::shards::Shards;
+use crate::shared_map::SharedMap;
 use crate::version::KeyVersion;
 
 /// The catalog at one revision, parsed and verified. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Snapshot {
     revision: u64,
-    paths: Shards<KeyPath, Arc<Key>>,
-    keys: Shards<Uuid, Arc<Key>>,
+    paths: SharedMap<KeyPath, Arc<Key>>,
+    keys: SharedMap<Uuid, Arc<Key>>,
     spaces: Arc<HashMap<Uuid, Arc<Space>>>,
-    policies: Shards<Uuid, Arc<Policy>>,
+    policies: SharedMap<Uuid, Arc<Policy>>,
     health: Option<Arc<Key>>,
     drained_replicas: Arc<BTreeSet<String>>,
     refused: Arc<HashMap<(String, Uuid), String>>,
@@ -32,7 +32,7 @@ pub struct Snapshot {
 }
 
 /// What was ready for use before a catalog is loaded anew, to be looked up by other threads.
-pub(crate) type KnownKeys = Option<Arc<Shards<Uuid, Arc<Key>>>>;
+pub(crate) type KnownKeys = Option<Arc<SharedMap<Uuid, Arc<Key>>>>;
 
 /// A key, ready for use.
 pub struct Key {
