@@ -1,4 +1,4 @@
-//! The two operations everything exists for.
+//! The operations everything exists for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::algorithm::{Hash, SigningAlgorithm};
 use crate::blob;
 use crate::caller::Caller;
 use crate::catalog::{Custody, KeyState, SpaceState, VersionState};
@@ -17,6 +18,7 @@ use crate::hsm::Timing;
 use crate::justification::Justification;
 use crate::path::KeyPath;
 use crate::policy::{self, Verb};
+use crate::public_key::PublicKey;
 use crate::secret::Plaintext;
 use crate::shard_name::ShardName;
 use crate::snapshot::{Key, Snapshot};
@@ -115,6 +117,26 @@ impl Ekm {
         self.custodian.unwrap(version, request.aad, sealed, request.deadline, &mut trace.hsm).await
     }
 
+    /// Signs data, or its digest, under a signing key.
+    pub async fn sign(&self, request: &Request<'_>, input: &ToSign, trace: &mut Trace) -> Result<Vec<u8>, Error> {
+        let key = self.permitted(request, Verb::AsymmetricSign, trace)?;
+        if key.state == KeyState::DestroyScheduled {
+            return Err(Error::NotInUse(NotInUse::KeyDestroyScheduled));
+        }
+        let version = key.primary();
+        trace.used(version, &self.custodian);
+        let digest = input.digest(public_key(version)?.algorithm())?;
+        self.custodian.sign(version, digest, request.deadline, &mut trace.hsm).await
+    }
+
+    /// The public half of a signing key, from the snapshot.
+    pub fn public_key(&self, request: &Request<'_>, trace: &mut Trace) -> Result<Arc<PublicKey>, Error> {
+        let key = self.permitted(request, Verb::GetPublicKey, trace)?;
+        let version = key.primary();
+        trace.used(version, &self.custodian);
+        public_key(version).cloned()
+    }
+
     /// The key, if the path names one, the policy allows this, and no operator stopped it: in this order.
     fn permitted(&self, request: &Request<'_>, verb: Verb, trace: &mut Trace) -> Result<Arc<Key>, Error> {
         let snapshot = self.snapshot.load();
@@ -133,6 +155,9 @@ impl Ekm {
         let &Request { caller, justification, resource, .. } = request;
         let question = policy::Request { caller, verb, justification, resource, now: OffsetDateTime::now_utc() };
         policy::decide(policy, &question).map_err(Error::Denied)?;
+        if key.algorithm.is_symmetric() != verb.is_symmetric() {
+            return Err(Error::WrongAlgorithm { verb: verb.name(), algorithm: key.algorithm.name() });
+        }
         if space.state == SpaceState::Blocked {
             return Err(Error::NotInUse(NotInUse::SpaceBlocked));
         }
@@ -174,6 +199,37 @@ impl Ekm {
     /// The means to use keys.
     pub fn custodian(&self) -> &Custodian {
         &self.custodian
+    }
+}
+
+/// [`Ekm::permitted`] has seen that it is a signing key, and a row without a public key is refused.
+fn public_key(version: &KeyVersion) -> Result<&Arc<PublicKey>, Error> {
+    version.public_key().ok_or(Error::Internal("a signing key without a public key"))
+}
+
+/// What a caller wants to be signed.
+pub enum ToSign {
+    /// Data; it is hashed here.
+    Data(Plaintext),
+    /// Its digest, with the hash that made it if the caller says so.
+    Digest(Vec<u8>, Option<Hash>),
+}
+
+impl ToSign {
+    fn digest(&self, algorithm: SigningAlgorithm) -> Result<Vec<u8>, Error> {
+        let hash = algorithm.hash();
+        match self {
+            Self::Data(data) => Ok(hash.of(data.as_bytes())),
+            Self::Digest(digest, said) if said.unwrap_or(hash) == hash && digest.len() == hash.bytes() => {
+                Ok(digest.clone())
+            }
+            Self::Digest(digest, said) => {
+                let said = said.map_or_else(|| format!("{} bytes", digest.len()), |said| said.name().to_owned());
+                let wanted = format!("{} of {} bytes", hash.name(), hash.bytes());
+                let problem = format!("is {said}, and {} takes {wanted}", algorithm.name());
+                Err(Error::InvalidRequest { field: "digest", problem })
+            }
+        }
     }
 }
 

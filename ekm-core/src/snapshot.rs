@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::algorithm::Algorithm;
 use crate::blob::VersionId;
 use crate::catalog::{
     Custody, KeyRecord, KeyState, Kind, PolicyRecord, Purpose, Settings, SpaceRecord, SpaceState, VersionState,
@@ -40,6 +41,8 @@ pub(crate) type KnownKeys = Option<Arc<SharedMap<Uuid, Arc<Key>>>>;
 pub struct Key {
     /// Never reused; part of every blob.
     pub id: Uuid,
+    /// What it does.
+    pub algorithm: Algorithm,
     /// What an operator said about it.
     pub state: KeyState,
     /// Every path; the first one names it.
@@ -247,7 +250,7 @@ impl Key {
         same_id(row, record.id)?;
         record.check()?;
         let versions = record.versions.into_iter().map(|stored| {
-            let (state, wanted) = (stored.state, stored.into_record(record.id));
+            let (state, wanted) = (stored.state, stored.into_record(record.id, record.algorithm));
             let known = known.and_then(|key| key.version_at_all(wanted.id)).filter(|known| known.is_of(&wanted));
             (state, known.cloned().unwrap_or_else(|| Arc::new(KeyVersion::new(wanted))))
         });
@@ -257,6 +260,7 @@ impl Key {
             primary: Arc::clone(&primary.ok_or("it has no primary version")?.1),
             versions,
             id: record.id,
+            algorithm: record.algorithm,
             state: record.state,
             paths: record.paths,
             purpose: record.purpose,

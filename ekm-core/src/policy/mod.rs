@@ -35,14 +35,33 @@ pub enum Verb {
     Wrap,
     /// Decrypt a data key.
     Unwrap,
+    /// Sign.
+    AsymmetricSign,
+    /// Show the public half of a signing key.
+    GetPublicKey,
 }
 
 impl Verb {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Wrap, Self::Unwrap, Self::AsymmetricSign, Self::GetPublicKey];
+
+    /// By the protocol's name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|verb| verb.name() == name)
+    }
+
+    /// Whether it is for keys that wrap; the others are for keys that sign.
+    pub fn is_symmetric(self) -> bool {
+        matches!(self, Self::Wrap | Self::Unwrap)
+    }
+
     /// The protocol's name, after the colon of the URL.
     pub fn name(self) -> &'static str {
         match self {
             Self::Wrap => "wrap",
             Self::Unwrap => "unwrap",
+            Self::AsymmetricSign => "asymmetricSign",
+            Self::GetPublicKey => "getPublicKey",
         }
     }
 }
@@ -74,11 +93,11 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Both verbs, for any resource, with any justification, at any time.
+    /// Every verb, for any resource, with any justification, at any time.
     pub fn for_callers(callers: Vec<CallerPattern>) -> Self {
         Self {
             callers,
-            verbs: vec![Verb::Wrap, Verb::Unwrap],
+            verbs: Verb::ALL.into(),
             resources: None,
             justifications: Justifications::default(),
             times: None,
@@ -114,7 +133,7 @@ impl Policy {
         &self.rules
     }
 
-    /// Every caller, both verbs, every justification: the policy of `ekm dev`.
+    /// Every caller, every verb, every justification: the policy of `ekm dev`.
     pub fn allow_everybody() -> Self {
         let everybody = CallerPattern::try_from("*".to_owned()).expect("'*' is a pattern");
         Self { rules: vec![Rule::for_callers(vec![everybody])] }
