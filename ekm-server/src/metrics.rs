@@ -17,13 +17,17 @@ const BUCKETS_SECONDS: &[f64] = &[
     0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.0032, 0.0064, 0.0128, 0.0256, 0.04, 0.08, 0.1, 0.13, 0.15, 0.3, 1.0, 5.0,
 ];
 
+/// What an HSM is asked for: the first of [`Verb::ALL`].
+const OPERATIONS: [Verb; 3] = [Verb::Wrap, Verb::Unwrap, Verb::AsymmetricSign];
+
 /// Made once, passed down.
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     /// Requests of the admin API by outcome.
     pub admin_requests: IntCounterVec,
-    request_seconds: [Histogram; 3],
+    /// By verb, and last those without one.
+    request_seconds: [Histogram; 5],
     /// In the order of the configuration.
     shards: Vec<ShardMetrics>,
     hsm_state: IntGaugeVec,
@@ -83,7 +87,7 @@ struct ShardMetrics {
 /// What is known of one replica.
 struct ReplicaMetrics {
     queue_seconds: Histogram,
-    operation_seconds: [Histogram; 2],
+    operation_seconds: [Histogram; 3],
     queue: IntGauge,
     in_flight: IntGauge,
     missing_keys: IntGauge,
@@ -107,7 +111,8 @@ impl Metrics {
         let metrics = Self {
             requests: make.counters("ekm_requests_total", "Requests by verb and outcome.", &["verb", "code"]),
             admin_requests: make.counters("ekm_admin_requests_total", "Admin requests by outcome.", &["code"]),
-            request_seconds: ["wrap", "unwrap", "-"].map(|verb| request_seconds.with_label_values(&[verb])),
+            request_seconds: ["wrap", "unwrap", "asymmetricSign", "getPublicKey", "-"]
+                .map(|verb| request_seconds.with_label_values(&[verb])),
             shards,
             hsm_state: make.gauges(
                 "ekm_hsm_replica_state",
@@ -154,8 +159,8 @@ impl Metrics {
             registry,
         };
         // A counter that appears only with its first event cannot be alerted on.
-        for verb in ["wrap", "unwrap"] {
-            metrics.requests.with_label_values(&[verb, "ok"]);
+        for verb in Verb::ALL {
+            metrics.requests.with_label_values(&[verb.name(), "ok"]);
         }
         metrics.admin_requests.with_label_values(&["ok"]);
         for result in ["ok", "error"] {
@@ -166,11 +171,8 @@ impl Metrics {
 
     /// Counts one request. `verb` is `None` for what is no verb of the protocol.
     pub fn observe(&self, verb: Option<Verb>, code: &str, total: Duration, trace: &Trace) {
-        let (index, name) = match verb {
-            Some(verb @ Verb::Wrap) => (0, verb.name()),
-            Some(verb @ Verb::Unwrap) => (1, verb.name()),
-            None => (2, "-"),
-        };
+        let index = verb.map_or(Verb::ALL.len(), place);
+        let name = verb.map_or("-", Verb::name);
         self.requests.with_label_values(&[name, code]).inc();
         self.request_seconds[index].observe(total.as_secs_f64());
         if trace.destroy_scheduled {
@@ -178,7 +180,7 @@ impl Metrics {
         }
         let Some(shard) = trace.shard.and_then(|place| self.shards.get(place)) else { return };
         self.shard_requests.with_label_values(&[shard.name.as_str(), code]).inc();
-        if !trace.hsm.device.is_zero() && index < 2 {
+        if !trace.hsm.device.is_zero() && index < OPERATIONS.len() {
             let hsm = &shard.replicas[trace.hsm.replica];
             hsm.queue_seconds.observe(trace.hsm.queue.as_secs_f64());
             hsm.operation_seconds[index].observe(trace.hsm.device.as_secs_f64());
@@ -223,6 +225,11 @@ impl Metrics {
     }
 }
 
+/// Where in [`Verb::ALL`].
+fn place(verb: Verb) -> usize {
+    Verb::ALL.iter().position(|other| *other == verb).unwrap_or_default()
+}
+
 /// Takes over a count that is kept elsewhere.
 fn advance(counter: &IntCounter, value: u64) {
     counter.inc_by(value.saturating_sub(counter.get()));
@@ -263,8 +270,7 @@ impl Maker<'_> {
         );
         let of = |labels: [&str; 2]| ReplicaMetrics {
             queue_seconds: queue_seconds.with_label_values(&labels),
-            operation_seconds: ["wrap", "unwrap"]
-                .map(|verb| operation.with_label_values(&[labels[0], labels[1], verb])),
+            operation_seconds: OPERATIONS.map(|verb| operation.with_label_values(&[labels[0], labels[1], verb.name()])),
             queue: queue.with_label_values(&labels),
             in_flight: in_flight.with_label_values(&labels),
             missing_keys: missing.with_label_values(&labels),

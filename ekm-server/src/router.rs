@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::connection::Peer;
 use crate::metrics::Metrics;
 use crate::status;
-use crate::wire::{self, Bounds, CryptoRequest, truncated};
+use crate::wire::{self, Bounds, CryptoRequest, Input, truncated};
 
 /// What the data plane works with; made once, shared by all requests.
 pub struct DataPlane {
@@ -265,12 +265,17 @@ async fn serve(
         deadline,
     };
     let (ekm, trace) = (&plane.ekm, &mut record.trace);
-    match verb {
-        Verb::Wrap => ekm.wrap(&request, input, trace).await.map(|blob| wire::encode_wrapped(&blob)),
-        Verb::Unwrap => {
-            let unwrapped = ekm.unwrap(&request, input.as_bytes(), trace).await;
+    match input {
+        Input::Wrap(plaintext) => ekm.wrap(&request, plaintext, trace).await.map(|blob| wire::encode_wrapped(&blob)),
+        Input::Unwrap(blob) => {
+            let unwrapped = ekm.unwrap(&request, &blob, trace).await;
             unwrapped.map(|plaintext| wire::encode_unwrapped(&plaintext))
         }
+        Input::Sign(to_sign) => {
+            let signed = ekm.sign(&request, &to_sign, trace).await;
+            signed.map(|signature| wire::encode_signed(&signature))
+        }
+        Input::GetPublicKey => ekm.public_key(&request, trace).map(|public| wire::encode_public_key(&public)),
     }
 }
 
@@ -282,22 +287,19 @@ fn ok(json: String) -> Response<Full<Bytes>> {
 
 /// `v0/keys/demo` and `wrap` from `/v0/keys/demo:wrap`; `%3A` is a colon too.
 fn split_verb(path: &str) -> Result<(KeyPath, Verb), Error> {
-    let no_method = || Error::NoSuchMethod("the URL does not end with ':wrap' or ':unwrap'");
+    let no_method =
+        || Error::NoSuchMethod("the URL does not end with ':wrap', ':unwrap', ':asymmetricSign' or ':getPublicKey'");
     let last = path.rfind('/').map_or(0, |at| at + 1);
     let plain = path[last..].rfind(':').map(|at| (last + at, 1));
     let encoded = path[last..].to_ascii_lowercase().rfind("%3a").map(|at| (last + at, 3));
     let (at, length) = plain.max(encoded).ok_or_else(no_method)?;
     let verb = match &path[at + length..] {
-        "wrap" => Verb::Wrap,
-        "unwrap" => Verb::Unwrap,
-        "asymmetricSign" => return Err(Error::NotImplemented("asymmetricSign")),
-        "getPublicKey" => return Err(Error::NotImplemented("getPublicKey")),
         "createKey" => return Err(Error::NotImplemented("createKey")),
         "destroyKey" => return Err(Error::NotImplemented("destroyKey")),
         "checkCryptoSpacePermissions" => return Err(Error::NotImplemented("checkCryptoSpacePermissions")),
         "confidentialwrap" | "confidential-wrap" => return Err(Error::NotImplemented("confidentialwrap")),
         "confidentialunwrap" | "confidential-unwrap" => return Err(Error::NotImplemented("confidentialunwrap")),
-        _ => return Err(no_method()),
+        name => Verb::from_name(name).ok_or_else(no_method)?,
     };
     let path =
         KeyPath::parse_encoded(&path[..at]).map_err(|_| Error::NoSuchMethod("the URL's path can name no key"))?;
@@ -364,6 +366,10 @@ mod tests {
             ("/v0/keys/demo%3Aunwrap", Some(("v0/keys/demo", Verb::Unwrap))),
             ("/v0/keys/demo%3aunwrap", Some(("v0/keys/demo", Verb::Unwrap))),
             ("/demo:wrap", Some(("demo", Verb::Wrap))),
+            ("/v0/keys/demo:asymmetricSign", Some(("v0/keys/demo", Verb::AsymmetricSign))),
+            ("/v0/keys/demo%3AgetPublicKey", Some(("v0/keys/demo", Verb::GetPublicKey))),
+            ("/v0/keys/demo:asymmetricsign", None),
+            ("/v0/keys/demo:get_public_key", None),
             ("/v0/keys/demo:wrapp", None),
             ("/v0/keys/demo:WRAP", None),
             ("/v0/keys/demo:", None),

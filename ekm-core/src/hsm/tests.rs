@@ -262,7 +262,7 @@ fn a_generated_key_works_and_cannot_leave_the_token() {
     let token = token();
     let session = token.session().unwrap();
     let [key] = session.find_objects(&token::key_template(id)).unwrap()[..] else { panic!("one key") };
-    let shown = session.get_attributes(key, &[cryptoki::object::AttributeType::Value]).unwrap();
+    let shown = session.get_attributes(key, &[AttributeType::Value]).unwrap();
     assert!(shown.is_empty(), "CKA_VALUE is not to be had");
     for attribute in [Attribute::Extractable(true), Attribute::Sensitive(false)] {
         assert!(session.update_attributes(key, &[attribute]).is_err());

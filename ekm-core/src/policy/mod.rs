@@ -93,11 +93,11 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Every verb, for any resource, with any justification, at any time.
+    /// wrap and unwrap, for any resource, with any justification, at any time.
     pub fn for_callers(callers: Vec<CallerPattern>) -> Self {
         Self {
             callers,
-            verbs: Verb::ALL.into(),
+            verbs: vec![Verb::Wrap, Verb::Unwrap],
             resources: None,
             justifications: Justifications::default(),
             times: None,
@@ -133,7 +133,7 @@ impl Policy {
         &self.rules
     }
 
-    /// Every caller, every verb, every justification: the policy of `ekm dev`.
+    /// Every caller, wrap and unwrap, every justification: the policy of `ekm dev`.
     pub fn allow_everybody() -> Self {
         let everybody = CallerPattern::try_from("*".to_owned()).expect("'*' is a pattern");
         Self { rules: vec![Rule::for_callers(vec![everybody])] }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ekm_core::catalog::{ApprovalState, Custody, KeyState, SpaceState, VersionState};
-use ekm_core::{KeyPath, ShardName};
+use ekm_core::{Algorithm, KeyPath, ShardName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -97,6 +97,10 @@ pub enum Command {
         #[schema(value_type = String)]
         space: KeyPath,
         policy: PolicyChoice,
+        /// Google's name for what the key does, such as `EC_SIGN_P256_SHA256`. Absent: `EXTERNAL_SYMMETRIC_ENCRYPTION`, it wraps.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        algorithm: Option<Algorithm>,
         /// Absent: what the configuration says.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schema(value_type = Option<String>)]
@@ -143,7 +147,7 @@ pub enum Command {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         version: Option<u32>,
     },
-    /// Make a new version. It wraps as soon as every frontend knows it.
+    /// Make a new version. It wraps as soon as every frontend knows it. A signing key has one version for ever.
     KeyRotate {
         #[schema(value_type = String)]
         path: KeyPath,
@@ -294,6 +298,10 @@ pub struct KeyView {
     pub space: String,
     /// Its policy's name.
     pub policy: String,
+    /// What it does: `EXTERNAL_SYMMETRIC_ENCRYPTION`, or how it signs.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub algorithm: Algorithm,
     #[schema(value_type = String)]
     pub state: KeyState,
     #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
@@ -328,6 +336,9 @@ pub struct VersionView {
     pub state: VersionState,
     #[schema(value_type = String)]
     pub custody: Custody,
+    /// Of a signing key: its public half, in PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
@@ -423,7 +434,7 @@ pub struct ExplainRequest {
     pub policy: Option<Value>,
     /// An e-mail address.
     pub caller: String,
-    /// `wrap` or `unwrap`.
+    /// `wrap`, `unwrap`, `asymmetricSign` or `getPublicKey`.
     pub verb: String,
     /// A reason's name; absent for a request without any.
     #[serde(default, skip_serializing_if = "Option::is_none")]

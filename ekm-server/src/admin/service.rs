@@ -361,11 +361,8 @@ impl Admin {
             _ => return Err(AdminError::invalid("key", "name exactly one of key, policy_name and policy")),
         };
         let policy = Policy::parse(&document).map_err(|error| AdminError::invalid("policy", error.to_string()))?;
-        let verb = match request.verb.as_str() {
-            "wrap" => Verb::Wrap,
-            "unwrap" => Verb::Unwrap,
-            _ => return Err(AdminError::invalid("verb", "write wrap or unwrap")),
-        };
+        let unknown = || AdminError::invalid("verb", format!("write {}", Verb::ALL.map(Verb::name).join(" or ")));
+        let verb = Verb::from_name(&request.verb).ok_or_else(unknown)?;
         let justification = request.justification.as_deref().map_or(Justification::Missing, Justification::from_name);
         let (email, issuer) = (request.caller.clone(), String::new());
         let caller = Caller { email, email_verified: true, subject: String::new(), issuer };

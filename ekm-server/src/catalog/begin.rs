@@ -10,7 +10,7 @@ use ekm_core::catalog::{
 use ekm_core::custody::Custodian;
 use ekm_core::policy::Policy;
 use ekm_core::software::{self, KeyFile};
-use ekm_core::{KeyPath, ShardName};
+use ekm_core::{Algorithm, KeyPath, ShardName};
 use ekm_storage::{CatalogStore, OldKey};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -109,7 +109,7 @@ fn shards_with_health_keys(custodian: &Custodian) -> Vec<ShardName> {
 
 async fn make_health_key(custodian: &Custodian, shard: &ShardName) -> Result<VersionRecord, CatalogError> {
     let id = VersionId { key: Uuid::now_v7(), number: 1 };
-    Ok(custodian.generate(default_custody(custodian), shard, id).await?)
+    Ok(custodian.generate(Algorithm::Symmetric, default_custody(custodian), shard, id).await?)
 }
 
 fn health_key(made: VersionRecord, space: Uuid, policy: Uuid, now: OffsetDateTime) -> KeyRecord {
@@ -118,6 +118,7 @@ fn health_key(made: VersionRecord, space: Uuid, policy: Uuid, now: OffsetDateTim
         space,
         policy,
         purpose: Purpose::Health,
+        algorithm: Algorithm::Symmetric,
         state: KeyState::Enabled,
         destroy_at: None,
         paths: Vec::new(),
@@ -132,6 +133,7 @@ fn health_key(made: VersionRecord, space: Uuid, policy: Uuid, now: OffsetDateTim
             left_on: Default::default(),
             wrapped_material: made.wrapped_material,
             check_blob: made.check_blob,
+            public_key: None,
             created_at: now,
         }],
         rotation: None,
@@ -265,6 +267,7 @@ async fn take_over(
         left_on: Default::default(),
         wrapped_material: version.wrapped_material.clone(),
         check_blob: version.check_blob.clone(),
+        public_key: None,
         created_at: now,
     });
     let record = KeyRecord {
@@ -272,6 +275,7 @@ async fn take_over(
         space,
         policy: policy.id,
         purpose: Purpose::Wrap,
+        algorithm: Algorithm::Symmetric,
         state: old.state,
         destroy_at: None,
         paths: old.paths.clone(),

@@ -191,7 +191,7 @@ impl Upkeep {
                 record.name()
             )));
         };
-        let made = self.plane.ekm.custodian().generate(record.custody, &space.shard, id).await?;
+        let made = self.plane.ekm.custodian().generate(record.algorithm, record.custody, &space.shard, id).await?;
         let added = self.add_version(mirror, &record, &made, still).await;
         // Else its object would be in the way of the next rotation; but if nobody knows whether it is in the catalog, it stays.
         let may_be_used = added.as_ref().map_or_else(CatalogError::is_unknown, |added| *added);

@@ -75,6 +75,9 @@ pub enum CliError {
     /// Keys that should go to another shard stay where they are.
     #[error("{0}")]
     NotMoved(String),
+    /// A key that wraps has no public half.
+    #[error("{0}")]
+    NoPublicKey(String),
 }
 
 impl CliError {
@@ -101,6 +104,7 @@ impl CliError {
             Self::Draining(_) => "hsm_draining",
             Self::Findings(_) => "hsm_key_missing",
             Self::NotMoved(_) => "keys_not_moved",
+            Self::NoPublicKey(_) => "no_public_key",
         }
     }
 }

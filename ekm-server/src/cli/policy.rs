@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use ekm_core::KeyPath;
 use ekm_core::caller::Caller;
 use ekm_core::justification::Justification;
 use ekm_core::policy::{InvalidPolicy, Policy, Request, Verb, explain, lint};
+use ekm_core::{Algorithm, KeyPath};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -90,7 +90,7 @@ struct ExplainArgs {
     #[arg(long, value_name = "EMAIL")]
     caller: String,
     /// What is asked for
-    #[arg(long, value_parser = ["wrap", "unwrap"])]
+    #[arg(long, value_parser = Verb::ALL.map(Verb::name))]
     verb: String,
     /// The Key Access Justification, such as CUSTOMER_INITIATED_ACCESS [default: a request without one]
     #[arg(long, value_name = "REASON")]
@@ -128,7 +128,7 @@ pub(super) struct ChoiceArgs {
     /// A policy that is there, by its name ('ekm policy list')
     #[arg(long, value_name = "NAME")]
     policy: Option<String>,
-    /// A policy of the key's own: who may wrap and unwrap, with any justification; '*' in it stands for any run of characters.
+    /// A policy of the key's own: who may use it, with any justification; '*' in it stands for any run of characters.
     /// Repeat for more
     #[arg(long = "caller", value_name = "EMAIL")]
     callers: Vec<String>,
@@ -138,14 +138,17 @@ pub(super) struct ChoiceArgs {
 }
 
 impl ChoiceArgs {
-    pub(super) fn choice(self) -> Result<PolicyChoice, CliError> {
+    /// For a key that does this.
+    pub(super) fn choice(self, algorithm: Algorithm) -> Result<PolicyChoice, CliError> {
         if let Some(name) = self.policy {
             return Ok(PolicyChoice::Named(name));
         }
         if let Some(file) = self.policy_file {
             return Ok(PolicyChoice::Own(read_policy(&file)?.1));
         }
-        let document = json!({"rules": [{"callers": self.callers, "verbs": ["wrap", "unwrap"]}]});
+        let verbs: Vec<_> =
+            Verb::ALL.into_iter().filter(|verb| verb.is_symmetric() == algorithm.is_symmetric()).collect();
+        let document = json!({"rules": [{"callers": self.callers, "verbs": verbs}]});
         parse(&document.to_string())?;
         Ok(PolicyChoice::Own(document))
     }
@@ -261,7 +264,7 @@ fn explain_here(policy: &Policy, args: &ExplainArgs) -> Value {
     let justification = args.justification.as_deref().map_or(Justification::Missing, Justification::from_name);
     let request = Request {
         caller: &caller,
-        verb: if args.verb == Verb::Wrap.name() { Verb::Wrap } else { Verb::Unwrap },
+        verb: Verb::from_name(&args.verb).unwrap_or(Verb::Unwrap),
         resource: args.resource.as_deref(),
         justification: &justification,
         now: args.at.unwrap_or_else(OffsetDateTime::now_utc),
