@@ -37,7 +37,14 @@ fn every_command_in_the_documentation_works() {
     let path = format!("{}:{}", binary.parent().unwrap().display(), std::env::var("PATH").unwrap());
     let (port, ops_port) = (ekm.address().port().to_string(), ekm.ready.ops_url.rsplit(':').next().unwrap().to_owned());
     let mut count = 0;
-    for file in ["README.md", "docs/operations.md", "docs/policies.md", "docs/catalog.md", "docs/keys-as-code.md"] {
+    for file in [
+        "README.md",
+        "docs/operations.md",
+        "docs/policies.md",
+        "docs/catalog.md",
+        "docs/keys-as-code.md",
+        "docs/signing.md",
+    ] {
         for (line, block) in blocks(&fs::read_to_string(repository.join(file)).unwrap(), "sh") {
             let script = block.replace("8443", &port).replace("9443", &ops_port);
             let script = script.replace("target/debug/ekm", &binary.display().to_string());
@@ -133,6 +140,7 @@ fn links_between_the_documents_lead_somewhere() {
         "docs/policies.md",
         "docs/catalog.md",
         "docs/keys-as-code.md",
+        "docs/signing.md",
     ] {
         let path = repository.join(file);
         let text = fs::read_to_string(&path).unwrap();

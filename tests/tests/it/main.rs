@@ -31,6 +31,7 @@ mod keys;
 mod ops;
 mod process;
 mod rig;
+mod signing;
 mod slow_clients;
 mod table;
 mod tls;
