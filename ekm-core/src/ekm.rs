@@ -154,9 +154,17 @@ impl Ekm {
         let space = snapshot.space(key).ok_or(Error::KeyUnavailable)?;
         let &Request { caller, justification, resource, .. } = request;
         let question = policy::Request { caller, verb, justification, resource, now: OffsetDateTime::now_utc() };
+        let fits = |verb: &Verb| key.algorithm.is_symmetric() == verb.is_symmetric();
+        let wrong = || Error::WrongAlgorithm { verb: verb.name(), algorithm: key.algorithm.name() };
+        // Policies of keys that wrap say nothing of signing: whoever may use the key is told what it is, and not denied, which would
+        // disable his version for a mistyped path. Strangers are told nothing.
+        let may = |verb| policy::decide(policy, &policy::Request { verb, ..question }).is_ok();
+        if !fits(&verb) && Verb::ALL.into_iter().filter(fits).any(may) {
+            return Err(wrong());
+        }
         policy::decide(policy, &question).map_err(Error::Denied)?;
-        if key.algorithm.is_symmetric() != verb.is_symmetric() {
-            return Err(Error::WrongAlgorithm { verb: verb.name(), algorithm: key.algorithm.name() });
+        if !fits(&verb) {
+            return Err(wrong());
         }
         if space.state == SpaceState::Blocked {
             return Err(Error::NotInUse(NotInUse::SpaceBlocked));

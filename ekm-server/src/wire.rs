@@ -155,9 +155,8 @@ pub fn decode(verb: Verb, path: &KeyPath, body: &[u8], bounds: Bounds) -> Result
         return Err(invalid("keyPath", "does not agree with the path in the URL"));
     }
     let input = match verb {
-        Verb::Wrap | Verb::Unwrap if body.plaintext.is_some() && body.wrapped_blob.is_some() => {
-            return Err(invalid("body", "plaintext and wrappedBlob exclude each other"));
-        }
+        Verb::Wrap if body.wrapped_blob.is_some() => return Err(invalid("body", EXCLUSIVE)),
+        Verb::Unwrap if body.plaintext.is_some() => return Err(invalid("body", EXCLUSIVE)),
         Verb::Wrap => Input::Wrap(Plaintext::new(required("plaintext", body.plaintext, bounds.plaintext_bytes)?)),
         Verb::Unwrap => {
             let limit = bounds.plaintext_bytes + ekm_core::blob::OVERHEAD_BYTES;
@@ -188,6 +187,8 @@ pub fn decode(verb: Verb, path: &KeyPath, body: &[u8], bounds: Bounds) -> Result
             .map(|Text(name)| truncated(&name, 1024)),
     })
 }
+
+const EXCLUSIVE: &str = "plaintext and wrappedBlob exclude each other";
 
 fn required(field: &'static str, value: Option<Text<'_>>, limit: usize) -> Result<Vec<u8>, Error> {
     bytes(field, &value.ok_or_else(|| invalid(field, "is missing"))?, limit)

@@ -83,7 +83,8 @@ fn main() -> Result<()> {
 fn signing_key_create(path: &str) -> serde_json::Value {
     let mut command = ekm_tests::key_create(path);
     command["algorithm"] = "EC_SIGN_P256_SHA256".into();
-    command["policy"] = serde_json::json!({"own": {"rules": [{"callers": [ekm_tests::CALLER], "verbs": ["asymmetricSign"]}]}});
+    command["policy"] =
+        serde_json::json!({"own": {"rules": [{"callers": [ekm_tests::CALLER], "verbs": ["asymmetricSign"]}]}});
     command
 }
 

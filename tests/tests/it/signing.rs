@@ -147,6 +147,7 @@ fn bad_requests_to_sign_are_refused_by_field_and_sign_nothing() {
     let mut only_shown = signing_key("v0/keys/shown", P256);
     only_shown["policy"] = json!({"own": {"rules": [{"callers": [CALLER], "verbs": ["getPublicKey"]}]}});
     ekm.change_here(&only_shown);
+    ekm.create_key("v0/keys/foreign", &json!({"callers": ["somebody@else.example"], "verbs": ["wrap", "unwrap"]}));
     let mut table = Table::over(ekm);
     let token = table.ekm.ready.token.clone();
     let mut row = |class: u8, name: &str, target: &str, body: &str, expect: Expect| {
@@ -213,8 +214,11 @@ fn bad_requests_to_sign_are_refused_by_field_and_sign_nothing() {
     row(75, "the public half of a key that wraps", "v0/keys/demo:getPublicKey", "{}", shown);
     let allowed = json!({"callers": [CALLER], "verbs": ["wrap", "unwrap", "asymmetricSign"]});
     let plaintext = json!({"plaintext": text}).to_string();
-    let denied = Refused(403, "does not allow this caller to wrap");
-    row(75, "wrapping with a key that signs and a policy for that", "v0/keys/release:wrap", &plaintext, denied);
+    let signs = Refused(400, "the key's algorithm is EC_SIGN_P256_SHA256, which is not for wrap [wrong_algorithm]");
+    row(75, "wrapping with a key that signs", "v0/keys/release:wrap", &plaintext, signs);
+    let stranger = Refused(403, "the key's policy does not name this caller");
+    row(75, "a stranger is told nothing", "v0/keys/foreign:asymmetricSign", &data, stranger);
+    row(75, "a stranger is told nothing", "v0/keys/foreign:getPublicKey", "{}", stranger);
     row(75, "an unknown key", "v0/keys/none:asymmetricSign", &data, Refused(404, "there is no key"));
     row(75, "an unknown key", "v0/keys/none:getPublicKey", "{}", Refused(404, "there is no key"));
     let denied = Refused(403, "does not allow this caller to asymmetricSign");
@@ -223,7 +227,6 @@ fn bad_requests_to_sign_are_refused_by_field_and_sign_nothing() {
     row(75, "no body", "v0/keys/shown:getPublicKey", "", Good);
     row(75, "a list", "v0/keys/shown:getPublicKey", "[]", Refused(400, "body: "));
 
-    table.ekm.create_key("v0/keys/both", &allowed);
     let both = json!({"type": "key-create", "path": "v0/keys/signs", "space": "v0/cryptospaces/demo", "algorithm": P256,
                       "policy": {"own": {"rules": [allowed]}}});
     table.ekm.change_here(&both);
