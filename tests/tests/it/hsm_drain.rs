@@ -162,7 +162,8 @@ fn the_last_hsm_in_use_is_drained_by_force_only() {
     run(&ekm, &["hsm", "drain", "hsm-a"]).ends(0);
     let again = run(&ekm, &["hsm", "drain", "hsm-a", "--wait"]).ends(0).stdout;
     assert!(again.contains("it was so already"), "{again}");
-    run(&ekm, &["hsm", "drain", "hsm-b"]).fails("admin_impossible", "no other HSM replica of its shard is serving on this frontend");
+    run(&ekm, &["hsm", "drain", "hsm-b"])
+        .fails("admin_impossible", "no other HSM replica of its shard is serving on this frontend");
     assert_eq!(ekm.try_wrap(KEY).0, 200);
 
     let forced = run(&ekm, &["hsm", "drain", "hsm-b", "--force", "--wait"]).ends(0).stdout;
