@@ -1,0 +1,476 @@
+//! `ekm simulate-kms`: Google's side, for whoever has no project at Google, and for tests.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::error::{CliError, Exit};
+use super::output::{Rows, fields, print, print_json};
+use crate::dev;
+use crate::dev::issuer::{self, Issuer};
+use crate::process::Output;
+use crate::remote::read_certificates;
+use crate::simulator::calling::{Attempt, Caller, Patience};
+use crate::simulator::cloud_kms::{CloudKms, Failure, SYMMETRIC};
+use crate::simulator::envelope::{Envelope, encode};
+use crate::simulator::error_domain::{ErrorDomain, KmsError};
+use crate::simulator::state::{Connection, KeyManagementMode, KeyPlace, State, StateFile};
+
+const KEY_RING: &str = "projects/simulated/locations/us-east1/keyRings/simulated";
+
+#[derive(Args)]
+#[command(after_help = "Examples, with 'ekm dev' running:
+  ekm simulate-kms connect --hostname localhost --address 127.0.0.1:8443
+  ekm simulate-kms create-key orders --path v0/keys/demo
+  ekm simulate-kms encrypt orders --in /etc/hostname --out hostname.enc
+  ekm simulate-kms decrypt --in hostname.enc --out hostname.txt
+  ekm simulate-kms show")]
+pub(super) struct SimulatorArgs {
+    /// What Google would keep: keys, versions, the connection
+    #[arg(long, env = "EKM_SIMULATED_KMS", value_name = "FILE", default_value = "simulated-kms.json", global = true)]
+    state: PathBuf,
+    /// The number of the project whose service agent calls; a state file is one project's [default: 123456789012]
+    #[arg(long, value_name = "NUMBER", global = true)]
+    project_number: Option<u64>,
+    /// The RSA key that signs ID tokens, PKCS#8 in PEM [default: that of 'ekm dev' in its data directory]
+    #[arg(long, value_name = "FILE", global = true)]
+    issuer_key: Option<PathBuf>,
+    /// Its name in the tokens' `kid`
+    #[arg(long, value_name = "ID", default_value = issuer::KEY_ID, global = true)]
+    issuer_key_id: String,
+    /// The tokens' `iss`
+    #[arg(long, value_name = "URL", default_value = issuer::NAME, global = true)]
+    issuer: String,
+    /// How long each try may take, from connecting to the last byte
+    #[arg(long, value_name = "MS", default_value_t = 150, global = true, value_parser = clap::value_parser!(u64).range(1..))]
+    deadline_ms: u64,
+    /// How often a call is tried, if what went wrong may pass
+    #[arg(long, value_name = "N", default_value_t = 3, global = true, value_parser = clap::value_parser!(u32).range(1..=20))]
+    tries: u32,
+    /// The access justification that is sent with every call
+    #[arg(long, value_name = "REASON", default_value = "CUSTOMER_INITIATED_ACCESS", global = true)]
+    reason: String,
+    /// Send no access justification, as for a project without Key Access Justifications
+    #[arg(long, global = true, conflicts_with = "reason")]
+    no_reason: bool,
+    /// How to answer
+    #[arg(long, value_enum, default_value = "text", global = true)]
+    output: Output,
+    #[command(subcommand)]
+    command: SimulatorCommand,
+}
+
+#[derive(Subcommand)]
+enum SimulatorCommand {
+    /// Make the EKM connection, or replace it; it has to be reached
+    Connect {
+        /// The name in the EKM's certificate, and, without a port, in the tokens' audience
+        #[arg(long, value_name = "HOST", default_value = "localhost")]
+        hostname: String,
+        /// Where that is; repeat for more: when one fails, the next one is tried
+        #[arg(long = "address", value_name = "IP:PORT", default_value = "127.0.0.1:8443")]
+        addresses: Vec<SocketAddr>,
+        /// A file with the EKM's own certificate, PEM or DER; repeat for more, ten at most [default: that of 'ekm dev']
+        #[arg(long = "certificate", value_name = "FILE")]
+        certificates: Vec<PathBuf>,
+        /// Who makes and destroys keys in the EKM
+        #[arg(long, value_enum, default_value = "manual")]
+        mode: KeyManagementMode,
+        /// The crypto space for new keys, for --mode cloud-kms
+        #[arg(long, value_name = "PATH")]
+        crypto_space: Option<String>,
+    },
+    /// Open TLS to every endpoint of the connection; with mode CLOUD_KMS ask for permissions too
+    VerifyConnectivity,
+    /// Make a key: by a path behind the connection, by a URI, or, with mode CLOUD_KMS, in the EKM
+    CreateKey {
+        /// Its name, for these commands
+        key: String,
+        #[command(flatten)]
+        place: PlaceArgs,
+        /// What it is for; an algorithm such as EC_SIGN_P256_SHA256 makes a key that signs
+        #[arg(long, default_value = SYMMETRIC)]
+        algorithm: String,
+    },
+    /// Encrypt a file with a new data key, which the EKM wraps
+    Encrypt {
+        /// The key
+        key: String,
+        #[command(flatten)]
+        files: FileArgs,
+        /// Additional authenticated data: to be given again for decrypting
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        aad: String,
+    },
+    /// Decrypt what 'encrypt' wrote; the file names key and version
+    Decrypt {
+        #[command(flatten)]
+        files: FileArgs,
+        /// The additional authenticated data that it was encrypted with
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        aad: String,
+    },
+    /// Have the EKM sign a file, and check the signature
+    Sign {
+        #[command(flatten)]
+        version: VersionArgs,
+        #[command(flatten)]
+        files: FileArgs,
+    },
+    /// Fetch a public key
+    PublicKey {
+        #[command(flatten)]
+        version: VersionArgs,
+    },
+    /// Wrap and unwrap once as Google's own health check
+    HealthCheck {
+        /// The key
+        key: String,
+    },
+    /// Make another version, which encrypts from now on: a new path or URI, or, with mode CLOUD_KMS, a new key in the EKM
+    Rotate {
+        /// The key
+        key: String,
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+    /// Enable a version again, after a denial for instance
+    Enable(VersionArgs),
+    /// Disable a version
+    Disable(VersionArgs),
+    /// Schedule a version's destruction
+    Destroy {
+        #[command(flatten)]
+        version: VersionArgs,
+        /// As if its time had come: with mode CLOUD_KMS the EKM is told to destroy its key
+        #[arg(long)]
+        now: bool,
+    },
+    /// Take a scheduled destruction back; the version is disabled then
+    Restore(VersionArgs),
+    /// Show the connection, the keys and their versions
+    #[command(visible_alias = "status")]
+    Show,
+}
+
+/// Where the EKM has the key.
+#[derive(Args)]
+#[group(multiple = false)]
+struct PlaceArgs {
+    /// The key's path behind the connection: protection level EXTERNAL_VPC
+    #[arg(long, value_name = "PATH")]
+    path: Option<String>,
+    /// The key's URI: protection level EXTERNAL
+    #[arg(long, value_name = "URI")]
+    uri: Option<String>,
+    #[command(flatten)]
+    ca: CaArgs,
+}
+
+#[derive(Args)]
+struct CaArgs {
+    /// Certificates that the EKM's is checked against for --uri, PEM; Google takes those of public authorities only
+    #[arg(long, value_name = "FILE", requires = "uri", conflicts_with = "path")]
+    ca_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct FileArgs {
+    /// The file to read
+    #[arg(long = "in", value_name = "FILE")]
+    input: PathBuf,
+    /// The file to write
+    #[arg(long = "out", value_name = "FILE")]
+    output: PathBuf,
+}
+
+#[derive(Args)]
+struct VersionArgs {
+    /// The key
+    key: String,
+    /// The version's number [default: the primary one]
+    #[arg(long, value_name = "N")]
+    key_version: Option<u32>,
+}
+
+pub(super) async fn run(args: SimulatorArgs) -> Result<Exit, CliError> {
+    let SimulatorArgs { state, project_number, reason, no_reason, output, command, .. } = &args;
+    let file = StateFile::open(state).map_err(CliError::Simulator)?;
+    let kept = file.read().map_err(CliError::Simulator)?;
+    if let (Some(kept), Some(wanted)) = (&kept, project_number)
+        && kept.project_number != *wanted
+    {
+        return Err(CliError::Simulator(format!(
+            "{} is of project {}; name another file with --state for project {wanted}",
+            state.display(),
+            kept.project_number
+        )));
+    }
+    let new = || State {
+        project_number: project_number.unwrap_or(123_456_789_012),
+        key_ring: KEY_RING.into(),
+        connection: None,
+        keys: std::collections::BTreeMap::new(),
+    };
+    let issuer_key = match &args.issuer_key {
+        Some(file) => file.clone(),
+        None => issuer::key_file(&dev::data()?.join("issuer")),
+    };
+    let issuer = Issuer::open_key(&issuer_key, args.issuer.clone(), args.issuer_key_id.clone())?;
+    let patience = Patience { deadline: Duration::from_millis(args.deadline_ms), tries: args.tries };
+    let mut kms = CloudKms {
+        state: kept.unwrap_or_else(new),
+        caller: Caller::new(issuer, patience),
+        reason: (!no_reason).then(|| reason.clone()),
+    };
+    let done = carry_out(&mut kms, command).await;
+    // A denial changes the state too.
+    file.write(&kms.state).map_err(CliError::Simulator)?;
+    answer(*output, &kms, done)
+}
+
+/// What an operation has to say, as text and as JSON.
+struct Done {
+    text: String,
+    json: Value,
+}
+
+impl Done {
+    fn new(text: impl Into<String>, json: Value) -> Self {
+        Self { text: text.into(), json }
+    }
+}
+
+async fn carry_out(kms: &mut CloudKms, command: &SimulatorCommand) -> Result<Done, Failure> {
+    use SimulatorCommand as C;
+    Ok(match command {
+        C::Connect { hostname, addresses, certificates, mode, crypto_space } => {
+            let connection = Connection {
+                hostname: hostname.clone(),
+                addresses: addresses.clone(),
+                certificates: pins(certificates)?,
+                key_management_mode: *mode,
+                crypto_space_path: crypto_space.clone(),
+            };
+            kms.connect(connection).await?;
+            Done::new(format!("connected to {hostname}"), json!({"hostname": hostname}))
+        }
+        C::VerifyConnectivity => {
+            kms.verify_connectivity().await?;
+            Done::new("the EKM can be reached", json!({}))
+        }
+        C::CreateKey { key, place, algorithm } => {
+            kms.create_key(key, algorithm, place.place()?).await?;
+            version_done(kms, key, 1, "is there, version 1 is its primary one")
+        }
+        C::Encrypt { key, files, aad } => {
+            let envelope = kms.encrypt(key, &read(&files.input)?, aad.as_bytes()).await?;
+            let text = serde_json::to_string_pretty(&envelope).expect("text and a number");
+            write(&files.output, text.as_bytes())?;
+            let (version, file) = (envelope.version, files.output.display());
+            Done::new(format!("encrypted with version {version}: {file}"), json!({"key": key, "version": version}))
+        }
+        C::Decrypt { files, aad } => {
+            let envelope: Envelope = serde_json::from_slice(&read(&files.input)?)
+                .map_err(|error| format!("{} was not written by 'encrypt': {error}", files.input.display()))?;
+            write(&files.output, &kms.decrypt(&envelope, aad.as_bytes()).await?)?;
+            let Envelope { key, version, .. } = envelope;
+            let file = files.output.display();
+            Done::new(format!("decrypted with version {version}: {file}"), json!({"key": key, "version": version}))
+        }
+        C::Sign { version, files } => {
+            let signature = kms.sign(&version.key, version.key_version, &read(&files.input)?).await?;
+            write(&files.output, &signature)?;
+            let text = format!("signed, and the signature fits the public key: {}", files.output.display());
+            Done::new(text, json!({"key": version.key, "signature": encode(&signature)}))
+        }
+        C::PublicKey { version } => {
+            let pem = kms.public_key(&version.key, version.key_version).await?;
+            Done::new(pem.trim_end(), json!({"key": version.key, "public_key": pem}))
+        }
+        C::HealthCheck { key } => {
+            kms.health_check(key).await?;
+            Done::new("healthy", json!({"key": key}))
+        }
+        C::Rotate { key, place } => {
+            let number = kms.rotate(key, place.place()?).await?;
+            version_done(kms, key, number, &format!("has version {number} as its primary one"))
+        }
+        C::Enable(VersionArgs { key, key_version }) => {
+            let number = kms.set_enabled(key, *key_version, true)?;
+            version_done(kms, key, number, &format!("has version {number} enabled"))
+        }
+        C::Disable(VersionArgs { key, key_version }) => {
+            let number = kms.set_enabled(key, *key_version, false)?;
+            version_done(kms, key, number, &format!("has version {number} disabled"))
+        }
+        C::Destroy { version: VersionArgs { key, key_version }, now } => {
+            let number = kms.destroy(key, *key_version, *now).await?;
+            let what = if *now { "destroyed" } else { "scheduled for destruction; 'restore' takes it back" };
+            version_done(kms, key, number, &format!("has version {number} {what}"))
+        }
+        C::Restore(VersionArgs { key, key_version }) => {
+            let number = kms.restore(key, *key_version)?;
+            version_done(kms, key, number, &format!("has version {number} back, disabled"))
+        }
+        C::Show => show(&kms.state),
+    })
+}
+
+impl PlaceArgs {
+    fn place(&self) -> Result<Option<KeyPlace>, String> {
+        if let Some(path) = &self.path {
+            return Ok(Some(KeyPlace::ExternalVpc { ekm_connection_key_path: path.clone() }));
+        }
+        let Some(uri) = &self.uri else { return Ok(None) };
+        // The state may be used from another directory.
+        let absolute =
+            |file: &PathBuf| file.canonicalize().map_err(|error| format!("cannot find {}: {error}", file.display()));
+        let ca_file = self.ca.ca_file.as_ref().map(absolute).transpose()?;
+        Ok(Some(KeyPlace::External { external_key_uri: uri.clone(), ca_file }))
+    }
+}
+
+fn version_done(kms: &CloudKms, name: &str, number: u32, what: &str) -> Done {
+    let version = &kms.state.keys[name].versions[&number];
+    let place = &version.place;
+    let text = format!("key '{name}' {what} ({}, {})", place.protection_level(), place.name());
+    let json = json!({
+        "key": name, "version": number, "state": version.state, "protection_level": place.protection_level(),
+        "place": place.name(),
+    });
+    Done::new(text, json)
+}
+
+fn show(state: &State) -> Done {
+    let mut text = fields(&[
+        ("project", state.project_number.to_string()),
+        ("service agent", state.service_agent()),
+        ("key ring", state.key_ring.clone()),
+    ]);
+    if let Some(connection) = &state.connection {
+        let addresses: Vec<_> = connection.addresses.iter().map(ToString::to_string).collect();
+        let mode = match connection.key_management_mode {
+            KeyManagementMode::Manual => "MANUAL",
+            KeyManagementMode::CloudKms => "CLOUD_KMS",
+        };
+        text += "\n\n";
+        text += &fields(&[
+            ("connection to", connection.hostname.clone()),
+            ("endpoints", addresses.join(", ")),
+            ("certificates", connection.certificates.len().to_string()),
+            ("mode", mode.into()),
+            ("crypto space", connection.crypto_space_path.clone().unwrap_or_default()),
+        ]);
+    }
+    let mut rows = Rows::new(["KEY", "VERSION", "STATE", "LEVEL", "PLACE", "ALGORITHM", "WHY"]);
+    for (name, key) in &state.keys {
+        for (number, version) in &key.versions {
+            let primary = if *number == key.primary { " primary" } else { "" };
+            rows.push([
+                name.clone(),
+                format!("{number}{primary}"),
+                version.state.name().into(),
+                version.place.protection_level().into(),
+                version.place.name().into(),
+                key.algorithm.clone(),
+                version.disabled_because.clone().unwrap_or_default(),
+            ]);
+        }
+    }
+    if !state.keys.is_empty() {
+        text += "\n\n";
+        text += &rows.render(std::io::stdout().is_terminal());
+    }
+    let mut json = serde_json::to_value(state).expect("map keys are names and numbers");
+    for key in json["keys"].as_object_mut().into_iter().flat_map(|keys| keys.values_mut()) {
+        for version in key["versions"].as_object_mut().into_iter().flat_map(|versions| versions.values_mut()) {
+            version.as_object_mut().map(|version| version.remove("inner_key"));
+        }
+    }
+    json["service_agent"] = json!(state.service_agent());
+    Done { text, json }
+}
+
+/// Prints what the EKM was asked, what Cloud KMS made of it, and what came of that.
+fn answer(output: Output, kms: &CloudKms, done: Result<Done, Failure>) -> Result<Exit, CliError> {
+    let attempts = &kms.caller.attempts;
+    let error = match &done {
+        Err(Failure::Usage(problem)) => return Err(CliError::Simulator(problem.clone())),
+        Err(Failure::Kms(error)) => Some(error.clone()),
+        Ok(_) => None,
+    };
+    match output {
+        Output::Json => {
+            let result = done.as_ref().map_or(Value::Null, |done| done.json.clone());
+            let error = error.as_ref().map(|error| {
+                json!({
+                    "name": error.name(), "code": error.code, "message": error.message, "effect": error.effect,
+                    "retriable": error.domain.is_some_and(ErrorDomain::is_retried),
+                })
+            });
+            print_json(&json!({"ok": error.is_none(), "result": result, "error": error, "calls": attempts}));
+        }
+        Output::Text => {
+            let calls = table(attempts, error.as_ref());
+            let text = done.as_ref().map_or("", |done| done.text.as_str());
+            let parts: Vec<_> = [calls.as_str(), text].into_iter().filter(|part| !part.is_empty()).collect();
+            if !parts.is_empty() {
+                print(&parts.join("\n\n"));
+            }
+        }
+    }
+    let Some(error) = error else { return Ok(Exit::Done) };
+    let effect = error.effect.as_ref().map(|effect| format!("; {effect}")).unwrap_or_default();
+    Err(CliError::CloudKms(format!("{}: {}{effect}", error.name(), error.message)))
+}
+
+fn table(attempts: &[Attempt], error: Option<&KmsError>) -> String {
+    if attempts.is_empty() {
+        return String::new();
+    }
+    let mut rows = Rows::new(["METHOD", "ENDPOINT", "HTTP", "MS", "CLOUD KMS REPORTS", "EFFECT", "THE EKM SAID"]);
+    for (at, attempt) in attempts.iter().enumerate() {
+        let is_last = at + 1 == attempts.len();
+        let effect = match error.and_then(|error| error.effect.clone()).filter(|_| is_last) {
+            Some(effect) => effect,
+            None if attempt.retried => "tried again".into(),
+            None => String::new(),
+        };
+        rows.push([
+            attempt.method.verb().into(),
+            attempt.endpoint.clone(),
+            attempt.status.map_or_else(String::new, |status| status.to_string()),
+            format!("{:.1}", attempt.took_ms),
+            attempt.error.map_or("ok", ErrorDomain::name).into(),
+            effect,
+            attempt.detail.clone(),
+        ]);
+    }
+    rows.render(std::io::stdout().is_terminal())
+}
+
+fn pins(files: &[PathBuf]) -> Result<Vec<String>, Failure> {
+    let of_dev;
+    let files = if files.is_empty() {
+        of_dev = [dev::data().map_err(|error| error.to_string())?.join("tls/certificate.pem")];
+        &of_dev[..]
+    } else {
+        files
+    };
+    // The leaf comes first in a chain, and only it can be pinned.
+    let first = |file: &PathBuf| Ok(encode(&read_certificates(file)?[0]));
+    files.iter().map(first).collect::<Result<_, String>>().map_err(Failure::Usage)
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(file).map_err(|error| format!("cannot read {}: {error}", file.display()))
+}
+
+fn write(file: &Path, content: &[u8]) -> Result<(), String> {
+    std::fs::write(file, content).map_err(|error| format!("cannot write {}: {error}", file.display()))
+}

@@ -1,0 +1,430 @@
+//! What a customer asks of Cloud KMS, and what it asks of the EKM for that.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use super::calling::{Caller, Route};
+use super::envelope::{self, Envelope, decode, encode};
+use super::error_domain::{Api, ErrorDomain, KmsError};
+use super::state::{Connection, Key, KeyManagementMode, KeyPlace, State, Version, VersionState};
+use crate::remote::signature::{ALGORITHMS, verify};
+
+/// The one algorithm of keys that encrypt.
+pub(crate) const SYMMETRIC: &str = "EXTERNAL_SYMMETRIC_ENCRYPTION";
+/// What a connection that makes and destroys keys has to be allowed. The protocol's names for it are not public.
+const PERMISSIONS: [&str; 2] = ["createKey", "destroyKey"];
+/// Google's bounds: certificates of a connection, bytes that it encrypts at once.
+const MAX_PINS: usize = 10;
+const MAX_AAD_BYTES: usize = 64 * 1024;
+
+/// Why an operation fails.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// As Cloud KMS would tell its customer.
+    Kms(KmsError),
+    /// The simulator cannot do it.
+    Usage(String),
+}
+
+impl From<String> for Failure {
+    fn from(problem: String) -> Self {
+        Self::Usage(problem)
+    }
+}
+
+impl From<KmsError> for Failure {
+    fn from(error: KmsError) -> Self {
+        Self::Kms(error)
+    }
+}
+
+/// The simulated service, for one project.
+pub(crate) struct CloudKms {
+    pub(crate) state: State,
+    pub(crate) caller: Caller,
+    /// The access justification that goes with every call; none sends no context for it at all.
+    pub(crate) reason: Option<String>,
+}
+
+impl CloudKms {
+    /// Makes the connection, or replaces it. An EKM that is away, or another one, fails this.
+    pub(crate) async fn connect(&mut self, connection: Connection) -> Result<(), Failure> {
+        let invalid = |what: &str| Err(KmsError::own("INVALID_ARGUMENT", what).into());
+        if !(1..=MAX_PINS).contains(&connection.certificates.len()) {
+            return invalid("a connection has 1 to 10 certificates");
+        }
+        let has_space = connection.crypto_space_path.is_some();
+        if has_space != (connection.key_management_mode == KeyManagementMode::CloudKms) {
+            return invalid("mode CLOUD_KMS needs a crypto space, and mode MANUAL has none");
+        }
+        let before = self.state.connection.replace(connection);
+        let verified = self.verify_connectivity().await;
+        if verified.is_err() {
+            self.state.connection = before;
+        }
+        verified
+    }
+
+    /// Opens TLS to every endpoint, and asks for permissions if Cloud KMS is to manage keys.
+    pub(crate) async fn verify_connectivity(&mut self) -> Result<(), Failure> {
+        let connection = self.connection()?.clone();
+        self.caller.reach(&Route::through(&connection, "")?).await??;
+        let Some(space) = &connection.crypto_space_path else { return Ok(()) };
+        let location = self.state.key_ring.split("/keyRings/").next().unwrap_or_default();
+        let mut body = self.context(&format!("{location}/ekmConnections/simulated"));
+        body["permissions"] = json!(PERMISSIONS);
+        let route = Route::through(&connection, space)?;
+        let held = |answer: &Value| {
+            let held = answer["permissions"].as_array()?;
+            Some(PERMISSIONS.iter().all(|wanted| held.iter().any(|held| held == wanted)))
+        };
+        let api = Api::CheckCryptoSpacePermissions;
+        if !self.caller.call(api, &route, &self.state.service_agent(), &body, held).await?? {
+            return Err(KmsError::external(ErrorDomain::ExternalPermissionDenied, api).into());
+        }
+        Ok(())
+    }
+
+    /// Makes a key with its first version. `place` is none if Cloud KMS is to make it in the EKM.
+    pub(crate) async fn create_key(
+        &mut self,
+        name: &str,
+        algorithm: &str,
+        place: Option<KeyPlace>,
+    ) -> Result<(), Failure> {
+        if self.state.keys.contains_key(name) {
+            return Err(KmsError::own("ALREADY_EXISTS", format!("there is a key '{name}'")).into());
+        }
+        let algorithm = algorithm.strip_prefix("ALGORITHM_").unwrap_or(algorithm);
+        if algorithm != SYMMETRIC && !ALGORITHMS.iter().any(|(known, _)| *known == algorithm) {
+            let known: Vec<_> = ALGORITHMS.iter().map(|(known, _)| *known).collect();
+            let text = format!("'{algorithm}' is none of the algorithms: {SYMMETRIC}, {}", known.join(", "));
+            return Err(KmsError::own("INVALID_ARGUMENT", text).into());
+        }
+        let version = self.new_version(name, 1, algorithm, place).await?;
+        let versions = BTreeMap::from([(1, version)]);
+        self.state.keys.insert(name.into(), Key { algorithm: algorithm.into(), primary: 1, versions });
+        Ok(())
+    }
+
+    /// Makes another version, which is the primary one from now on.
+    pub(crate) async fn rotate(&mut self, name: &str, place: Option<KeyPlace>) -> Result<u32, Failure> {
+        let key = self.key(name)?;
+        let number = key.versions.keys().last().map_or(1, |last| last + 1);
+        let algorithm = key.algorithm.clone();
+        let version = self.new_version(name, number, &algorithm, place).await?;
+        let key = self.state.keys.get_mut(name).expect("found above");
+        key.versions.insert(number, version);
+        key.primary = number;
+        Ok(number)
+    }
+
+    async fn new_version(
+        &mut self,
+        name: &str,
+        number: u32,
+        algorithm: &str,
+        place: Option<KeyPlace>,
+    ) -> Result<Version, Failure> {
+        let cloud_kms = self.state.connection.as_ref().and_then(|connection| connection.crypto_space_path.clone());
+        let made_by_us = place.is_none();
+        let place = match (place, cloud_kms) {
+            (Some(KeyPlace::ExternalVpc { .. }), Some(_)) => {
+                let what = "the connection's mode is CLOUD_KMS: Cloud KMS makes the key, and its path is not given";
+                return Err(KmsError::own("INVALID_ARGUMENT", what).into());
+            }
+            (Some(place), _) => place,
+            (None, Some(space)) => self.make_in_ekm(&space, name, number, algorithm).await?,
+            (None, None) => {
+                let what = "a key path or key URI is needed, unless the connection's mode is CLOUD_KMS";
+                return Err(KmsError::own("INVALID_ARGUMENT", what).into());
+            }
+        };
+        let inner_key = encode(envelope::new_key()?.as_slice());
+        let version = Version { state: VersionState::Enabled, disabled_because: None, place, inner_key };
+        // Whoever cannot use the key learns it now.
+        let resource = self.state.resource_name(name, number);
+        let tried = match algorithm {
+            SYMMETRIC => {
+                let probe = envelope::new_key()?;
+                self.wrap(&version, &resource, probe.as_slice(), b"", false).await.map(|_| ())
+            }
+            _ => self.fetch_public_key(&version, &resource).await.map(|_| ()),
+        };
+        tried.map_err(|failure| match failure {
+            Failure::Kms(mut error) if made_by_us => {
+                let path = version.place.name();
+                error.effect = Some(format!("the EKM has made {path}, and will give it again to the same call"));
+                Failure::Kms(error)
+            }
+            other => other,
+        })?;
+        Ok(version)
+    }
+
+    async fn make_in_ekm(
+        &mut self,
+        space: &str,
+        name: &str,
+        number: u32,
+        algorithm: &str,
+    ) -> Result<KeyPlace, Failure> {
+        let mut body = self.context(&self.state.resource_name(name, number));
+        body["algorithm"] = json!(format!("ALGORITHM_{algorithm}"));
+        let route = Route::through(self.connection()?, space)?;
+        let path = |answer: &Value| answer["keyPath"].as_str().filter(|path| !path.is_empty()).map(str::to_owned);
+        let path = self.caller.call(Api::CreateKey, &route, &self.state.service_agent(), &body, path).await??;
+        Ok(KeyPlace::ExternalVpc { ekm_connection_key_path: path })
+    }
+
+    /// Encrypts data with a new data key, and that with the key's primary version.
+    pub(crate) async fn encrypt(&mut self, name: &str, data: &[u8], aad: &[u8]) -> Result<Envelope, Failure> {
+        if aad.len() > MAX_AAD_BYTES {
+            return Err(KmsError::own("INVALID_ARGUMENT", "the additional authenticated data is over 64 KiB").into());
+        }
+        let (version, number) = self.take(name, None, true)?;
+        let data_key = envelope::new_key()?;
+        let inner = envelope::seal(&decode(&version.inner_key, "the inner key")?, data_key.as_slice(), aad)?;
+        let resource = self.state.resource_name(name, number);
+        let wrapped = self.wrap(&version, &resource, &inner, aad, false).await;
+        let wrapped = self.note_denial(name, number, wrapped)?;
+        let ciphertext = envelope::seal(data_key.as_slice(), data, aad)?;
+        let (wrapped_data_key, ciphertext) = (encode(&wrapped), encode(&ciphertext));
+        Ok(Envelope { key: name.into(), version: number, wrapped_data_key, ciphertext })
+    }
+
+    /// Opens what [`Self::encrypt`] made, with the version that made it.
+    pub(crate) async fn decrypt(&mut self, envelope: &Envelope, aad: &[u8]) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        let (name, number) = (envelope.key.as_str(), envelope.version);
+        let (version, _) = self.take(name, Some(number), true)?;
+        let blob = decode(&envelope.wrapped_data_key, "the wrapped data key")?;
+        let resource = self.state.resource_name(name, number);
+        let inner = self.unwrap(&version, &resource, &blob, aad, false).await;
+        let inner = self.note_denial(name, number, inner)?;
+        let data_key = envelope::open(&decode(&version.inner_key, "the inner key")?, &inner, aad)?;
+        let data_key = data_key.ok_or_else(|| KmsError::external(ErrorDomain::UnexpectedResponse, Api::Decrypt))?;
+        let data = envelope::open(&data_key, &decode(&envelope.ciphertext, "the ciphertext")?, aad)?;
+        Ok(data.ok_or_else(|| "the data in the envelope was changed".to_owned())?)
+    }
+
+    /// Google's probe of the primary version: the whole way there and back.
+    pub(crate) async fn health_check(&mut self, name: &str) -> Result<(), Failure> {
+        let (version, number) = self.take(name, None, true)?;
+        let resource = self.state.resource_name(name, number);
+        let probe = envelope::new_key()?;
+        let wrapped = self.wrap(&version, &resource, probe.as_slice(), b"", true).await;
+        let wrapped = self.note_denial(name, number, wrapped)?;
+        let unwrapped = self.unwrap(&version, &resource, &wrapped, b"", true).await;
+        let unwrapped = self.note_denial(name, number, unwrapped)?;
+        if unwrapped.as_slice() != probe.as_slice() {
+            return Err(KmsError::external(ErrorDomain::UnexpectedResponse, Api::Decrypt).into());
+        }
+        Ok(())
+    }
+
+    /// Has data signed, and checks the signature with the public key.
+    pub(crate) async fn sign(&mut self, name: &str, version: Option<u32>, data: &[u8]) -> Result<Vec<u8>, Failure> {
+        let (version, number) = self.take(name, version, false)?;
+        let resource = self.state.resource_name(name, number);
+        let mut body = self.context(&resource);
+        body["data"] = json!(STANDARD.encode(data));
+        let signature = |answer: &Value| STANDARD.decode(answer["signature"].as_str()?).ok();
+        let signature = self.call_key(Api::AsymmetricSign, &version, &body, signature).await;
+        let signature = self.note_denial(name, number, signature)?;
+        let public_key = self.fetch_public_key(&version, &resource).await;
+        let public_key = self.note_denial(name, number, public_key)?;
+        let algorithm = &self.key(name)?.algorithm;
+        verify(algorithm, &public_key, data, &signature).map_err(|problem| KmsError {
+            message: problem,
+            ..KmsError::external(ErrorDomain::UnexpectedResponse, Api::AsymmetricSign)
+        })?;
+        Ok(signature)
+    }
+
+    /// The public key, PEM.
+    pub(crate) async fn public_key(&mut self, name: &str, version: Option<u32>) -> Result<String, Failure> {
+        let (version, number) = self.take(name, version, false)?;
+        let public_key = self.fetch_public_key(&version, &self.state.resource_name(name, number)).await;
+        self.note_denial(name, number, public_key)
+    }
+
+    /// Enables or disables a version; the EKM does not hear of it.
+    pub(crate) fn set_enabled(&mut self, name: &str, version: Option<u32>, enabled: bool) -> Result<u32, Failure> {
+        let number = self.number(name, version)?;
+        let version = self.version_mut(name, number);
+        match version.state {
+            VersionState::Enabled | VersionState::Disabled => {
+                version.state = if enabled { VersionState::Enabled } else { VersionState::Disabled };
+                version.disabled_because = None;
+                Ok(number)
+            }
+            state => Err(wrong_state(name, number, state).into()),
+        }
+    }
+
+    /// Schedules a version's destruction; with `now`, as if its time had come: then the EKM is told, if Cloud KMS manages its keys.
+    pub(crate) async fn destroy(&mut self, name: &str, version: Option<u32>, now: bool) -> Result<u32, Failure> {
+        let number = self.number(name, version)?;
+        if self.version_mut(name, number).state == VersionState::Destroyed {
+            return Err(wrong_state(name, number, VersionState::Destroyed).into());
+        }
+        self.version_mut(name, number).state = VersionState::DestroyScheduled;
+        if !now {
+            return Ok(number);
+        }
+        let managed = self.state.connection.as_ref().is_some_and(|connection| connection.crypto_space_path.is_some());
+        let version = self.state.keys[name].versions[&number].clone();
+        if managed && matches!(version.place, KeyPlace::ExternalVpc { .. }) {
+            let body = self.context(&self.state.resource_name(name, number));
+            self.call_key(Api::DestroyKey, &version, &body, |answer| answer.is_object().then_some(())).await?;
+        }
+        let version = self.version_mut(name, number);
+        version.state = VersionState::Destroyed;
+        version.inner_key.clear();
+        Ok(number)
+    }
+
+    /// Takes back a destruction whose time has not come. As at Cloud KMS, the version is disabled then.
+    pub(crate) fn restore(&mut self, name: &str, version: Option<u32>) -> Result<u32, Failure> {
+        let number = self.number(name, version)?;
+        let version = self.version_mut(name, number);
+        match version.state {
+            VersionState::DestroyScheduled => version.state = VersionState::Disabled,
+            state => return Err(wrong_state(name, number, state).into()),
+        }
+        Ok(number)
+    }
+
+    async fn wrap(
+        &mut self,
+        version: &Version,
+        resource: &str,
+        plaintext: &[u8],
+        aad: &[u8],
+        is_health_check: bool,
+    ) -> Result<Vec<u8>, Failure> {
+        let body = self.crypto_body(resource, "plaintext", plaintext, aad, is_health_check);
+        let blob = |answer: &Value| STANDARD.decode(answer["wrappedBlob"].as_str()?).ok();
+        self.call_key(Api::Encrypt, version, &body, blob).await
+    }
+
+    async fn unwrap(
+        &mut self,
+        version: &Version,
+        resource: &str,
+        blob: &[u8],
+        aad: &[u8],
+        is_health_check: bool,
+    ) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        let body = self.crypto_body(resource, "wrappedBlob", blob, aad, is_health_check);
+        let plaintext = |answer: &Value| {
+            // proto3 JSON leaves out what is empty.
+            let text = answer.get("plaintext").map_or(Some(""), Value::as_str)?;
+            STANDARD.decode(text).ok().map(Zeroizing::new)
+        };
+        self.call_key(Api::Decrypt, version, &body, plaintext).await
+    }
+
+    async fn fetch_public_key(&mut self, version: &Version, resource: &str) -> Result<String, Failure> {
+        let body = self.context(resource);
+        let pem = |answer: &Value| {
+            answer["publicKey"].as_str().filter(|pem| pem.starts_with("-----BEGIN ")).map(str::to_owned)
+        };
+        self.call_key(Api::GetPublicKey, version, &body, pem).await
+    }
+
+    async fn call_key<T>(
+        &mut self,
+        api: Api,
+        version: &Version,
+        body: &Value,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Result<T, Failure> {
+        let route = Route::to(&version.place, self.state.connection.as_ref())??;
+        Ok(self.caller.call(api, &route, &self.state.service_agent(), body, read).await??)
+    }
+
+    fn crypto_body(&self, resource: &str, field: &str, value: &[u8], aad: &[u8], is_health_check: bool) -> Value {
+        let mut body = self.context(resource);
+        body[field] = json!(STANDARD.encode(value));
+        if !aad.is_empty() {
+            body["additionalAuthenticatedData"] = json!(STANDARD.encode(aad));
+        }
+        if is_health_check {
+            body["additionalContext"]["isKeyHealthCheck"] = json!(true);
+        }
+        body
+    }
+
+    fn context(&self, resource: &str) -> Value {
+        let mut context = json!({"relativeResourceName": resource});
+        match self.reason.as_deref() {
+            None => {}
+            // proto3 JSON leaves out an enum's zero.
+            Some("REASON_UNSPECIFIED") => context["accessReasonContext"] = json!({}),
+            Some(reason) => context["accessReasonContext"] = json!({"reason": reason}),
+        }
+        json!({"additionalContext": context})
+    }
+
+    /// A denial makes Cloud KMS disable the key version.
+    fn note_denial<T>(&mut self, name: &str, number: u32, outcome: Result<T, Failure>) -> Result<T, Failure> {
+        outcome.map_err(|failure| match failure {
+            Failure::Kms(mut error) if error.domain == Some(ErrorDomain::ExternalPermissionDenied) => {
+                let version = self.version_mut(name, number);
+                version.state = VersionState::Disabled;
+                version.disabled_because = Some(ErrorDomain::ExternalPermissionDenied.name().into());
+                error.effect = Some(format!("version {number} of key '{name}' is disabled now"));
+                Failure::Kms(error)
+            }
+            other => other,
+        })
+    }
+
+    fn connection(&self) -> Result<&Connection, String> {
+        let none = || "there is no connection yet; 'ekm simulate-kms connect' makes one".to_owned();
+        self.state.connection.as_ref().ok_or_else(none)
+    }
+
+    fn key(&self, name: &str) -> Result<&Key, KmsError> {
+        let unknown = || KmsError::own("NOT_FOUND", format!("there is no key '{name}'"));
+        self.state.keys.get(name).ok_or_else(unknown)
+    }
+
+    fn number(&self, name: &str, version: Option<u32>) -> Result<u32, KmsError> {
+        let key = self.key(name)?;
+        let number = version.unwrap_or(key.primary);
+        if !key.versions.contains_key(&number) {
+            return Err(KmsError::own("NOT_FOUND", format!("key '{name}' has no version {number}")));
+        }
+        Ok(number)
+    }
+
+    fn version_mut(&mut self, name: &str, number: u32) -> &mut Version {
+        let key = self.state.keys.get_mut(name).expect("looked up before");
+        key.versions.get_mut(&number).expect("looked up before")
+    }
+
+    /// A version to be used, if it can be and is for that.
+    fn take(&self, name: &str, version: Option<u32>, symmetric: bool) -> Result<(Version, u32), KmsError> {
+        let number = self.number(name, version)?;
+        let key = &self.state.keys[name];
+        if (key.algorithm == SYMMETRIC) != symmetric {
+            let what = format!("key '{name}' has algorithm {}, which is not for this", key.algorithm);
+            return Err(KmsError::own("FAILED_PRECONDITION", what));
+        }
+        let version = key.versions[&number].clone();
+        match version.state {
+            VersionState::Enabled => Ok((version, number)),
+            state => Err(wrong_state(name, number, state)),
+        }
+    }
+}
+
+fn wrong_state(name: &str, number: u32, state: VersionState) -> KmsError {
+    KmsError::own("FAILED_PRECONDITION", format!("version {number} of key '{name}' is {}", state.name()))
+}
