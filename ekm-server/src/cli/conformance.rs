@@ -68,7 +68,7 @@ pub(super) struct ConformanceArgs {
     #[arg(long)]
     strict: bool,
     /// How long Cloud KMS would wait for an answer
-    #[arg(long, value_name = "MS", default_value_t = 150)]
+    #[arg(long, value_name = "MS", env = "EKM_DEADLINE_MS", default_value_t = 150)]
     deadline_ms: u64,
     /// How long to wait for an answer here, so as to see it
     #[arg(long, value_name = "MS", default_value_t = 5000)]
@@ -105,6 +105,7 @@ pub(super) fn run(args: &ConformanceArgs) -> Result<Exit, CliError> {
         deadline: Duration::from_millis(args.deadline_ms),
     };
     let target = Target::new(runtime()?, ekm.with_host_header(args.host_header.clone()), options);
+    target.reach().map_err(|cause| setup(format!("cannot test {}: {cause}", args.url)))?;
     let findings = conformance::run(&target, &args.only, args.strict);
     if findings.is_empty() {
         return Err(setup(format!("no check's id begins with {}", args.only.join(" or "))));

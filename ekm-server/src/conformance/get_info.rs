@@ -10,5 +10,5 @@ pub(super) const CHECKS: &[Check] =
     &[check("get-info.answers", Choice, "request", "GET v0/info", "200, a JSON object", |t| {
         let token = Some(&t.options.tokens.good);
         let call = Call { method: Method::GET, path: "v0/info", token, content_type: None, body: String::new() };
-        t.send(call).implemented()?.json().map(|_| "200".into())
+        t.send(&call).implemented()?.json().map(|_| "200".into())
     })];

@@ -1,7 +1,7 @@
 //! The EKM under test: how it is asked, and what its replies are compared with.
 
 use std::cell::{OnceCell, RefCell};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -61,12 +61,26 @@ impl Target {
         Self { runtime, ekm, options, run, made: RefCell::default(), create_key: OnceCell::new() }
     }
 
-    /// Sends anything.
-    pub(super) fn send(&self, call: Call<'_>) -> Reply {
+    /// Whether there is anybody; what is answered does not matter.
+    pub(crate) fn reach(&self) -> Result<(), NoAnswer> {
+        let call = Call { method: Method::GET, path: "", token: None, content_type: None, body: String::new() };
+        self.send(&call).outcome.map(|_| ())
+    }
+
+    /// Sends anything. Once more if the connection was lost: an EKM that refuses a long body unread may close the connection behind its
+    /// answer, and the next request meets that. Every method can be repeated.
+    pub(super) fn send(&self, call: &Call<'_>) -> Reply {
         let verb = call.path.rsplit([':', '/']).next().unwrap_or_default().to_owned();
-        let started = std::time::Instant::now();
-        let outcome = self.runtime.block_on(self.ekm.call(call, self.options.timeout)).map(|(answer, _)| answer);
-        Reply { verb, outcome, took: started.elapsed() }
+        let once = || {
+            let started = Instant::now();
+            let outcome = self.runtime.block_on(self.ekm.call(call, self.options.timeout));
+            (outcome, started.elapsed())
+        };
+        let (outcome, took) = match once() {
+            (Err(NoAnswer::Network(_)), _) => once(),
+            done => done,
+        };
+        Reply { verb, outcome, took }
     }
 
     /// Posts JSON with the good token.
@@ -77,7 +91,7 @@ impl Target {
     /// Posts any text as JSON, as anybody.
     pub(super) fn post_as(&self, token: Option<&SecretString>, path_and_verb: &str, body: String) -> Reply {
         let content_type = Some("application/json");
-        self.send(Call { method: Method::POST, path: path_and_verb, token, content_type, body })
+        self.send(&Call { method: Method::POST, path: path_and_verb, token, content_type, body })
     }
 
     pub(super) fn wrap(&self, body: &Value) -> Reply {

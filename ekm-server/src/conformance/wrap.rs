@@ -102,7 +102,7 @@ pub(super) const CHECKS: &[Check] = &[
         let body = t.body("plaintext", b"x", b"").to_string();
         let path = format!("{}:wrap", t.options.key_path);
         let (token, content_type) = (Some(&t.options.tokens.good), Some("application/json; charset=utf-8"));
-        t.send(Call { method: Method::POST, path: &path, token, content_type, body }).is(&[200])
+        t.send(&Call { method: Method::POST, path: &path, token, content_type, body }).is(&[200])
     }),
     check("wrap.reason-number", Likely, CONTEXT, "a reason by its number", "200", |t| {
         with(t, |body| body["additionalContext"]["accessReasonContext"]["reason"] = json!(5), &[200])
@@ -153,7 +153,7 @@ pub(super) const CHECKS: &[Check] = &[
     check("wrap.get", Certain, REQUEST, "GET instead of POST", "404 or 405", |t| {
         let path = format!("{}:wrap", t.options.key_path);
         let token = Some(&t.options.tokens.good);
-        t.send(Call { method: Method::GET, path: &path, token, content_type: None, body: String::new() })
+        t.send(&Call { method: Method::GET, path: &path, token, content_type: None, body: String::new() })
             .is(&[404, 405])
     }),
     check("wrap.encoded-colon", Choice, REQUEST, "%3A instead of the colon before the verb", "200", |t| {

@@ -6,7 +6,7 @@ pub(crate) mod signature;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::{Method, header};
 use reqwest::Url;
@@ -123,9 +123,9 @@ impl RemoteEkm {
     }
 
     /// Sends one request, and waits until `deadline` for the whole answer; connecting counts too.
-    pub(crate) async fn call(&self, call: Call<'_>, deadline: Duration) -> Result<(Answer, Duration), NoAnswer> {
+    pub(crate) async fn call(&self, call: &Call<'_>, deadline: Duration) -> Result<Answer, NoAnswer> {
         let url = format!("{}/{}", self.base.as_str().trim_end_matches('/'), call.path.trim_start_matches('/'));
-        let mut request = self.client.request(call.method, url).timeout(deadline);
+        let mut request = self.client.request(call.method.clone(), url).timeout(deadline);
         if let Some(token) = call.token {
             request = request.bearer_auth(token.expose_secret());
         }
@@ -135,13 +135,12 @@ impl RemoteEkm {
         if let Some(host) = &self.host_header {
             request = request.header(header::HOST, host);
         }
-        let started = Instant::now();
-        let response = request.body(call.body).send().await.map_err(|error| no_answer(&error))?;
+        let response = request.body(call.body.clone()).send().await.map_err(|error| no_answer(&error))?;
         let status = response.status().as_u16();
         let content_type = response.headers().get(header::CONTENT_TYPE);
         let content_type = content_type.and_then(|value| value.to_str().ok()).map(str::to_owned);
         let body = response.bytes().await.map_err(|error| no_answer(&error))?.to_vec();
-        Ok((Answer { status, content_type, body }, started.elapsed()))
+        Ok(Answer { status, content_type, body })
     }
 }
 

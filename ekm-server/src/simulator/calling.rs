@@ -131,7 +131,7 @@ impl Caller {
                 body: body.to_string(),
             };
             let started = std::time::Instant::now();
-            let outcome = client.call(call, self.patience.deadline).await.map(|(answer, _)| answer);
+            let outcome = client.call(&call, self.patience.deadline).await;
             let took = started.elapsed();
             let value = outcome.as_ref().ok().filter(|answer| answer.status == 200);
             let value = value.and_then(|answer| serde_json::from_slice(&answer.body).ok()).and_then(|json| read(&json));
@@ -165,7 +165,7 @@ impl Caller {
             let call =
                 Call { method: Method::GET, path: "v0/info", token: None, content_type: None, body: String::new() };
             let started = std::time::Instant::now();
-            let outcome = client.call(call, self.patience.deadline).await.map(|(answer, _)| answer);
+            let outcome = client.call(&call, self.patience.deadline).await;
             let error = outcome.as_ref().err().and_then(|_| ErrorDomain::of(Api::GetInfo, &outcome));
             self.attempts.push(Attempt {
                 method: Api::GetInfo,

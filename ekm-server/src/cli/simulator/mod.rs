@@ -1,23 +1,23 @@
 //! `ekm simulate-kms`: Google's side, for whoever has no project at Google, and for tests.
 
-use std::io::IsTerminal;
+mod report;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use serde_json::json;
 
+use self::report::{Done, answer, show, version_done};
 use super::error::{CliError, Exit};
-use super::output::{Rows, fields, print, print_json};
 use crate::dev;
 use crate::dev::issuer::{self, Issuer};
 use crate::process::Output;
 use crate::remote::read_certificates;
-use crate::simulator::calling::{Attempt, Caller, Patience};
+use crate::simulator::calling::{Caller, Patience};
 use crate::simulator::cloud_kms::{CloudKms, Failure, SYMMETRIC};
 use crate::simulator::envelope::{Envelope, encode};
-use crate::simulator::error_domain::{ErrorDomain, KmsError};
 use crate::simulator::state::{Connection, KeyManagementMode, KeyPlace, State, StateFile};
 
 const KEY_RING: &str = "projects/simulated/locations/us-east1/keyRings/simulated";
@@ -46,7 +46,7 @@ pub(super) struct SimulatorArgs {
     #[arg(long, value_name = "URL", default_value = issuer::NAME, global = true)]
     issuer: String,
     /// How long each try may take, from connecting to the last byte
-    #[arg(long, value_name = "MS", default_value_t = 150, global = true, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "MS", default_value_t = 150, env = "EKM_DEADLINE_MS", global = true, value_parser = clap::value_parser!(u64).range(1..))]
     deadline_ms: u64,
     /// How often a call is tried, if what went wrong may pass
     #[arg(long, value_name = "N", default_value_t = 3, global = true, value_parser = clap::value_parser!(u32).range(1..=20))]
@@ -182,10 +182,10 @@ struct CaArgs {
 struct FileArgs {
     /// The file to read
     #[arg(long = "in", value_name = "FILE")]
-    input: PathBuf,
+    from: PathBuf,
     /// The file to write
     #[arg(long = "out", value_name = "FILE")]
-    output: PathBuf,
+    to: PathBuf,
 }
 
 #[derive(Args)]
@@ -233,18 +233,6 @@ pub(super) async fn run(args: SimulatorArgs) -> Result<Exit, CliError> {
     answer(*output, &kms, done)
 }
 
-/// What an operation has to say, as text and as JSON.
-struct Done {
-    text: String,
-    json: Value,
-}
-
-impl Done {
-    fn new(text: impl Into<String>, json: Value) -> Self {
-        Self { text: text.into(), json }
-    }
-}
-
 async fn carry_out(kms: &mut CloudKms, command: &SimulatorCommand) -> Result<Done, Failure> {
     use SimulatorCommand as C;
     Ok(match command {
@@ -268,24 +256,24 @@ async fn carry_out(kms: &mut CloudKms, command: &SimulatorCommand) -> Result<Don
             version_done(kms, key, 1, "is there, version 1 is its primary one")
         }
         C::Encrypt { key, files, aad } => {
-            let envelope = kms.encrypt(key, &read(&files.input)?, aad.as_bytes()).await?;
+            let envelope = kms.encrypt(key, &read(&files.from)?, aad.as_bytes()).await?;
             let text = serde_json::to_string_pretty(&envelope).expect("text and a number");
-            write(&files.output, text.as_bytes())?;
-            let (version, file) = (envelope.version, files.output.display());
+            write(&files.to, text.as_bytes())?;
+            let (version, file) = (envelope.version, files.to.display());
             Done::new(format!("encrypted with version {version}: {file}"), json!({"key": key, "version": version}))
         }
         C::Decrypt { files, aad } => {
-            let envelope: Envelope = serde_json::from_slice(&read(&files.input)?)
-                .map_err(|error| format!("{} was not written by 'encrypt': {error}", files.input.display()))?;
-            write(&files.output, &kms.decrypt(&envelope, aad.as_bytes()).await?)?;
+            let envelope: Envelope = serde_json::from_slice(&read(&files.from)?)
+                .map_err(|error| format!("{} was not written by 'encrypt': {error}", files.from.display()))?;
+            write(&files.to, &kms.decrypt(&envelope, aad.as_bytes()).await?)?;
             let Envelope { key, version, .. } = envelope;
-            let file = files.output.display();
+            let file = files.to.display();
             Done::new(format!("decrypted with version {version}: {file}"), json!({"key": key, "version": version}))
         }
         C::Sign { version, files } => {
-            let signature = kms.sign(&version.key, version.key_version, &read(&files.input)?).await?;
-            write(&files.output, &signature)?;
-            let text = format!("signed, and the signature fits the public key: {}", files.output.display());
+            let signature = kms.sign(&version.key, version.key_version, &read(&files.from)?).await?;
+            write(&files.to, &signature)?;
+            let text = format!("signed, and the signature fits the public key: {}", files.to.display());
             Done::new(text, json!({"key": version.key, "signature": encode(&signature)}))
         }
         C::PublicKey { version } => {
@@ -333,125 +321,6 @@ impl PlaceArgs {
         let ca_file = self.ca.ca_file.as_ref().map(absolute).transpose()?;
         Ok(Some(KeyPlace::External { external_key_uri: uri.clone(), ca_file }))
     }
-}
-
-fn version_done(kms: &CloudKms, name: &str, number: u32, what: &str) -> Done {
-    let version = &kms.state.keys[name].versions[&number];
-    let place = &version.place;
-    let text = format!("key '{name}' {what} ({}, {})", place.protection_level(), place.name());
-    let json = json!({
-        "key": name, "version": number, "state": version.state, "protection_level": place.protection_level(),
-        "place": place.name(),
-    });
-    Done::new(text, json)
-}
-
-fn show(state: &State) -> Done {
-    let mut text = fields(&[
-        ("project", state.project_number.to_string()),
-        ("service agent", state.service_agent()),
-        ("key ring", state.key_ring.clone()),
-    ]);
-    if let Some(connection) = &state.connection {
-        let addresses: Vec<_> = connection.addresses.iter().map(ToString::to_string).collect();
-        let mode = match connection.key_management_mode {
-            KeyManagementMode::Manual => "MANUAL",
-            KeyManagementMode::CloudKms => "CLOUD_KMS",
-        };
-        text += "\n\n";
-        text += &fields(&[
-            ("connection to", connection.hostname.clone()),
-            ("endpoints", addresses.join(", ")),
-            ("certificates", connection.certificates.len().to_string()),
-            ("mode", mode.into()),
-            ("crypto space", connection.crypto_space_path.clone().unwrap_or_default()),
-        ]);
-    }
-    let mut rows = Rows::new(["KEY", "VERSION", "STATE", "LEVEL", "PLACE", "ALGORITHM", "WHY"]);
-    for (name, key) in &state.keys {
-        for (number, version) in &key.versions {
-            let primary = if *number == key.primary { " primary" } else { "" };
-            rows.push([
-                name.clone(),
-                format!("{number}{primary}"),
-                version.state.name().into(),
-                version.place.protection_level().into(),
-                version.place.name().into(),
-                key.algorithm.clone(),
-                version.disabled_because.clone().unwrap_or_default(),
-            ]);
-        }
-    }
-    if !state.keys.is_empty() {
-        text += "\n\n";
-        text += &rows.render(std::io::stdout().is_terminal());
-    }
-    let mut json = serde_json::to_value(state).expect("map keys are names and numbers");
-    for key in json["keys"].as_object_mut().into_iter().flat_map(|keys| keys.values_mut()) {
-        for version in key["versions"].as_object_mut().into_iter().flat_map(|versions| versions.values_mut()) {
-            version.as_object_mut().map(|version| version.remove("inner_key"));
-        }
-    }
-    json["service_agent"] = json!(state.service_agent());
-    Done { text, json }
-}
-
-/// Prints what the EKM was asked, what Cloud KMS made of it, and what came of that.
-fn answer(output: Output, kms: &CloudKms, done: Result<Done, Failure>) -> Result<Exit, CliError> {
-    let attempts = &kms.caller.attempts;
-    let error = match &done {
-        Err(Failure::Usage(problem)) => return Err(CliError::Simulator(problem.clone())),
-        Err(Failure::Kms(error)) => Some(error.clone()),
-        Ok(_) => None,
-    };
-    match output {
-        Output::Json => {
-            let result = done.as_ref().map_or(Value::Null, |done| done.json.clone());
-            let error = error.as_ref().map(|error| {
-                json!({
-                    "name": error.name(), "code": error.code, "message": error.message, "effect": error.effect,
-                    "retriable": error.domain.is_some_and(ErrorDomain::is_retried),
-                })
-            });
-            print_json(&json!({"ok": error.is_none(), "result": result, "error": error, "calls": attempts}));
-        }
-        Output::Text => {
-            let calls = table(attempts, error.as_ref());
-            let text = done.as_ref().map_or("", |done| done.text.as_str());
-            let parts: Vec<_> = [calls.as_str(), text].into_iter().filter(|part| !part.is_empty()).collect();
-            if !parts.is_empty() {
-                print(&parts.join("\n\n"));
-            }
-        }
-    }
-    let Some(error) = error else { return Ok(Exit::Done) };
-    let effect = error.effect.as_ref().map(|effect| format!("; {effect}")).unwrap_or_default();
-    Err(CliError::CloudKms(format!("{}: {}{effect}", error.name(), error.message)))
-}
-
-fn table(attempts: &[Attempt], error: Option<&KmsError>) -> String {
-    if attempts.is_empty() {
-        return String::new();
-    }
-    let mut rows = Rows::new(["METHOD", "ENDPOINT", "HTTP", "MS", "CLOUD KMS REPORTS", "EFFECT", "THE EKM SAID"]);
-    for (at, attempt) in attempts.iter().enumerate() {
-        let is_last = at + 1 == attempts.len();
-        let effect = match error.and_then(|error| error.effect.clone()).filter(|_| is_last) {
-            Some(effect) => effect,
-            None if attempt.retried => "tried again".into(),
-            None => String::new(),
-        };
-        rows.push([
-            attempt.method.verb().into(),
-            attempt.endpoint.clone(),
-            attempt.status.map_or_else(String::new, |status| status.to_string()),
-            format!("{:.1}", attempt.took_ms),
-            attempt.error.map_or("ok", ErrorDomain::name).into(),
-            effect,
-            attempt.detail.clone(),
-        ]);
-    }
-    rows.render(std::io::stdout().is_terminal())
 }
 
 fn pins(files: &[PathBuf]) -> Result<Vec<String>, Failure> {
