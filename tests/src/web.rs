@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-/// Answers every GET with the same bytes, until told otherwise.
+/// Answers every request with the same bytes, until told otherwise.
 pub struct WebServer {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -20,6 +20,7 @@ pub struct WebServer {
 struct Shared {
     answer: Mutex<Vec<u8>>,
     hits: AtomicUsize,
+    last_request: Mutex<String>,
     ended: AtomicBool,
 }
 
@@ -42,7 +43,8 @@ impl WebServer {
     fn start(document: &str, tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
-        let shared = Shared { answer: Mutex::default(), hits: AtomicUsize::new(0), ended: AtomicBool::new(false) };
+        let (answer, last_request) = (Mutex::default(), Mutex::default());
+        let shared = Shared { answer, hits: AtomicUsize::new(0), last_request, ended: AtomicBool::new(false) };
         let server = Self { address, shared: Arc::new(shared) };
         server.set_document(document);
         let shared = Arc::clone(&server.shared);
@@ -79,6 +81,11 @@ impl WebServer {
         self.address
     }
 
+    /// The last request, head and body.
+    pub fn last_request(&self) -> String {
+        self.shared.last_request.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// How often it was asked.
     pub fn hits(&self) -> usize {
         self.shared.hits.load(Ordering::Relaxed)
@@ -88,10 +95,23 @@ impl WebServer {
 impl Shared {
     fn answer<S: Read + Write>(&self, client: S) -> std::io::Result<()> {
         let mut client = BufReader::new(client);
-        let mut line = String::new();
-        while client.read_line(&mut line)? > 2 {
-            line.clear();
+        let (mut request, mut body_bytes) = (String::new(), 0);
+        loop {
+            let mut line = String::new();
+            let is_last = client.read_line(&mut line)? <= 2;
+            let lower = line.to_ascii_lowercase();
+            if let Some(length) = lower.strip_prefix("content-length:").and_then(|text| text.trim().parse().ok()) {
+                body_bytes = length;
+            }
+            request += &line;
+            if is_last {
+                break;
+            }
         }
+        let mut body = vec![0; body_bytes];
+        client.read_exact(&mut body)?;
+        request += &String::from_utf8_lossy(&body);
+        *self.last_request.lock().unwrap_or_else(PoisonError::into_inner) = request;
         self.hits.fetch_add(1, Ordering::Relaxed);
         let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner).clone();
         client.get_mut().write_all(&answer)?;

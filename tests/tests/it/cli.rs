@@ -45,7 +45,8 @@ fn command(ekm: &Ekm, arguments: &[&str]) -> Command {
     command
 }
 
-fn finish(mut command: Command) -> Run {
+/// Runs a command to its end.
+pub(crate) fn finish(mut command: Command) -> Run {
     let output = command.output().expect("ekm starts");
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
     Run { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
