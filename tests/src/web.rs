@@ -17,8 +17,10 @@ pub struct WebServer {
     shared: Arc<Shared>,
 }
 
+type Handler = Box<dyn Fn(&str) -> Vec<u8> + Send>;
+
 struct Shared {
-    answer: Mutex<Vec<u8>>,
+    answer: Mutex<Handler>,
     hits: AtomicUsize,
     last_request: Mutex<String>,
     ended: AtomicBool,
@@ -43,7 +45,7 @@ impl WebServer {
     fn start(document: &str, tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
-        let (answer, last_request) = (Mutex::default(), Mutex::default());
+        let (answer, last_request) = (Mutex::new(Box::new(|_: &str| Vec::new()) as Handler), Mutex::default());
         let shared = Shared { answer, hits: AtomicUsize::new(0), last_request, ended: AtomicBool::new(false) };
         let server = Self { address, shared: Arc::new(shared) };
         server.set_document(document);
@@ -73,7 +75,12 @@ impl WebServer {
 
     /// Sends these bytes from now on, whatever they are.
     pub fn set_answer(&self, answer: Vec<u8>) {
-        *self.shared.answer.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+        self.set_handler(move |_| answer.clone());
+    }
+
+    /// Answers from now on with the bytes that this makes of a request, head and body.
+    pub fn set_handler(&self, handler: impl Fn(&str) -> Vec<u8> + Send + 'static) {
+        *self.shared.answer.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(handler);
     }
 
     /// Where it listens.
@@ -111,9 +118,9 @@ impl Shared {
         let mut body = vec![0; body_bytes];
         client.read_exact(&mut body)?;
         request += &String::from_utf8_lossy(&body);
-        *self.last_request.lock().unwrap_or_else(PoisonError::into_inner) = request;
+        self.last_request.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&request);
         self.hits.fetch_add(1, Ordering::Relaxed);
-        let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner)(&request);
         client.get_mut().write_all(&answer)?;
         client.get_mut().flush()
     }

@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use serde_json::json;
 
 use super::error::{CliError, Exit};
-use super::output::{Rows, print, print_json};
+use super::output::{Rows, escape, print, print_json};
 use crate::conformance::{self, Confidence, Finding, Options, Target, Tokens, Verdict};
 use crate::process::{Output, runtime};
 use crate::remote::{RemoteEkm, Trust, read_certificates};
@@ -107,6 +107,10 @@ pub(super) fn run(args: &ConformanceArgs) -> Result<Exit, CliError> {
     let target = Target::new(runtime()?, ekm.with_host_header(args.host_header.clone()), options);
     target.reach().map_err(|cause| setup(format!("cannot test {}: {cause}", args.url)))?;
     let findings = conformance::run(&target, &args.only, args.strict);
+    let left = target.destroy_what_was_made();
+    if !left.is_empty() {
+        eprintln!("note: these keys were made, and could not be destroyed: {}", escape(&left.join(", ")));
+    }
     if findings.is_empty() {
         return Err(setup(format!("no check's id begins with {}", args.only.join(" or "))));
     }

@@ -123,27 +123,26 @@ pub(crate) struct Finding {
 pub(crate) fn run(target: &Target, only: &[String], strict: bool) -> Vec<Finding> {
     let chosen = |check: &&Check| only.is_empty() || only.iter().any(|prefix| check.id.starts_with(prefix.as_str()));
     let groups = GROUPS.iter().flat_map(|group| group.checks.iter().filter(chosen).map(|check| (group.method, check)));
-    let findings = groups.map(|(method, check)| {
-        let (got, verdict) = match (check.run)(target) {
-            Ok(got) => (got, Verdict::Pass),
-            Err(Stop::Skipped(why)) => (why, Verdict::Skipped),
-            Err(Stop::Failed(got)) if check.confidence == Confidence::Choice && !strict => (got, Verdict::Differs),
-            Err(Stop::Failed(got)) => (got, Verdict::Fail),
-        };
-        Finding {
-            id: check.id,
-            method,
-            title: check.title,
-            reference: format!("Cloud EKM protocol, {method}: {}", check.section),
-            confidence: check.confidence,
-            expected: check.expected,
-            got,
-            verdict,
-        }
-    });
-    let findings = findings.collect();
-    target.destroy_what_was_made();
-    findings
+    groups
+        .map(|(method, check)| {
+            let (got, verdict) = match (check.run)(target) {
+                Ok(got) => (got, Verdict::Pass),
+                Err(Stop::Skipped(why)) => (why, Verdict::Skipped),
+                Err(Stop::Failed(got)) if check.confidence == Confidence::Choice && !strict => (got, Verdict::Differs),
+                Err(Stop::Failed(got)) => (got, Verdict::Fail),
+            };
+            Finding {
+                id: check.id,
+                method,
+                title: check.title,
+                reference: format!("Cloud EKM protocol, {method}: {}", check.section),
+                confidence: check.confidence,
+                expected: check.expected,
+                got,
+                verdict,
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -181,11 +181,11 @@ impl Target {
         reply
     }
 
-    /// Leaves as little behind as the protocol allows.
-    pub(super) fn destroy_what_was_made(&self) {
-        for path in self.made.borrow().clone() {
-            self.destroy(&path);
-        }
+    /// Leaves as little behind as the protocol allows; the paths of the keys that are still there.
+    pub(crate) fn destroy_what_was_made(&self) -> Vec<String> {
+        let mut made = self.made.take();
+        made.retain(|path| self.destroy(path).status() != Some(200));
+        made
     }
 }
 

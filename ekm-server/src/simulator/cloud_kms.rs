@@ -177,6 +177,14 @@ impl CloudKms {
         Ok(KeyPlace::ExternalVpc { ekm_connection_key_path: path })
     }
 
+    /// Says where a version's key is from now on; it has to be the same key, under another path or URI.
+    pub(crate) fn update(&mut self, name: &str, version: Option<u32>, place: Option<KeyPlace>) -> Result<u32, Failure> {
+        let place = place.ok_or_else(|| KmsError::own("INVALID_ARGUMENT", "a key path or key URI is needed"))?;
+        let number = self.number(name, version)?;
+        self.version_mut(name, number).place = place;
+        Ok(number)
+    }
+
     /// Enables or disables a version; the EKM does not hear of it.
     pub(crate) fn set_enabled(&mut self, name: &str, version: Option<u32>, enabled: bool) -> Result<u32, Failure> {
         let number = self.number(name, version)?;

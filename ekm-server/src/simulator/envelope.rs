@@ -63,3 +63,28 @@ pub(crate) fn decode(text: &str, what: &str) -> Result<Zeroizing<Vec<u8>>, Strin
 pub(crate) fn encode(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sealed_opens_with_its_key_and_aad_only() {
+        let key = new_key().unwrap();
+        let sealed = seal(key.as_slice(), b"text", b"aad").unwrap();
+        let opened = |key: &[u8], sealed: &[u8], aad: &[u8]| open(key, sealed, aad).unwrap().map(|text| text.to_vec());
+        assert_eq!(opened(key.as_slice(), &sealed, b"aad").unwrap(), b"text");
+        assert_eq!(opened(key.as_slice(), &sealed, b"other"), None);
+        assert_eq!(opened(new_key().unwrap().as_slice(), &sealed, b"aad"), None);
+        for bit in 0..sealed.len() * 8 {
+            let mut changed = sealed.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(opened(key.as_slice(), &changed, b"aad"), None, "bit {bit}");
+        }
+        for length in 0..sealed.len() {
+            assert_eq!(opened(key.as_slice(), &sealed[..length], b"aad"), None, "cut at {length}");
+        }
+        assert!(open(b"short", &sealed, b"aad").is_err());
+        assert_ne!(sealed, seal(key.as_slice(), b"text", b"aad").unwrap());
+    }
+}

@@ -22,6 +22,10 @@ impl Run {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
+    pub(crate) fn code(&self) -> i32 {
+        self.code
+    }
+
     /// Fails unless it ended with this exit code.
     #[track_caller]
     pub(crate) fn ends(self, code: i32) -> Self {

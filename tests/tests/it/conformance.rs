@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use ekm_tests::{CALLER, Ekm, WebServer, ekm_binary, set_up};
+use ekm_tests::{CALLER, Directory, Ekm, FAKE_TOKEN, Flaw, WebServer, ekm_binary, serve_fake_ekm, set_up};
 use serde_json::{Value, json};
 
 use crate::cli::{Run, finish};
@@ -126,4 +126,52 @@ fn a_suite_that_cannot_begin_says_why() {
     let address = ekm.address().to_string();
     let pinned = ["--certificate", "tls/certificate.pem", "--address", &address, "--only", "wrap.answers"];
     conformance("https://localhost", files, &pinned).ends(0);
+}
+
+/// What fails, or differs, of an EKM of another vendor that has every method.
+fn what_fails_of_a_fake_one(flaw: Option<Flaw>, directory: &Directory, only: &[&str]) -> (i32, Vec<String>) {
+    let server = serve_fake_ekm(flaw, directory.path());
+    fs::write(directory.path().join("token"), FAKE_TOKEN).unwrap();
+    let url = format!("https://localhost:{}", server.address().port());
+    let mut options =
+        vec!["--ca-file", "tls/certificate.pem", "--key-path", "v0/keys/a", "--other-key-path", "v0/keys/b"];
+    options.extend(["--sign-key-path", "v0/keys/s", "--crypto-space", "v0/cryptospaces/c", "--output", "json"]);
+    options.extend(only.iter().flat_map(|id| ["--only", id]));
+    let run = conformance(&url, directory.path(), &options);
+    let report = run.json();
+    let checks = report["checks"].as_array().unwrap().iter();
+    let missed = checks.filter(|check| ["fail", "differs"].contains(&check["verdict"].as_str().unwrap()));
+    (run.code(), missed.map(|check| check["id"].as_str().unwrap().to_owned()).collect())
+}
+
+#[test]
+fn every_method_of_another_vendors_ekm_is_asked() {
+    let directory = set_up(&[]);
+    let methods =
+        ["get-public-key", "sign", "crypto-space", "create-key", "destroy-key", "get-info", "unwrap.kind", "wrap.kind"];
+    // It takes data only, which is a choice.
+    assert_eq!(what_fails_of_a_fake_one(None, &directory, &methods), (0, vec!["sign.digest".to_owned()]));
+}
+
+#[test]
+fn every_flaw_is_found_by_the_check_that_is_about_it() {
+    let directory = set_up(&[]);
+    for (flaw, fatal, found) in [
+        (Flaw::CreatesTwice, true, "create-key.again"),
+        (Flaw::DestroysOnce, true, "destroy-key.again"),
+        (Flaw::KeepsWhatItDestroys, true, "destroy-key.wraps-no-more"),
+        (Flaw::GivesPathsAgain, true, "destroy-key.path-stays-taken"),
+        (Flaw::SignsSomethingElse, true, "sign.answers"),
+        (Flaw::ShowsABarePoint, true, "get-public-key.answers"),
+        (Flaw::LetsEverybodyIn, true, "authentication.missing"),
+        (Flaw::HoldsEveryPermission, false, "crypto-space.unknown-permission"),
+        (Flaw::HasOneKey, true, "create-key.separate"),
+        (Flaw::HasOneKey, true, "unwrap.other-key"),
+        (Flaw::IsAnOracle, false, "unwrap.no-oracle"),
+    ] {
+        let sound = what_fails_of_a_fake_one(None, &directory, &[found, "wrap.answers"]);
+        assert_eq!(sound, (0, Vec::new()), "{found}");
+        let flawed = what_fails_of_a_fake_one(Some(flaw), &directory, &[found, "wrap.answers"]);
+        assert_eq!(flawed, (i32::from(fatal), vec![found.to_owned()]), "{flaw:?}");
+    }
 }

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
-use ekm_tests::{Authority, CALLER, Directory, Ekm, FaultProxy, Mode, WebServer, base64, ekm_binary, set_up};
+use ekm_tests::{
+    Authority, CALLER, Directory, Ekm, FaultProxy, Flaw, Mode, WebServer, base64, ekm_binary, serve_fake_ekm, set_up,
+};
 use serde_json::{Value, json};
 
 use crate::cli::{Run, finish};
@@ -283,6 +285,13 @@ fn a_key_is_used_by_its_uri_too_and_only_with_a_certificate_of_an_authority() {
         project.fails(&["create-key", "other", "--uri", uri], "EXTERNAL_KEY_URI_INVALID");
     }
     project.fails(&["create-key", "other"], "INVALID_ARGUMENT");
+
+    // The key moves behind a connection, under another path, and opens what it has wrapped.
+    ekm.change_here(&json!({"type": "key-add-path", "path": "v0/keys/demo", "new": "v0/vpc/demo"}));
+    project.connect(&ekm.address().to_string()).ends(0);
+    project.run(&["update", "orders", "--path", "v0/vpc/demo"]).ends(0);
+    assert_eq!(project.state("orders", "1")["protection_level"], "EXTERNAL_VPC");
+    project.decrypt().ends(0);
 }
 
 #[test]
@@ -434,4 +443,31 @@ fn a_signature_is_taken_only_if_the_public_key_proves_it() {
     server.set_answer(b"HTTP/1.1 501 x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_vec());
     let missing = project.fails(&["sign", "seal", "--in", "data", "--out", "signature"], "EXTERNAL_NOT_IMPLEMENTED");
     assert!(missing["error"]["message"].as_str().unwrap().contains("asymmetricSign"), "{missing:#}");
+}
+
+/// An EKM of another vendor, which has every method.
+#[test]
+fn keys_that_cloud_kms_makes_live_and_die_with_their_versions() {
+    let directory = set_up(&[]);
+    // It knows no issuer, so it has to let everybody in.
+    let server = serve_fake_ekm(Some(Flaw::LetsEverybodyIn), directory.path());
+    let project = Project::of(&directory);
+    let mode = ["--mode", "cloud-kms", "--crypto-space", "v0/cryptospaces/c"];
+    project.run(&[&["connect", "--address", &server.address().to_string()][..], &mode].concat()).ends(0);
+    project.run(&["create-key", "orders"]).ends(0);
+    project.encrypt().ends(0);
+    project.run(&["rotate", "orders"]).ends(0);
+    let path = |version| project.state("orders", version)["ekm_connection_key_path"].clone();
+    assert_ne!(path("1"), path("2"));
+    project.decrypt().ends(0);
+    assert_eq!(project.read("data.out"), DATA.as_bytes());
+    project.run(&["destroy", "orders", "--key-version", "1", "--now"]).ends(0);
+    // Also for whoever knows the path.
+    project.run(&["connect", "--address", &server.address().to_string()]).ends(0);
+    let destroyed = path("1");
+    project.fails(&["create-key", "thief", "--path", destroyed.as_str().unwrap()], "UNEXPECTED_ERROR");
+    project.run(&["create-key", "heir", "--path", path("2").as_str().unwrap()]).ends(0);
+    let sign = ["create-key", "seal", "--path", "v0/keys/s", "--algorithm", "EC_SIGN_P256_SHA256"];
+    project.run(&sign).ends(0);
+    project.run(&["sign", "seal", "--in", project.data(), "--out", "signature"]).ends(0);
 }

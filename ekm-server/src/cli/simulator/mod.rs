@@ -138,6 +138,13 @@ enum SimulatorCommand {
         #[command(flatten)]
         place: PlaceArgs,
     },
+    /// Say that a version's key has another path or URI now, as when it moves from EXTERNAL to EXTERNAL_VPC
+    Update {
+        #[command(flatten)]
+        version: VersionArgs,
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
     /// Enable a version again, after a denial for instance
     Enable(VersionArgs),
     /// Disable a version
@@ -287,6 +294,10 @@ async fn carry_out(kms: &mut CloudKms, command: &SimulatorCommand) -> Result<Don
         C::Rotate { key, place } => {
             let number = kms.rotate(key, place.place()?).await?;
             version_done(kms, key, number, &format!("has version {number} as its primary one"))
+        }
+        C::Update { version: VersionArgs { key, key_version }, place } => {
+            let number = kms.update(key, *key_version, place.place()?)?;
+            version_done(kms, key, number, &format!("has version {number} elsewhere; 'health-check' tries it"))
         }
         C::Enable(VersionArgs { key, key_version }) => {
             let number = kms.set_enabled(key, *key_version, true)?;
