@@ -71,7 +71,11 @@ impl Admin {
         Ok(self.catalog_key()?.open_row(row).map_err(refused)?)
     }
 
-    async fn record<T: DeserializeOwned>(&self, kind: Kind, id: Uuid) -> Result<Option<(T, u64)>, AdminError> {
+    pub(super) async fn record<T: DeserializeOwned>(
+        &self,
+        kind: Kind,
+        id: Uuid,
+    ) -> Result<Option<(T, u64)>, AdminError> {
         let Some(row) = self.store.row(kind.name(), id).await? else { return Ok(None) };
         if self.gate.mirror().is_some_and(|mirror| mirror.is_outdated(kind, &row)) {
             let (row, problem) = (format!("{} {id}", kind.name()), "it was taken back to an earlier state".into());
@@ -285,15 +289,16 @@ impl Admin {
 
     /// The HSM as this frontend sees it.
     pub fn hsm(&self) -> HsmView {
-        let shard = self.plane.ekm.custodian().shard();
-        let counts = shard.map(Shard::counts);
-        let replicas = shard.map(Shard::replicas).unwrap_or_default();
+        let shards = self.plane.ekm.custodian().shards();
+        let replicas = shards
+            .iter()
+            .flat_map(|shard| shard.replicas().iter().map(|replica| views::replica(shard.name(), replica.status())));
         HsmView {
             frontend: host_name(),
             instance: self.plane.instance.clone(),
-            replicas: replicas.iter().map(|replica| views::replica(replica.status())).collect(),
-            hedges: counts.map_or(0, |counts| counts.hedges),
-            retries: counts.map_or(0, |counts| counts.retries),
+            replicas: replicas.collect(),
+            hedges: shards.iter().map(|shard| shard.counts().hedges).sum(),
+            retries: shards.iter().map(|shard| shard.counts().retries).sum(),
         }
     }
 
@@ -312,8 +317,8 @@ impl Admin {
             (checked, next) = (checked + 1, Some(key.id));
         }
         let next = next.filter(|_| from + checked < keys.len());
-        let replicas = self.plane.ekm.custodian().shard().map(Shard::replicas).unwrap_or_default();
-        let away = replicas.iter().map(|replica| replica.status()).filter(|replica| replica.token.is_none());
+        let replicas = self.plane.ekm.custodian().shards().iter().flat_map(Shard::replicas);
+        let away = replicas.map(|replica| replica.status()).filter(|replica| replica.token.is_none());
         let away = away.map(|replica| replica.name).collect();
         HsmVerified { keys: keys.len() as u64, checked: checked as u64, next, findings, away }
     }

@@ -84,6 +84,9 @@ pub enum CliError {
     /// An EKM failed required checks.
     #[error("{0}")]
     NotConformant(String),
+    /// Keys that should go to another shard stay where they are.
+    #[error("{0}")]
+    NotMoved(String),
 }
 
 impl CliError {
@@ -113,6 +116,7 @@ impl CliError {
             Self::CloudKms(_) => "cloud_kms_reports",
             Self::ConformanceSetup(_) => "conformance",
             Self::NotConformant(_) => "not_conformant",
+            Self::NotMoved(_) => "keys_not_moved",
         }
     }
 }

@@ -149,6 +149,7 @@ async fn status(session: &Session) -> Result<(), CliError> {
         hsm.retries
     ));
     let headings = [
+        "SHARD",
         "NAME",
         "STATE",
         "SINCE",
@@ -169,9 +170,10 @@ async fn status(session: &Session) -> Result<(), CliError> {
     Ok(())
 }
 
-fn row(replica: &ReplicaView) -> [String; 15] {
+fn row(replica: &ReplicaView) -> [String; 16] {
     let token = replica.token.as_ref();
     [
+        replica.shard.clone(),
         replica.name.clone(),
         replica.state.clone(),
         time(replica.since),
@@ -240,7 +242,7 @@ mod tests {
 
     fn replica(state: &str, in_flight: u32) -> ReplicaView {
         serde_json::from_value(json!({
-            "name": "hsm-a", "state": state, "since": "2026-11-22T10:00:00Z", "reason": "r", "in_flight": in_flight, "queue": 0,
+            "shard": "main", "name": "hsm-a", "state": state, "since": "2026-11-22T10:00:00Z", "reason": "r", "in_flight": in_flight, "queue": 0,
             "latency_us": 1234, "operations": 1, "faults": 2, "ejections": 3, "losses": 4, "missing_keys": 5,
         }))
         .unwrap()
@@ -257,6 +259,6 @@ mod tests {
     #[test]
     fn a_replica_without_a_way_to_its_token_has_a_row_too() {
         let row = row(&replica("joining", 0)).join("|");
-        assert_eq!(row, "hsm-a|joining|2026-11-22T10:00:00Z||||0|0|1.2 ms|1|2|3|4|5|r");
+        assert_eq!(row, "main|hsm-a|joining|2026-11-22T10:00:00Z||||0|0|1.2 ms|1|2|3|4|5|r");
     }
 }

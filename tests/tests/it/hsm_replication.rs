@@ -15,24 +15,27 @@ const KEY: &str = "v0/keys/orders";
 /// Two tokens, the named ones of which hold a replication key.
 fn with_replication_key(holders: &[&str]) -> Directory {
     let directory = two_replicas();
-    let value = directory.path().join("replication-key");
-    fs::write(&value, [7; 32]).unwrap();
-    let pin = fs::read_to_string(directory.path().join("softhsm/pin")).unwrap();
-    for token in holders {
-        let output = Command::new("softhsm2-util")
-            .args(["--import"])
-            .arg(&value)
-            .args(["--aes", "--token", "ekm-dev", "--label", "ekm-replication", "--id", "0e", "--pin", pin.trim()])
-            .env("SOFTHSM2_CONF", directory.path().join(token).join("softhsm2.conf"))
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
-    }
+    holders.iter().for_each(|token| put_replication_key(&directory, token, 7));
     directory
 }
 
+/// As in a ceremony; all of its bytes are the same.
+pub(crate) fn put_replication_key(directory: &Directory, token: &str, byte: u8) {
+    let value = directory.path().join("replication-key");
+    fs::write(&value, [byte; 32]).unwrap();
+    let pin = fs::read_to_string(directory.path().join("softhsm/pin")).unwrap();
+    let output = Command::new("softhsm2-util")
+        .args(["--import"])
+        .arg(&value)
+        .args(["--aes", "--token", "ekm-dev", "--label", "ekm-replication", "--id", "0e", "--pin", pin.trim()])
+        .env("SOFTHSM2_CONF", directory.path().join(token).join("softhsm2.conf"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
 fn start(directory: &Directory) -> Ekm {
-    serve(directory, |config| config.replace("[hsm]\n", "[hsm]\nreplication_key_label = \"ekm-replication\"\n"))
+    serve(directory, |config| config.replace("[[shard]]\n", "[[shard]]\nreplication_key_label = \"ekm-replication\"\n"))
 }
 
 /// The token's objects, the newest last.
