@@ -30,6 +30,16 @@ const KEY_RING: &str = "projects/simulated/locations/us-east1/keyRings/simulated
   ekm simulate-kms decrypt --in hostname.enc --out hostname.txt
   ekm simulate-kms show")]
 pub(super) struct SimulatorArgs {
+    #[command(flatten)]
+    google: GoogleArgs,
+    #[command(subcommand)]
+    command: SimulatorCommand,
+}
+
+/// How Google is played.
+#[derive(Args)]
+#[command(next_help_heading = "Google's side")]
+struct GoogleArgs {
     /// What Google would keep: keys, versions, the connection
     #[arg(long, env = "EKM_SIMULATED_KMS", value_name = "FILE", default_value = "simulated-kms.json", global = true)]
     state: PathBuf,
@@ -60,8 +70,6 @@ pub(super) struct SimulatorArgs {
     /// How to answer
     #[arg(long, value_enum, default_value = "text", global = true)]
     output: Output,
-    #[command(subcommand)]
-    command: SimulatorCommand,
 }
 
 #[derive(Subcommand)]
@@ -205,7 +213,8 @@ struct VersionArgs {
 }
 
 pub(super) async fn run(args: SimulatorArgs) -> Result<Exit, CliError> {
-    let SimulatorArgs { state, project_number, reason, no_reason, output, command, .. } = &args;
+    let SimulatorArgs { google: args, command } = &args;
+    let GoogleArgs { state, project_number, reason, no_reason, output, .. } = args;
     let file = StateFile::open(state).map_err(CliError::Simulator)?;
     let kept = file.read().map_err(CliError::Simulator)?;
     if let (Some(kept), Some(wanted)) = (&kept, project_number)
