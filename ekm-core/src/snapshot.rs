@@ -28,6 +28,8 @@ pub struct Snapshot {
     /// One for each shard.
     health: Arc<HashMap<ShardName, Arc<Key>>>,
     drained_replicas: Arc<BTreeSet<String>>,
+    /// The shards' root keys, as far as they are noted.
+    roots: Arc<HashMap<Uuid, Arc<KeyVersion>>>,
     refused: Arc<HashMap<(String, Uuid), String>>,
     /// While a catalog is loaded anew: what was ready for use before.
     before: KnownKeys,
@@ -112,6 +114,11 @@ impl Snapshot {
     pub(crate) fn put_settings(&mut self, id: Uuid, settings: Settings) -> Result<(), String> {
         same_id(id, Uuid::nil())?;
         self.drained_replicas = Arc::new(settings.drained_replicas);
+        let roots = settings
+            .roots
+            .into_iter()
+            .map(|(shard, root)| (root.id, Arc::new(KeyVersion::new(root.into_record(shard)))));
+        self.roots = Arc::new(roots.collect());
         Ok(())
     }
 
@@ -201,9 +208,17 @@ impl Snapshot {
         self.keys.get(&id)
     }
 
-    /// A version of any key.
+    /// The shards' root keys, by their ids: objects on HSMs as key versions are.
+    pub fn roots(&self) -> &HashMap<Uuid, Arc<KeyVersion>> {
+        &self.roots
+    }
+
+    /// A version of any key, or a root key.
     pub fn version(&self, id: VersionId) -> Option<&Arc<KeyVersion>> {
-        self.keys.get(&id.key)?.version_at_all(id)
+        match self.keys.get(&id.key) {
+            Some(key) => key.version_at_all(id),
+            None => self.roots.get(&id.key),
+        }
     }
 
     /// The catalog's revision that this was built from.

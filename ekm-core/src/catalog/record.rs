@@ -140,6 +140,23 @@ pub struct Settings {
     /// The HSM replicas that operators have taken out of use, by their names.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub drained_replicas: BTreeSet<String>,
+    /// The shards' root keys, to look after them on every replica. Those that were made before they were noted here are missing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub roots: BTreeMap<ShardName, RootRecord>,
+}
+
+/// A shard's root key: an object on its tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RootRecord {
+    /// CKA_ID, with the number 1.
+    pub id: Uuid,
+    /// Wrapped by the replication key, if there was one when it was made.
+    #[serde(default, with = "base64_option", skip_serializing_if = "Option::is_none")]
+    pub wrapped_material: Option<Vec<u8>>,
+    /// A known text, wrapped by it when it was made.
+    #[serde(with = "base64_bytes")]
+    pub check_blob: Vec<u8>,
 }
 
 impl Settings {
@@ -149,7 +166,7 @@ impl Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { destroy_grace_days: 30, drained_replicas: BTreeSet::new() }
+        Self { destroy_grace_days: 30, drained_replicas: BTreeSet::new(), roots: BTreeMap::new() }
     }
 }
 
@@ -217,6 +234,19 @@ impl KeyRecord {
     /// The first path; a health key has none.
     pub fn name(&self) -> String {
         self.paths.first().map_or_else(|| self.id.to_string(), ToString::to_string)
+    }
+}
+
+impl RootRecord {
+    /// What the custodian needs to look after it.
+    pub(crate) fn into_record(self, shard: ShardName) -> VersionRecord {
+        VersionRecord {
+            id: VersionId { key: self.id, number: 1 },
+            custody: Custody::Hsm,
+            shard,
+            wrapped_material: self.wrapped_material,
+            check_blob: self.check_blob,
+        }
     }
 }
 

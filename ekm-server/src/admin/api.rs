@@ -537,12 +537,18 @@ pub struct HsmVerify {
     /// Give replicas the keys that they lack, wrapped by the replication key.
     #[serde(default)]
     pub repair: bool,
+    /// On this replica only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<String>,
+    /// On every replica of its shard but this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub without: Option<String>,
 }
 
 /// What was found.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct HsmVerified {
-    /// Keys in custody `hsm`, in all.
+    /// Keys in custody `hsm` and root keys, in all.
     pub keys: u64,
     /// Keys that were looked at now.
     pub checked: u64,

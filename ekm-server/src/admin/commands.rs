@@ -502,7 +502,7 @@ fn put_drained(
 }
 
 /// The shard of a replica.
-fn shard_with<'a>(custodian: &'a Custodian, name: &str) -> Result<&'a Shard, AdminError> {
+pub(super) fn shard_with<'a>(custodian: &'a Custodian, name: &str) -> Result<&'a Shard, AdminError> {
     let shards = custodian.shards();
     let has = |shard: &&Shard| shard.replicas().iter().any(|replica| replica.name() == name);
     if let Some(shard) = shards.iter().find(has) {
