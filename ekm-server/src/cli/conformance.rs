@@ -18,7 +18,7 @@ use crate::remote::{RemoteEkm, Trust, read_certificates};
 
 #[derive(Args)]
 #[command(after_help = "Example, in the directory of a running 'ekm dev':
-  ekm conformance --url https://localhost:8443 --ca-file tls/certificate.pem --token-file token   # from 'ekm dev token > token'")]
+  ekm conformance --url https://localhost:8443 --ca-file tls/certificate.pem --token-file token  # from 'ekm dev token > token'")]
 pub(super) struct ConformanceArgs {
     /// The EKM: https://host:port
     #[arg(long, value_name = "URL")]

@@ -154,6 +154,6 @@ mod tests {
         let ids: Vec<_> = GROUPS.iter().flat_map(|group| group.checks).map(|check| check.id).collect();
         let distinct: std::collections::HashSet<_> = ids.iter().collect();
         assert_eq!(distinct.len(), ids.len(), "{ids:?}");
-        assert!(ids.len() > 80, "only {} checks", ids.len());
+        assert!(ids.len() > 100, "only {} checks", ids.len());
     }
 }

@@ -1,7 +1,7 @@
 //! One call as Cloud KMS makes it: a token, a deadline for each try, other endpoints and further tries after what may pass.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use reqwest::Url;
@@ -122,38 +122,25 @@ impl Caller {
         let token = SecretString::from(token);
         let path = format!("{}:{}", route.path, api.verb());
         let clients = route.clients()?;
+        let call = Call {
+            method: Method::POST,
+            path: &path,
+            token: Some(&token),
+            content_type: Some("application/json"),
+            body: body.to_string(),
+        };
         for (number, (endpoint, client)) in (1..=self.patience.tries).zip(clients.iter().cycle()) {
-            let call = Call {
-                method: Method::POST,
-                path: &path,
-                token: Some(&token),
-                content_type: Some("application/json"),
-                body: body.to_string(),
+            let mut value = None;
+            let judge = |outcome: &Result<Answer, NoAnswer>| {
+                let json = outcome.as_ref().ok().and_then(|answer| serde_json::from_slice(&answer.body).ok());
+                value = json.as_ref().and_then(&read);
+                let unusable = value.is_none().then_some(ErrorDomain::UnexpectedResponse);
+                ErrorDomain::of(api, outcome).or(unusable)
             };
-            let started = std::time::Instant::now();
-            let outcome = client.call(&call, self.patience.deadline).await;
-            let took = started.elapsed();
-            let value = outcome.as_ref().ok().filter(|answer| answer.status == 200);
-            let value = value.and_then(|answer| serde_json::from_slice(&answer.body).ok()).and_then(|json| read(&json));
-            let error = match (ErrorDomain::of(api, &outcome), &value) {
-                (None, None) => Some(ErrorDomain::UnexpectedResponse),
-                (error, _) => error,
-            };
-            let retried = error.is_some_and(ErrorDomain::is_retried) && number < self.patience.tries;
-            self.attempts.push(Attempt {
-                method: api,
-                endpoint: endpoint.clone(),
-                path: path.clone(),
-                status: outcome.as_ref().ok().map(|answer| answer.status),
-                took_ms: (took.as_secs_f64() * 100_000.0).round() / 100.0,
-                error,
-                detail: if error.is_some() { detail(&outcome) } else { String::new() },
-                retried,
-            });
-            match (value, error) {
-                (Some(value), None) => return Ok(Ok(value)),
-                (_, Some(error)) if !retried => return Ok(Err(KmsError::external(error, api))),
-                _ => tokio::time::sleep(PAUSE).await,
+            match self.attempt(api, endpoint, client, &call, number, judge).await {
+                Verdict::TryAgain => tokio::time::sleep(PAUSE).await,
+                Verdict::Failed(error) => return Ok(Err(KmsError::external(error, api))),
+                Verdict::Answered => return Ok(Ok(value.expect("what cannot be used has failed"))),
             }
         }
         Err("there is nobody to call, or not even one try".into())
@@ -161,39 +148,70 @@ impl Caller {
 
     /// Whether there is anybody who answers, at every endpoint; what is answered does not matter, since the path of GetInfo is not public.
     pub(crate) async fn reach(&mut self, route: &Route) -> Result<Result<(), KmsError>, String> {
+        let call = Call { method: Method::GET, path: "v0/info", token: None, content_type: None, body: String::new() };
         for (endpoint, client) in &route.clients()? {
-            let call =
-                Call { method: Method::GET, path: "v0/info", token: None, content_type: None, body: String::new() };
-            let started = std::time::Instant::now();
-            let outcome = client.call(&call, self.patience.deadline).await;
-            let error = outcome.as_ref().err().and_then(|_| ErrorDomain::of(Api::GetInfo, &outcome));
-            self.attempts.push(Attempt {
-                method: Api::GetInfo,
-                endpoint: endpoint.clone(),
-                path: "v0/info".into(),
-                status: outcome.as_ref().ok().map(|answer| answer.status),
-                took_ms: (started.elapsed().as_secs_f64() * 100_000.0).round() / 100.0,
-                error,
-                detail: if error.is_some() { detail(&outcome) } else { "reached; any answer counts".into() },
-                retried: false,
-            });
-            if let Some(error) = error {
-                return Ok(Err(KmsError::external(error, Api::GetInfo)));
+            for number in 1.. {
+                let judge = |outcome: &Result<Answer, NoAnswer>| {
+                    outcome.as_ref().err().and_then(|_| ErrorDomain::of(Api::GetInfo, outcome))
+                };
+                match self.attempt(Api::GetInfo, endpoint, client, &call, number, judge).await {
+                    Verdict::TryAgain => tokio::time::sleep(PAUSE).await,
+                    Verdict::Failed(error) => return Ok(Err(KmsError::external(error, Api::GetInfo))),
+                    Verdict::Answered => break,
+                }
             }
         }
         Ok(Ok(()))
     }
+
+    /// One try, noted.
+    async fn attempt(
+        &mut self,
+        api: Api,
+        endpoint: &str,
+        client: &RemoteEkm,
+        call: &Call<'_>,
+        number: u32,
+        judge: impl FnOnce(&Result<Answer, NoAnswer>) -> Option<ErrorDomain>,
+    ) -> Verdict {
+        let started = Instant::now();
+        let outcome = client.call(call, self.patience.deadline).await;
+        let took_ms = started.elapsed().as_secs_f64() * 1000.0;
+        let error = judge(&outcome);
+        let retried = error.is_some_and(ErrorDomain::is_retried) && number < self.patience.tries;
+        self.attempts.push(Attempt {
+            method: api,
+            endpoint: endpoint.into(),
+            path: call.path.into(),
+            status: outcome.as_ref().ok().map(|answer| answer.status),
+            took_ms: (took_ms * 100.0).round() / 100.0,
+            error,
+            detail: detail(&outcome),
+            retried,
+        });
+        match error {
+            Some(_) if retried => Verdict::TryAgain,
+            Some(error) => Verdict::Failed(error),
+            None => Verdict::Answered,
+        }
+    }
 }
 
-/// What the EKM said of its error, cut.
+/// What becomes of a try.
+enum Verdict {
+    Answered,
+    TryAgain,
+    Failed(ErrorDomain),
+}
+
+/// What the EKM said, cut. Of a body only an error's message, since a success holds a secret.
 fn detail(outcome: &Result<Answer, NoAnswer>) -> String {
     let answer = match outcome {
+        Ok(answer) if answer.status == 200 => return String::new(),
         Ok(answer) => answer,
         Err(error) => return error.to_string(),
     };
     let json: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     let status = if json["error"].is_object() { &json["error"] } else { &json };
-    // Not the body as it is: a 200 with a wrong field may hold a plaintext.
-    let message = status["message"].as_str().unwrap_or("(no message)");
-    crate::wire::truncated(message, 300)
+    crate::wire::truncated(status["message"].as_str().unwrap_or_default(), 300)
 }
