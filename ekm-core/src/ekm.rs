@@ -18,6 +18,7 @@ use crate::justification::Justification;
 use crate::path::KeyPath;
 use crate::policy::{self, Verb};
 use crate::secret::Plaintext;
+use crate::shard_name::ShardName;
 use crate::snapshot::{Key, Snapshot};
 use crate::version::KeyVersion;
 
@@ -58,8 +59,10 @@ pub struct Trace {
     pub key: Option<Uuid>,
     /// The version used.
     pub version: Option<u32>,
-    /// Where its material lives.
+    /// How its material is kept.
     pub custody: Option<Custody>,
+    /// The place of its shard in [`Custodian::shards`]; none for custody `software`.
+    pub shard: Option<usize>,
     /// The key, or this version, is to be destroyed: somebody still needs it.
     pub destroy_scheduled: bool,
     /// The HSM's share of the time; zero for material in process.
@@ -85,7 +88,7 @@ impl Ekm {
             return Err(Error::NotInUse(NotInUse::KeyDestroyScheduled)); // what it wrapped now would be lost soon
         }
         let version = key.primary();
-        trace.used(version);
+        trace.used(version, &self.custodian);
         let sealed = self.custodian.wrap(version, request.aad, plaintext, request.deadline, &mut trace.hsm).await?;
         Ok(blob::encode(version.id, &sealed))
     }
@@ -102,7 +105,7 @@ impl Ekm {
             }
             None => return Err(Error::UnwrapFailed),
         };
-        trace.used(version);
+        trace.used(version, &self.custodian);
         match state {
             VersionState::Pending | VersionState::Enabled => {}
             VersionState::DestroyScheduled => trace.destroy_scheduled = true,
@@ -123,6 +126,7 @@ impl Ekm {
             Err(not_found) => return Err(not_found.into()),
         };
         trace.key = Some(key.id);
+        trace.shard = self.custodian.place_of(key.primary());
         // Their rows may have been refused; without them nothing can be decided, so nothing is denied.
         let policy = snapshot.policy(key).ok_or(Error::KeyUnavailable)?;
         let space = snapshot.space(key).ok_or(Error::KeyUnavailable)?;
@@ -141,10 +145,10 @@ impl Ekm {
         Ok(Arc::clone(key))
     }
 
-    /// A real wrap and unwrap with the health key, through the same custody and queue as any request.
-    pub async fn check_health(&self, deadline: Instant) -> Result<(), Error> {
+    /// A real wrap and unwrap with a shard's health key, through the same custody and queue as any request.
+    pub async fn check_health(&self, shard: &ShardName, deadline: Instant) -> Result<(), Error> {
         let snapshot = self.snapshot.load_full();
-        let version = snapshot.health_key().ok_or(Error::KeyUnavailable)?.primary();
+        let version = snapshot.health_key(shard).ok_or(Error::KeyUnavailable)?.primary();
         let text = crate::software::random::<32>().map_err(|_| Error::Internal("no random numbers"))?;
         let (aad, mut timing) = (b"health", Timing::default());
         let sealed = self.custodian.wrap(version, aad, Plaintext::new(text.to_vec()), deadline, &mut timing).await?;
@@ -174,7 +178,8 @@ impl Ekm {
 }
 
 impl Trace {
-    fn used(&mut self, version: &KeyVersion) {
+    fn used(&mut self, version: &KeyVersion, custodian: &Custodian) {
+        self.shard = custodian.place_of(version);
         self.version = Some(version.id.number);
         self.custody = Some(version.custody);
     }

@@ -1,6 +1,6 @@
 //! What a frontend knows: every key at one revision, immutable, looked up without lock and without I/O.
 //!
-//! The large maps share what did not change ([`Shards`]), so a change of one key among a million costs little.
+//! The large maps share what did not change ([`SharedMap`]), so a change of one key among a million costs little.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,26 +13,30 @@ use crate::catalog::{
 };
 use crate::path::KeyPath;
 use crate::policy::Policy;
-use crate::shards::Shards;
+use crate::shard_name::ShardName;
+use crate::shared_map::SharedMap;
 use crate::version::KeyVersion;
 
 /// The catalog at one revision, parsed and verified. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Snapshot {
     revision: u64,
-    paths: Shards<KeyPath, Arc<Key>>,
-    keys: Shards<Uuid, Arc<Key>>,
+    paths: SharedMap<KeyPath, Arc<Key>>,
+    keys: SharedMap<Uuid, Arc<Key>>,
     spaces: Arc<HashMap<Uuid, Arc<Space>>>,
-    policies: Shards<Uuid, Arc<Policy>>,
-    health: Option<Arc<Key>>,
+    policies: SharedMap<Uuid, Arc<Policy>>,
+    /// One for each shard.
+    health: Arc<HashMap<ShardName, Arc<Key>>>,
     drained_replicas: Arc<BTreeSet<String>>,
+    /// The shards' root keys, as far as they are noted.
+    roots: Arc<HashMap<Uuid, Arc<KeyVersion>>>,
     refused: Arc<HashMap<(String, Uuid), String>>,
     /// While a catalog is loaded anew: what was ready for use before.
     before: KnownKeys,
 }
 
 /// What was ready for use before a catalog is loaded anew, to be looked up by other threads.
-pub(crate) type KnownKeys = Option<Arc<Shards<Uuid, Arc<Key>>>>;
+pub(crate) type KnownKeys = Option<Arc<SharedMap<Uuid, Arc<Key>>>>;
 
 /// A key, ready for use.
 pub struct Key {
@@ -56,6 +60,8 @@ pub struct Space {
     pub path: KeyPath,
     /// Whether its keys are in use.
     pub state: SpaceState,
+    /// Where the material of its keys' next versions lives.
+    pub shard: ShardName,
 }
 
 /// The snapshot has no key under a path. Only a loaded snapshot can make one: that is how nothing else can become a 404.
@@ -108,13 +114,22 @@ impl Snapshot {
     pub(crate) fn put_settings(&mut self, id: Uuid, settings: Settings) -> Result<(), String> {
         same_id(id, Uuid::nil())?;
         self.drained_replicas = Arc::new(settings.drained_replicas);
+        let roots = settings
+            .roots
+            .into_iter()
+            .map(|(shard, root)| (root.id, Arc::new(KeyVersion::new(root.into_record(shard)))));
+        self.roots = Arc::new(roots.collect());
         Ok(())
     }
 
     /// Returns what was in its place.
     fn index(&mut self, key: &Arc<Key>) -> Option<Arc<Key>> {
         if key.purpose == Purpose::Health {
-            self.health = Some(Arc::clone(key));
+            // A catalog that was begun without an HSM has one of custody `software` as well.
+            let shard = &key.primary.shard;
+            if key.is_on_the_hsm() || !self.health.contains_key(shard) {
+                Arc::make_mut(&mut self.health).insert(shard.clone(), Arc::clone(key));
+            }
         }
         for path in &key.paths {
             self.paths.insert(path.clone(), Arc::clone(key));
@@ -172,9 +187,9 @@ impl Snapshot {
         self.spaces.get(&key.space)
     }
 
-    /// The key behind `/healthz`, if the catalog has one.
-    pub fn health_key(&self) -> Option<&Arc<Key>> {
-        self.health.as_ref()
+    /// The key behind a shard's `/healthz`, if the catalog has one.
+    pub fn health_key(&self, shard: &ShardName) -> Option<&Arc<Key>> {
+        self.health.get(shard)
     }
 
     /// The HSM replicas that operators have taken out of use; `None` if the row that says so was refused, and nobody knows.
@@ -188,9 +203,22 @@ impl Snapshot {
         self.keys.values()
     }
 
-    /// A version of any key.
+    /// A key, the health keys included.
+    pub fn key_by_id(&self, id: Uuid) -> Option<&Arc<Key>> {
+        self.keys.get(&id)
+    }
+
+    /// The shards' root keys, by their ids: objects on HSMs as key versions are.
+    pub fn roots(&self) -> &HashMap<Uuid, Arc<KeyVersion>> {
+        &self.roots
+    }
+
+    /// A version of any key, or a root key.
     pub fn version(&self, id: VersionId) -> Option<&Arc<KeyVersion>> {
-        self.keys.get(&id.key)?.version_at_all(id)
+        match self.keys.get(&id.key) {
+            Some(key) => key.version_at_all(id),
+            None => self.roots.get(&id.key),
+        }
     }
 
     /// The catalog's revision that this was built from.
@@ -217,7 +245,7 @@ impl Space {
     /// From the row with this id.
     pub(crate) fn new(row: Uuid, record: SpaceRecord) -> Result<Self, String> {
         same_id(row, record.id)?;
-        Ok(Self { path: record.path, state: record.state })
+        Ok(Self { path: record.path, state: record.state, shard: record.shard })
     }
 }
 

@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::hsm::TokenKey;
 use crate::locked::LockedKey;
 use crate::nonces::NonceCount;
+use crate::shard_name::ShardName;
 
 /// How soon a version that failed is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -19,8 +20,10 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 pub struct KeyVersion {
     /// Key and number.
     pub id: VersionId,
-    /// Where its material lives.
+    /// How its material is kept.
     pub custody: Custody,
+    /// On which HSMs, or under whose root key.
+    pub shard: ShardName,
     /// A blob with a known content: the known answer. Empty only while the version is being made.
     pub(crate) check_blob: Arc<[u8]>,
     /// The material under the key file or the root key.
@@ -89,6 +92,7 @@ impl KeyVersion {
         Self {
             id: record.id,
             custody: record.custody,
+            shard: record.shard,
             check_blob: record.check_blob.into(),
             wrapped_material: record.wrapped_material.unwrap_or_default().into(),
             material: OnceLock::new(),
@@ -103,6 +107,7 @@ impl KeyVersion {
     pub fn is_of(&self, record: &VersionRecord) -> bool {
         self.id == record.id
             && self.custody == record.custody
+            && self.shard == record.shard
             && *self.check_blob == record.check_blob[..]
             && *self.wrapped_material == *record.wrapped_material.as_deref().unwrap_or_default()
     }

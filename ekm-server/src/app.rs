@@ -6,16 +6,16 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use ekm_core::custody::Custodian;
-use ekm_core::hsm::Shard;
 use ekm_core::{Ekm, KeyPath, Snapshot};
 use ekm_storage::CatalogStore;
+use futures_util::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::admin::{Admin, AdminPlane};
-use crate::audit::AuditLog;
+use crate::audit::AuditLogs;
 use crate::auth::Authenticator;
 use crate::background::{Unserved, watch_certificates, watch_hangup, watch_health, watch_versions};
 use crate::catalog::{self, Follower, Gate, Upkeep};
@@ -64,15 +64,11 @@ impl App {
 
     /// As [`Self::build`], with a custodian and a catalog that are open already: a token is logged in once per process.
     pub async fn build_with(config: &Config, custodian: Custodian, store: CatalogStore) -> Result<Self, StartError> {
-        let replicas = custodian.shard().map(Shard::replicas).unwrap_or_default();
-        let replicas: Vec<&str> = replicas.iter().map(|replica| replica.name()).collect();
-        let metrics = Arc::new(Metrics::new(config.profile.name(), &replicas));
+        let metrics = Arc::new(Metrics::new(config.profile.name(), custodian.shards()));
         let (certificate, key) = (&config.server.certificate_file, &config.server.private_key_file);
         let certificate = Arc::new(Certificate::load(certificate, key)?);
         let tls = tls::server_config(Arc::clone(&certificate), None).map_err(CertificateError::Pair)?;
-        let audit = &config.audit;
-        let audit = AuditLog::open(&audit.file, audit.queue_length, metrics.audit_write_errors.clone())
-            .map_err(StartError::io(format!("cannot open the audit log {}", audit.file.display())))?;
+        let audit = AuditLogs::open(config, &metrics)?;
         let authenticator = Authenticator::start(&config.auth, Arc::clone(&metrics)).await?;
         let ekm = Ekm::new(Snapshot::default(), custodian);
 
@@ -95,7 +91,7 @@ impl App {
         let mut follower = Follower::new(&config.catalog, shared.0, shared.1, shared.2, key_file);
         follower.start().await?;
 
-        let health = Arc::new(Health::default());
+        let health = Arc::new(Health::new(&plane.ekm));
         let ops = ops::router(Ops { plane: Arc::clone(&plane), health: Arc::clone(&health), gate: Arc::clone(&gate) });
         let bind = async |name, address, tls, router| {
             let listener = Listener::bind(name, address, tls, router, &config.limits, Arc::clone(&metrics)).await;
@@ -156,7 +152,8 @@ impl App {
     /// Serves until `stop`, then: readiness goes, the load balancer gets time to notice, no new connections, requests under
     /// way finish, the audit log is written out.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Drained {
-        self.health.check(&self.plane.ekm, self.health_patience).await;
+        let ekm = &self.plane.ekm;
+        join_all(self.health.shards().iter().map(|shard| shard.check(ekm, self.health_patience))).await;
         let mut background = JoinSet::new();
         background.spawn(watch_health(Arc::clone(&self.health), Arc::clone(&self.plane), self.health_patience));
         let upkeep = Upkeep::new(Arc::clone(&self.store), Arc::clone(&self.plane), Arc::clone(&self.gate));

@@ -15,11 +15,15 @@ use std::time::{Duration, Instant};
 use ekm_core::caller::Caller;
 use ekm_core::justification::Justification;
 use ekm_core::policy::Verb;
-use ekm_core::{Error, Trace};
+use ekm_core::{Error, ShardName, Trace};
 use prometheus::IntCounter;
 use serde::{Serialize, Serializer};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::start_error::StartError;
 
 /// After a batch the writer rests, so that a busy service wakes it 500 times a second and not for every request: that was a third
 /// of the audit's cost. A lone record is written at once. A killed process loses at most this much; a drained one nothing.
@@ -49,6 +53,8 @@ pub struct Record {
     pub relative_resource_name: Option<String>,
     /// Google's own probe.
     pub is_key_health_check: bool,
+    /// The shard of the key, if it lives on HSMs.
+    pub shard: Option<ShardName>,
     /// Key, version, custody, times: as far as the request came.
     #[serde(flatten, serialize_with = "trace_fields")]
     pub trace: Trace,
@@ -113,7 +119,46 @@ fn trace_fields<S: Serializer>(trace: &Trace, serializer: S) -> Result<S::Ok, S:
     .serialize(serializer)
 }
 
-/// The way to the audit log. Dropping the last one writes what is queued and ends the thread.
+/// The audit log, and those of the shards that have one of their own: a disk that is full costs only who writes to it.
+pub struct AuditLogs {
+    common: AuditLog,
+    /// In the order of the configuration.
+    of_shards: Vec<Option<AuditLog>>,
+}
+
+impl AuditLogs {
+    /// Opens all of them.
+    pub fn open(config: &Config, metrics: &Metrics) -> Result<Self, StartError> {
+        let open = |file: &Path| {
+            let opened = AuditLog::open(file, config.audit.queue_length, metrics.audit_write_errors.clone());
+            opened.map_err(StartError::io(format!("cannot open the audit log {}", file.display())))
+        };
+        let of_shards = config.shards.iter().map(|shard| shard.get_ref().audit_file.as_deref().map(open).transpose());
+        Ok(Self { common: open(&config.audit.file)?, of_shards: of_shards.collect::<Result<_, _>>()? })
+    }
+
+    /// Where a record belongs.
+    pub fn of(&self, record: &Record) -> &AuditLog {
+        let own = record.trace.shard.and_then(|place| self.of_shards.get(place)?.as_ref());
+        own.unwrap_or(&self.common)
+    }
+
+    /// How many records wait for disks.
+    pub fn queue_length(&self) -> usize {
+        self.all().map(|log| log.queue.len()).sum()
+    }
+
+    /// Makes the writers open their files anew, after logrotate has moved them.
+    pub fn reopen(&self) {
+        self.all().for_each(|log| log.reopen.store(true, Ordering::Relaxed));
+    }
+
+    fn all(&self) -> impl Iterator<Item = &AuditLog> {
+        std::iter::once(&self.common).chain(self.of_shards.iter().flatten())
+    }
+}
+
+/// The way to one audit log. Dropping the last one writes what is queued and ends the thread.
 pub struct AuditLog {
     queue: flume::Sender<Record>,
     reopen: Arc<AtomicBool>,
@@ -145,16 +190,6 @@ impl AuditLog {
     /// Queues a record if there is room, for requests that nobody waits for any more.
     pub fn try_write(&self, record: Record) -> bool {
         self.queue.try_send(record).is_ok()
-    }
-
-    /// How many records wait for the disk.
-    pub fn queue_length(&self) -> usize {
-        self.queue.len()
-    }
-
-    /// Makes the writer open the file anew, after logrotate has moved it.
-    pub fn reopen(&self) {
-        self.reopen.store(true, Ordering::Relaxed);
     }
 }
 

@@ -1,11 +1,13 @@
 //! What goes on beside the requests: health, key versions, certificate, SIGHUP.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ekm_core::catalog::Custody;
-use ekm_core::{Error, Snapshot, VersionState};
+use ekm_core::{Error, KeyVersion, ShardName, Snapshot, VersionState};
+use futures_util::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::health::{self, Health};
@@ -18,12 +20,15 @@ const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two walks over the key versions.
 const VERSIONS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The deep check, every second.
+/// The deep checks, every second; of each shard by itself, so that none waits for another.
 pub async fn watch_health(health: Arc<Health>, plane: Arc<DataPlane>, patience: Duration) {
-    loop {
-        tokio::time::sleep(health::INTERVAL).await;
-        health.check(&plane.ekm, patience).await;
-    }
+    let watches = health.shards().iter().map(async |shard| {
+        loop {
+            tokio::time::sleep(health::INTERVAL).await;
+            shard.check(&plane.ekm, patience).await;
+        }
+    });
+    join_all(watches).await;
 }
 
 /// Which key versions cannot be served, by name and with the reason.
@@ -62,20 +67,27 @@ pub async fn watch_versions(plane: Arc<DataPlane>) {
 }
 
 async fn prove_all(plane: &DataPlane, snapshot: &Snapshot) -> Vec<String> {
-    let (mut unserved, mut hsm_away, mut proofs) = (Vec::new(), None, 0usize);
+    let (mut unserved, mut proofs) = (Vec::new(), 0usize);
+    let mut away: HashMap<ShardName, String> = HashMap::new();
+    let custodian = plane.ekm.custodian();
+    // Keys of shards that other frontends serve are no trouble of this one.
+    let is_ours = |version: &KeyVersion| {
+        version.custody == Custody::Software || custodian.shards().is_empty() || custodian.place_of(version).is_some()
+    };
     for (index, key) in snapshot.keys().enumerate() {
         if index % 1000 == 0 {
             tokio::task::yield_now().await; // a million keys take a while
         }
-        for version in key.living_versions().filter(|version| version.state() != VersionState::Proven) {
+        let unproven = key.living_versions().filter(|version| version.state() != VersionState::Proven);
+        for version in unproven.filter(|version| is_ours(version)) {
             proofs += 1;
             if proofs.is_multiple_of(16) {
                 tokio::task::yield_now().await; // a proof in this process is some microseconds of ciphers
             }
-            let reason = match (&hsm_away, version.custody) {
+            let reason = match (away.get(&version.shard), version.custody) {
                 // Without the HSM the others need not be asked.
                 (Some(reason), Custody::Hsm | Custody::HsmWrapped) => Some(String::clone(reason)),
-                _ => match plane.ekm.custodian().prove(version).await {
+                _ => match custodian.prove(version).await {
                     Ok(()) => None,
                     Err(error) => {
                         let reason = match version.state() {
@@ -83,7 +95,7 @@ async fn prove_all(plane: &DataPlane, snapshot: &Snapshot) -> Vec<String> {
                             _ => error.to_string(),
                         };
                         if matches!(error, Error::HsmAway { .. }) {
-                            hsm_away = Some(reason.clone());
+                            away.insert(version.shard.clone(), reason.clone());
                         }
                         Some(reason)
                     }

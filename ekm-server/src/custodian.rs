@@ -1,7 +1,7 @@
 //! From a configuration to the means to use keys: the HSM and the key file, with their secrets.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ekm_core::catalog::{Custody, VersionRecord};
 use ekm_core::custody::Custodian;
@@ -10,7 +10,7 @@ use ekm_core::software::KeyFile;
 use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
-use crate::config::{self, Config, Hsm, HsmReplica};
+use crate::config::{self, Config, ReplicaConfig, ShardConfig};
 use crate::start_error::StartError;
 
 /// How long a start waits for the HSM before it goes on without.
@@ -19,23 +19,24 @@ const START_PATIENCE: Duration = Duration::from_secs(10);
 /// Opens what the configuration gives us to use keys with; an HSM that is away is an error. For commands that make keys.
 pub async fn open(config: &Config) -> Result<Custodian, StartError> {
     let custodian = open_for_service(config).await?;
-    match custodian.shard().map(Shard::one_is_here) {
-        Some(Err(error)) => Err(error.into()),
-        Some(Ok(())) | None => Ok(custodian),
-    }
+    custodian.shards().iter().try_for_each(Shard::one_is_here)?;
+    Ok(custodian)
 }
 
 /// As [`open`], but an HSM that is away does not stop the start: it is used when it comes. A configuration that is wrong does, and a
 /// refused PIN.
 pub async fn open_for_service(config: &Config) -> Result<Custodian, StartError> {
     let key_file = key_file(config)?;
-    let Some(hsm) = &config.hsm else { return Ok(Custodian::new(key_file, None)) };
-    let shard = Shard::start(shard_options(hsm)?);
-    shard.opened(START_PATIENCE).await?;
-    if let Some(reason) = shard.away() {
-        tracing::error!(reason, "the HSM is away; serving without it until it comes");
+    let options = config.shards.iter().map(|shard| shard_options(shard.get_ref())).collect::<Result<Vec<_>, _>>()?;
+    let shards: Vec<_> = options.into_iter().map(Shard::start).collect();
+    let patience = Instant::now() + START_PATIENCE;
+    for shard in &shards {
+        shard.opened(patience.saturating_duration_since(Instant::now())).await?;
+        if let Some(reason) = shard.away() {
+            tracing::error!(shard = %shard.name(), reason, "the HSM is away; serving without it until it comes");
+        }
     }
-    Ok(Custodian::new(key_file, Some(shard)))
+    Ok(Custodian::new(key_file, shards))
 }
 
 fn key_file(config: &Config) -> Result<Option<KeyFile>, StartError> {
@@ -44,21 +45,22 @@ fn key_file(config: &Config) -> Result<Option<KeyFile>, StartError> {
     Ok(Some(KeyFile::parse(text.expose_secret())?))
 }
 
-fn shard_options(hsm: &Hsm) -> Result<ShardOptions, StartError> {
-    let replicas = hsm.replica.iter().map(|replica| replica_options(hsm, replica.get_ref()));
+fn shard_options(shard: &ShardConfig) -> Result<ShardOptions, StartError> {
+    let replicas = shard.replica.iter().map(|replica| replica_options(shard, replica.get_ref()));
     Ok(ShardOptions {
-        queue_length: hsm.queue_length,
-        deadline: Duration::from_millis(*hsm.deadline_ms.get_ref()),
-        copies: hsm.copies.as_ref().map_or(hsm.replica.len().min(2), |copies| *copies.get_ref()),
-        replication: hsm.replication_key_label.clone(),
+        name: shard.name.clone(),
+        queue_length: shard.queue_length,
+        deadline: Duration::from_millis(*shard.deadline_ms.get_ref()),
+        copies: shard.copies.as_ref().map_or(shard.replica.len().min(2), |copies| *copies.get_ref()),
+        replication: shard.replication_key_label.clone(),
         replicas: replicas.collect::<Result<_, _>>()?,
     })
 }
 
-fn replica_options(hsm: &Hsm, replica: &HsmReplica) -> Result<ReplicaOptions, StartError> {
+fn replica_options(shard: &ShardConfig, replica: &ReplicaConfig) -> Result<ReplicaOptions, StartError> {
     let label = replica.token_label.clone().map(TokenSelector::Label);
     let selector = label.or_else(|| replica.token_serial.clone().map(TokenSelector::Serial));
-    let isolation = match hsm.isolation {
+    let isolation = match shard.isolation {
         config::Isolation::Thread => Isolation::Thread,
         config::Isolation::Process => Isolation::Process(WorkerCommand {
             // This program, even if its file has been replaced since: a worker of another version might not understand us.
@@ -66,7 +68,7 @@ fn replica_options(hsm: &Hsm, replica: &HsmReplica) -> Result<ReplicaOptions, St
             name: "ekm".into(),
             arguments: vec!["hsm-worker".into()],
             environment: replica.environment.clone().into_iter().collect(),
-            hang_after: hsm.hang_after(),
+            hang_after: shard.hang_after(),
         }),
     };
     Ok(ReplicaOptions {
@@ -80,13 +82,13 @@ fn replica_options(hsm: &Hsm, replica: &HsmReplica) -> Result<ReplicaOptions, St
     })
 }
 
-fn pin(replica: &HsmReplica) -> Result<SecretString, StartError> {
+fn pin(replica: &ReplicaConfig) -> Result<SecretString, StartError> {
     match (&replica.pin_file, &replica.pin_env) {
         (Some(file), _) => read_secret(file),
         (None, name) => {
             let name = name.as_deref().unwrap_or_default();
             let problem =
-                || "this environment variable is named in pin_env of an [[hsm.replica]] and not set".to_owned();
+                || "this environment variable is named in pin_env of an [[shard.replica]] and not set".to_owned();
             let value = std::env::var(name);
             Ok(value.map_err(|_| StartError::SecretFile { file: name.into(), problem: problem() })?.into())
         }
@@ -98,8 +100,8 @@ fn pin(replica: &HsmReplica) -> Result<SecretString, StartError> {
 /// came into it.
 pub async fn take_from_token(custodian: &Custodian, versions: impl IntoIterator<Item = VersionRecord>) {
     for version in versions.into_iter().filter(|version| version.custody == Custody::Hsm) {
-        if let Err(error) = custodian.destroy(version.id).await {
-            tracing::error!(%error, key = %version.id, "an object that the catalog does not need stays on the token; remove it by hand");
+        if let Err(error) = custodian.destroy(&version.shard, version.id).await {
+            tracing::error!(%error, key = %version.id, shard = %version.shard, "an object that the catalog does not need stays on the token; remove it by hand");
         }
     }
 }

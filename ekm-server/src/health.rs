@@ -1,10 +1,13 @@
-//! Is this frontend fit for traffic? A real wrap and unwrap every second decides, with hysteresis.
+//! Is this frontend fit for traffic? A real wrap and unwrap in each shard every second decides, with hysteresis.
+//!
+//! A shard's trouble stays in its shard: the frontend is ready while one shard is.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ekm_core::{Ekm, Error};
+use ekm_core::{Ekm, Error, ShardName};
 use serde::Serialize;
 
 /// How old a result may be; also how often the check runs.
@@ -13,12 +16,19 @@ pub const INTERVAL: Duration = Duration::from_secs(1);
 const FAILURES_UNTIL_UNREADY: u32 = 3;
 const SUCCESSES_UNTIL_READY: u32 = 2;
 
-/// The last result, and what follows from the last few.
+/// How each shard is, and whether the process is going down.
 pub struct Health {
-    state: Mutex<State>,
+    shards: Vec<ShardHealth>,
     draining: AtomicBool,
 }
 
+/// A shard's last result, and what follows from the last few.
+pub struct ShardHealth {
+    name: ShardName,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
 struct State {
     checked: Option<Checked>,
     failures: u32,
@@ -36,6 +46,15 @@ struct Checked {
 /// What `/healthz` answers.
 #[derive(Serialize)]
 pub struct Report {
+    /// `ok` if every shard is.
+    pub status: &'static str,
+    /// By name.
+    pub shards: BTreeMap<String, ShardReport>,
+}
+
+/// What `/healthz?shard=NAME` answers.
+#[derive(Serialize)]
+pub struct ShardReport {
     /// `ok` or `failing`.
     pub status: &'static str,
     /// The last check's error, with its code from the error reference.
@@ -46,19 +65,58 @@ pub struct Report {
     pub age_ms: Option<u128>,
 }
 
-impl Default for Health {
-    /// Not ready until the first check has passed.
-    fn default() -> Self {
-        let state = State { checked: None, failures: 0, successes: 0, ready: false };
-        Self { state: Mutex::new(state), draining: AtomicBool::new(false) }
+impl Health {
+    /// Not ready until the first check has passed. Without an HSM there is one shard, which is this process.
+    pub fn new(ekm: &Ekm) -> Self {
+        let names: Vec<_> = ekm.custodian().shards().iter().map(|shard| shard.name().clone()).collect();
+        let names = if names.is_empty() { vec![ShardName::default()] } else { names };
+        let shards = names.into_iter().map(|name| ShardHealth { name, state: Mutex::default() }).collect();
+        Self { shards, draining: AtomicBool::new(false) }
+    }
+
+    /// Every shard.
+    pub fn shards(&self) -> &[ShardHealth] {
+        &self.shards
+    }
+
+    /// One of them.
+    pub fn shard(&self, name: &str) -> Option<&ShardHealth> {
+        self.shards.iter().find(|shard| shard.name.as_str() == name)
+    }
+
+    /// Takes readiness away for good: the process is going down.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a drain has begun.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether traffic should come here.
+    pub fn is_ready(&self) -> bool {
+        !self.is_draining() && self.shards.iter().any(ShardHealth::is_ready)
+    }
+
+    /// The last checks.
+    pub fn report(&self) -> Report {
+        let shards: BTreeMap<_, _> = self.shards.iter().map(|shard| (shard.name.to_string(), shard.report())).collect();
+        let sound = shards.values().all(|shard| shard.error.is_none());
+        Report { status: if sound { "ok" } else { "failing" }, shards }
     }
 }
 
-impl Health {
+impl ShardHealth {
+    /// What operators call it.
+    pub fn name(&self) -> &ShardName {
+        &self.name
+    }
+
     /// Checks now, and remembers.
     pub async fn check(&self, ekm: &Ekm, patience: Duration) {
         let started = Instant::now();
-        let outcome = ekm.check_health(started + patience).await;
+        let outcome = ekm.check_health(&self.name, started + patience).await;
         self.note(started, &outcome);
     }
 
@@ -76,40 +134,39 @@ impl Health {
             state.ready = true;
         }
         match (was_ready, state.ready, outcome) {
-            (true, false, Err(error)) => tracing::error!(code = error.code(), %error, "not ready any more"),
-            (false, true, _) => tracing::info!("ready"),
-            (false, false, Err(error)) if first => tracing::error!(code = error.code(), %error, "not ready"),
+            (true, false, Err(error)) => {
+                tracing::error!(shard = %self.name, code = error.code(), %error, "not ready any more");
+            }
+            (false, true, _) => tracing::info!(shard = %self.name, "ready"),
+            (false, false, Err(error)) if first => {
+                tracing::error!(shard = %self.name, code = error.code(), %error, "not ready");
+            }
             _ => {}
         }
         let failure = outcome.as_ref().err().map(|error| format!("{error} [{}]", error.code()));
         state.checked = Some(Checked { at: Instant::now(), took: started.elapsed(), failure });
     }
 
-    /// Takes readiness away for good: the process is going down.
-    pub fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether a drain has begun.
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
-    }
-
-    /// Whether traffic should come here.
+    /// Whether traffic for its keys should come here.
     pub fn is_ready(&self) -> bool {
-        !self.is_draining() && self.state.lock().unwrap_or_else(PoisonError::into_inner).ready
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).ready
     }
 
     /// The last check. One that has not come back for long counts as failing.
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> ShardReport {
         let checked = self.state.lock().unwrap_or_else(PoisonError::into_inner).checked.clone();
         let Some(checked) = checked else {
-            return Report { status: "failing", error: Some("not checked yet".into()), took_us: None, age_ms: None };
+            return ShardReport {
+                status: "failing",
+                error: Some("not checked yet".into()),
+                took_us: None,
+                age_ms: None,
+            };
         };
         let age = checked.at.elapsed();
         let overdue = (age > 5 * INTERVAL).then(|| "the check has not come back".to_owned());
         let error = checked.failure.or(overdue);
-        Report {
+        ShardReport {
             status: if error.is_none() { "ok" } else { "failing" },
             error,
             took_us: Some(checked.took.as_micros()),
@@ -122,16 +179,24 @@ impl Health {
 mod tests {
     use super::*;
 
+    fn health(shards: usize) -> Health {
+        let names = (0..shards).map(|number| format!("shard-{number}").parse().unwrap());
+        let shards = names.map(|name| ShardHealth { name, state: Mutex::default() }).collect();
+        Health { shards, draining: AtomicBool::new(false) }
+    }
+
+    fn feed(shard: &ShardHealth, outcomes: &str) -> bool {
+        for outcome in outcomes.chars() {
+            shard.note(Instant::now(), &if outcome == '+' { Ok(()) } else { Err(Error::HsmTimeout) });
+        }
+        shard.is_ready()
+    }
+
     #[test]
     fn readiness_goes_after_three_failures_and_comes_back_after_two_successes() {
-        let health = Health::default();
+        let health = health(1);
         assert!(!health.is_ready());
-        let feed = |outcomes: &str| {
-            for outcome in outcomes.chars() {
-                health.note(Instant::now(), &if outcome == '+' { Ok(()) } else { Err(Error::HsmTimeout) });
-            }
-            health.is_ready()
-        };
+        let feed = |outcomes: &str| feed(&health.shards[0], outcomes);
         assert!(feed("+"));
         assert!(feed("--"));
         assert!(feed("+--"));
@@ -143,10 +208,20 @@ mod tests {
     }
 
     #[test]
+    fn the_frontend_is_ready_while_one_shard_is() {
+        let health = health(2);
+        assert!(!feed(&health.shards[0], "---") && !health.is_ready());
+        assert!(feed(&health.shards[1], "+") && health.is_ready());
+        assert_eq!(health.report().status, "failing", "for people who look, not for load balancers");
+        assert!(feed(&health.shards[0], "++") && !feed(&health.shards[1], "---"));
+        assert!(health.is_ready());
+    }
+
+    #[test]
     fn the_report_names_the_error_code() {
-        let health = Health::default();
+        let health = health(1);
         assert_eq!(health.report().status, "failing");
-        health.note(Instant::now(), &Err(Error::HsmTimeout));
-        assert!(health.report().error.unwrap().ends_with("[hsm_timeout]"));
+        feed(&health.shards[0], "-");
+        assert!(health.shards[0].report().error.unwrap().ends_with("[hsm_timeout]"));
     }
 }

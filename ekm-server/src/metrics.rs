@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use ekm_core::Trace;
 use ekm_core::hsm::{Shard, State};
 use ekm_core::policy::Verb;
+use ekm_core::{ShardName, Trace};
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
@@ -24,10 +24,12 @@ pub struct Metrics {
     /// Requests of the admin API by outcome.
     pub admin_requests: IntCounterVec,
     request_seconds: [Histogram; 3],
-    /// In the order of the configuration; one, named `software`, without an HSM.
-    hsm: Vec<HsmMetrics>,
+    /// In the order of the configuration.
+    shards: Vec<ShardMetrics>,
     hsm_state: IntGaugeVec,
-    hsm_extra: [IntCounter; 2],
+    shard_requests: IntCounterVec,
+    /// 1 if a shard's deep check passes.
+    pub shard_healthy: IntGaugeVec,
     /// Open connections by listener.
     pub connections: IntGaugeVec,
     /// Connections by listener and how they ended.
@@ -70,8 +72,16 @@ pub struct Metrics {
     pub panics: IntCounter,
 }
 
+/// What is known of one shard.
+struct ShardMetrics {
+    name: ShardName,
+    hedges: IntCounter,
+    retries: IntCounter,
+    replicas: Vec<ReplicaMetrics>,
+}
+
 /// What is known of one replica.
-struct HsmMetrics {
+struct ReplicaMetrics {
     queue_seconds: Histogram,
     operation_seconds: [Histogram; 2],
     queue: IntGauge,
@@ -84,13 +94,13 @@ struct HsmMetrics {
 }
 
 impl Metrics {
-    /// `replicas` are the names of the HSM's.
-    pub fn new(profile: &str, replicas: &[&str]) -> Self {
+    /// All metrics, at their beginning.
+    pub fn new(profile: &str, shards: &[Shard]) -> Self {
         let registry = Registry::new();
         let make = Maker { registry: &registry };
         let request_seconds =
             make.histograms("ekm_request_seconds", "From the request's head to the answer.", &["verb"]);
-        let hsm = make.hsm(if replicas.is_empty() { &["software"] } else { replicas });
+        let shards = make.shards(shards);
         let build = make.gauges("ekm_build_info", "1, with the version as label.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         make.gauges("ekm_profile", "1, with the profile as label.", &["profile"]).with_label_values(&[profile]).set(1);
@@ -98,12 +108,18 @@ impl Metrics {
             requests: make.counters("ekm_requests_total", "Requests by verb and outcome.", &["verb", "code"]),
             admin_requests: make.counters("ekm_admin_requests_total", "Admin requests by outcome.", &["code"]),
             request_seconds: ["wrap", "unwrap", "-"].map(|verb| request_seconds.with_label_values(&[verb])),
-            hsm,
-            hsm_state: make.gauges("ekm_hsm_replica_state", "1 for the state of a replica.", &["replica", "state"]),
-            hsm_extra: [
-                make.counter("ekm_hsm_hedges_total", "Operations sent to a second replica because the first was late."),
-                make.counter("ekm_hsm_retries_total", "Operations sent to a second replica because the first failed."),
-            ],
+            shards,
+            hsm_state: make.gauges(
+                "ekm_hsm_replica_state",
+                "1 for the state of a replica.",
+                &["shard", "replica", "state"],
+            ),
+            shard_requests: make.counters(
+                "ekm_shard_requests_total",
+                "Requests for keys of a shard, by outcome.",
+                &["shard", "code"],
+            ),
+            shard_healthy: make.gauges("ekm_shard_healthy", "1 if the shard's deep check passes.", &["shard"]),
             connections: make.gauges("ekm_connections", "Open connections.", &["listener"]),
             connections_closed: make.counters(
                 "ekm_connections_closed_total",
@@ -160,20 +176,30 @@ impl Metrics {
         if trace.destroy_scheduled {
             self.destroy_scheduled_uses.inc();
         }
+        let Some(shard) = trace.shard.and_then(|place| self.shards.get(place)) else { return };
+        self.shard_requests.with_label_values(&[shard.name.as_str(), code]).inc();
         if !trace.hsm.device.is_zero() && index < 2 {
-            let hsm = &self.hsm[trace.hsm.replica];
+            let hsm = &shard.replicas[trace.hsm.replica];
             hsm.queue_seconds.observe(trace.hsm.queue.as_secs_f64());
             hsm.operation_seconds[index].observe(trace.hsm.device.as_secs_f64());
         }
     }
 
     /// Takes over how the replicas are now.
-    pub fn set_hsm(&self, shard: &Shard) {
-        for (replica, hsm) in shard.replicas().iter().zip(&self.hsm) {
+    pub fn set_hsm(&self, shards: &[Shard]) {
+        for (shard, metrics) in shards.iter().zip(&self.shards) {
+            self.set_replicas(shard, metrics);
+            advance(&metrics.hedges, shard.counts().hedges);
+            advance(&metrics.retries, shard.counts().retries);
+        }
+    }
+
+    fn set_replicas(&self, shard: &Shard, metrics: &ShardMetrics) {
+        for (replica, hsm) in shard.replicas().iter().zip(&metrics.replicas) {
             let status = replica.status();
             for state in State::ALL {
-                let gauge = self.hsm_state.with_label_values(&[status.name.as_str(), state.name()]);
-                gauge.set((state == status.state).into());
+                let labels = [shard.name().as_str(), status.name.as_str(), state.name()];
+                self.hsm_state.with_label_values(&labels).set((state == status.state).into());
             }
             hsm.queue.set(status.queue as i64);
             hsm.in_flight.set(status.in_flight.into());
@@ -187,9 +213,6 @@ impl Metrics {
                 advance(counter, value);
             }
         }
-        let [hedges, retries] = &self.hsm_extra;
-        advance(hedges, shard.counts().hedges);
-        advance(retries, shard.counts().retries);
     }
 
     /// Everything in Prometheus' text format.
@@ -216,10 +239,11 @@ impl Maker<'_> {
         self.registry.register(Box::new(collector.clone())).expect("a name that is not taken");
         collector
     }
-    fn hsm(&self, replicas: &[&str]) -> Vec<HsmMetrics> {
-        let by = &["replica"];
+    fn shards(&self, shards: &[Shard]) -> Vec<ShardMetrics> {
+        let by = &["shard", "replica"];
         let queue_seconds = self.histograms("ekm_hsm_queue_seconds", "Waiting for the HSM.", by);
-        let operation = self.histograms("ekm_hsm_operation_seconds", "Inside the HSM only.", &["replica", "operation"]);
+        let operation =
+            self.histograms("ekm_hsm_operation_seconds", "Inside the HSM only.", &["shard", "replica", "operation"]);
         let queue = self.gauges("ekm_hsm_queue_length", "Operations that wait for the HSM.", by);
         let in_flight = self.gauges("ekm_hsm_in_flight", "Operations under way, waiting ones included.", by);
         let missing = self.gauges("ekm_hsm_missing_keys", "Keys that a replica lately did not hold.", by);
@@ -227,18 +251,38 @@ impl Maker<'_> {
         let faults = self.counters("ekm_hsm_faults_total", "Operations and probes that failed by the HSM's fault.", by);
         let ejections = self.counters("ekm_hsm_ejections_total", "How often a replica was taken out of use.", by);
         let losses = self.counters("ekm_hsm_losses_total", "How often the way to a token was lost, or killed.", by);
-        let of = |name: &&str| HsmMetrics {
-            queue_seconds: queue_seconds.with_label_values(&[name]),
-            operation_seconds: ["wrap", "unwrap"].map(|verb| operation.with_label_values(&[*name, verb])),
-            queue: queue.with_label_values(&[name]),
-            in_flight: in_flight.with_label_values(&[name]),
-            missing_keys: missing.with_label_values(&[name]),
-            operations: operations.with_label_values(&[name]),
-            faults: faults.with_label_values(&[name]),
-            ejections: ejections.with_label_values(&[name]),
-            losses: losses.with_label_values(&[name]),
+        let hedges = self.counters(
+            "ekm_hsm_hedges_total",
+            "Operations sent to a second replica because the first was late.",
+            &["shard"],
+        );
+        let retries = self.counters(
+            "ekm_hsm_retries_total",
+            "Operations sent to a second replica because the first failed.",
+            &["shard"],
+        );
+        let of = |labels: [&str; 2]| ReplicaMetrics {
+            queue_seconds: queue_seconds.with_label_values(&labels),
+            operation_seconds: ["wrap", "unwrap"]
+                .map(|verb| operation.with_label_values(&[labels[0], labels[1], verb])),
+            queue: queue.with_label_values(&labels),
+            in_flight: in_flight.with_label_values(&labels),
+            missing_keys: missing.with_label_values(&labels),
+            operations: operations.with_label_values(&labels),
+            faults: faults.with_label_values(&labels),
+            ejections: ejections.with_label_values(&labels),
+            losses: losses.with_label_values(&labels),
         };
-        replicas.iter().map(of).collect()
+        let of_shard = |shard: &Shard| {
+            let name = shard.name().as_str();
+            ShardMetrics {
+                name: shard.name().clone(),
+                hedges: hedges.with_label_values(&[name]),
+                retries: retries.with_label_values(&[name]),
+                replicas: shard.replicas().iter().map(|replica| of([name, replica.name()])).collect(),
+            }
+        };
+        shards.iter().map(of_shard).collect()
     }
     fn counter(&self, name: &str, help: &str) -> IntCounter {
         self.add(IntCounter::new(name, help))

@@ -9,9 +9,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use ekm_core::hsm::{self, ReplicaStatus, Shard};
 use http::{StatusCode, Uri, header};
+use serde::Serialize;
 
 use crate::catalog::Gate;
-use crate::health::Health;
+use crate::health::{Health, ShardHealth};
 use crate::router::DataPlane;
 
 /// What the ops listener looks at.
@@ -37,19 +38,26 @@ pub fn router(ops: Ops) -> Router {
 
 /// For load balancers. Only causes of this frontend alone take readiness away: its HSM, its drain. What all frontends share, such
 /// as the issuer and the catalog's database, is shown and changes nothing: else one fault there would take all of them away.
+///
+/// With `?shard=NAME`, for a load balancer's pool that serves one shard only, that shard alone decides.
 async fn readyz(State(ops): State<Ops>, uri: Uri) -> Response {
-    let ready = ops.health.is_ready();
+    let ready = match shard_asked_for(&ops, &uri) {
+        Ok(shard) => shard.map_or(ops.health.is_ready(), |shard| shard.is_ready() && !ops.health.is_draining()),
+        Err(unknown) => return (StatusCode::NOT_FOUND, unknown).into_response(),
+    };
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     if !uri.query().is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose"))) {
         return (status, if ready { "ready\n" } else { "not ready\n" }).into_response();
     }
-    let report = ops.health.report();
     let snapshot = ops.plane.ekm.snapshot();
     let mut text = String::new();
     let mark = |good| if good { "[+]" } else { "[-]" };
     let note = |good| if good { "[+]" } else { "[!]" };
-    let wrap = report.error.as_deref().unwrap_or("ok");
-    let _ = writeln!(text, "{} wrap and unwrap with the health key: {wrap}", mark(report.error.is_none()));
+    for shard in ops.health.shards() {
+        let error = shard.report().error;
+        let (name, wrap) = (shard.name(), error.as_deref().unwrap_or("ok"));
+        let _ = writeln!(text, "{} shard {name}: wrap and unwrap with its health key: {wrap}", mark(error.is_none()));
+    }
     let draining = ops.health.is_draining();
     let _ = writeln!(text, "{} draining: {}", mark(!draining), if draining { "yes" } else { "no" });
     let (revision, age) = (snapshot.revision(), ops.plane.metrics.catalog_age.get());
@@ -58,7 +66,7 @@ async fn readyz(State(ops): State<Ops>, uri: Uri) -> Response {
     if let Some(problem) = ops.gate.problem() {
         let _ = writeln!(text, "[!] catalog not followed: {problem}");
     }
-    for replica in ops.plane.ekm.custodian().shard().map(Shard::replicas).unwrap_or_default() {
+    for replica in ops.plane.ekm.custodian().shards().iter().flat_map(Shard::replicas) {
         let ReplicaStatus { name, state, since, reason, .. } = replica.status();
         let (good, since) = (state == hsm::State::Serving, since.as_secs());
         let _ = writeln!(text, "{} HSM replica {name}: {} for {since} s: {reason}", note(good), state.name());
@@ -87,12 +95,36 @@ async fn readyz(State(ops): State<Ops>, uri: Uri) -> Response {
     (status, text).into_response()
 }
 
-/// The deep check's last result, at most about a second old.
-async fn healthz(State(ops): State<Ops>) -> Response {
-    let report = ops.health.report();
-    let status = if report.error.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = serde_json::to_string(&report).expect("a report has only text and numbers");
+/// The deep checks' last results, at most about a second old: of every shard, or with `?shard=NAME` of one.
+async fn healthz(State(ops): State<Ops>, uri: Uri) -> Response {
+    match shard_asked_for(&ops, &uri) {
+        Ok(None) => {
+            let report = ops.health.report();
+            health_response(report.status, &report)
+        }
+        Ok(Some(shard)) => {
+            let report = shard.report();
+            health_response(report.status, &report)
+        }
+        Err(unknown) => (StatusCode::NOT_FOUND, unknown).into_response(),
+    }
+}
+
+fn health_response(status: &str, report: &impl Serialize) -> Response {
+    let status = if status == "ok" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = serde_json::to_string(report).expect("a report has only text and numbers");
     (status, [(header::CONTENT_TYPE, "application/json")], body + "\n").into_response()
+}
+
+/// `shard=NAME` in the query.
+fn shard_asked_for<'a>(ops: &'a Ops, uri: &Uri) -> Result<Option<&'a ShardHealth>, String> {
+    let name = uri.query().and_then(|query| query.split('&').find_map(|part| part.strip_prefix("shard=")));
+    let Some(name) = name else { return Ok(None) };
+    let found = ops.health.shard(name).map(Some);
+    found.ok_or_else(|| {
+        let names: Vec<_> = ops.health.shards().iter().map(|shard| shard.name().as_str()).collect();
+        format!("this frontend has no such shard; it has {}\n", names.join(", "))
+    })
 }
 
 async fn metrics(State(ops): State<Ops>) -> Response {
@@ -104,8 +136,10 @@ async fn metrics(State(ops): State<Ops>) -> Response {
     metrics.catalog_unavailable.set(plane.unserved.list().len() as i64);
     metrics.catalog_rejected.set(snapshot.refused().len() as i64);
     metrics.audit_queue.set(plane.audit.queue_length() as i64);
-    if let Some(shard) = plane.ekm.custodian().shard() {
-        metrics.set_hsm(shard);
+    metrics.set_hsm(plane.ekm.custodian().shards());
+    for shard in ops.health.shards() {
+        let healthy = shard.report().error.is_none();
+        metrics.shard_healthy.with_label_values(&[shard.name().as_str()]).set(healthy.into());
     }
     metrics.ready.set(ops.health.is_ready().into());
     for (issuer, age) in plane.authenticator.key_set_ages() {

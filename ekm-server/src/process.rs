@@ -21,10 +21,9 @@ pub enum Output {
 
 /// What every command that holds keys does first: environment, log, hardening.
 pub fn start_process(config: &Config) -> Result<(), StartError> {
-    if let Some(hsm) = config.hsm.as_ref().filter(|hsm| hsm.isolation == Isolation::Thread) {
-        let variables = hsm.replica.iter().flat_map(|replica| replica.get_ref().environment.clone());
-        ensure_environment(&variables.collect())?;
-    }
+    let in_this_process = config.shards.iter().filter(|shard| shard.get_ref().isolation == Isolation::Thread);
+    let replicas = in_this_process.flat_map(|shard| &shard.get_ref().replica);
+    ensure_environment(&replicas.flat_map(|replica| replica.get_ref().environment.clone()).collect())?;
     let started = logging::start(&config.log);
     started.map_err(|problem| StartError::Io { what: problem, cause: std::io::ErrorKind::InvalidInput.into() })?;
     hardening::harden();
@@ -41,7 +40,7 @@ pub fn ensure_environment(wanted: &BTreeMap<String, String>) -> Result<(), Start
     }
     let this = std::env::current_exe().map_err(StartError::io("cannot find this program's file"))?;
     let error = Command::new(this).args(std::env::args_os().skip(1)).envs(wanted).exec();
-    Err(StartError::io("cannot start anew with hsm.replica.environment")(error))
+    Err(StartError::io("cannot start anew with shard.replica.environment")(error))
 }
 
 /// The machine's name, by which people know a frontend.

@@ -11,13 +11,13 @@ use axum::body::{Body, HttpBody};
 use axum::extract::State;
 use bytes::Bytes;
 use ekm_core::policy::Verb;
-use ekm_core::{Ekm, Error, KeyPath, Trace};
+use ekm_core::{Ekm, Error, KeyPath, ShardName, Trace};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header, request};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use time::OffsetDateTime;
 
-use crate::audit::{AuditLog, Record};
+use crate::audit::{AuditLogs, Record};
 use crate::auth::Authenticator;
 use crate::background::Unserved;
 use crate::config::Config;
@@ -33,7 +33,7 @@ pub struct DataPlane {
     /// Who calls.
     pub authenticator: Authenticator,
     /// What happened.
-    pub audit: AuditLog,
+    pub audit: AuditLogs,
     /// How often and how fast.
     pub metrics: Arc<Metrics>,
     /// Hosts that we answer for; empty means any.
@@ -50,6 +50,12 @@ pub struct DataPlane {
     pub instance: String,
     /// Makes request ids unique within one.
     pub next_request: AtomicU64,
+}
+
+impl DataPlane {
+    fn shard_of(&self, trace: &Trace) -> Option<ShardName> {
+        Some(self.ekm.custodian().shards()[trace.shard?].name().clone())
+    }
 }
 
 /// Tells the operator's log about answers that are our fault: at most one line a second, so that an outage does not also fill the
@@ -144,8 +150,9 @@ impl Drop for Open<'_> {
     fn drop(&mut self) {
         if let Some(mut record) = self.record.take() {
             record.total = self.started.elapsed();
+            record.shard = self.plane.shard_of(&record.trace);
             self.plane.metrics.observe(record.verb, record.code, record.total, &record.trace);
-            if !self.plane.audit.try_write(record) {
+            if !self.plane.audit.of(&record).try_write(record) {
                 self.plane.metrics.audit_lost.inc();
             }
         }
@@ -171,6 +178,7 @@ async fn answer(State(plane): State<Arc<DataPlane>>, request: Request<Body>) -> 
 
     let mut record = open.record.take().expect("only taken here");
     record.total = started.elapsed();
+    record.shard = plane.shard_of(&record.trace);
     record.code = outcome.as_ref().err().map_or("ok", Error::code);
     record.error = outcome.as_ref().err().map(ToString::to_string);
     let mut response = match outcome {
@@ -180,7 +188,7 @@ async fn answer(State(plane): State<Arc<DataPlane>>, request: Request<Body>) -> 
     record.status = Some(response.status().as_u16());
     plane.failures.log(&record);
     let (verb, mut code, total, trace) = (record.verb, record.code, record.total, record.trace);
-    if let Err(error) = plane.audit.write(record, deadline).await {
+    if let Err(error) = plane.audit.of(&record).write(record, deadline).await {
         code = error.code();
         response = status::to_response(&error, plane.error_envelope);
     }
@@ -206,6 +214,7 @@ fn new_record(plane: &DataPlane, request: &Request<Body>, peer: Option<SocketAdd
         justification: None,
         relative_resource_name: None,
         is_key_health_check: false,
+        shard: None,
         trace: Trace::default(),
         status: None,
         code: "abandoned",

@@ -16,7 +16,7 @@ use ekm_core::catalog::{
 };
 use ekm_core::custody::Custodian;
 use ekm_core::software::KeyFile;
-use ekm_core::{KeyPath, Snapshot};
+use ekm_core::{KeyPath, ShardName, Snapshot};
 use ekm_loadtest::{cpu_seconds, measure, request, rss_mib, until_idle};
 use ekm_server::catalog::{Draft, Entry, initialise, load, open_store};
 use ekm_server::config::Config;
@@ -172,7 +172,7 @@ impl Subject {
         let config = Config::read(&directory.path().join("ekm.toml")).map_err(|error| anyhow::anyhow!("{error}"))?;
         let store = open_store(&config.catalog, false).await?;
         let key_file = read_key_file(directory.path())?;
-        let custodian = Custodian::new(Some(read_key_file(directory.path())?), None);
+        let custodian = Custodian::new(Some(read_key_file(directory.path())?), Vec::new());
         let key = initialise(&store, &custodian, Some(&key_file)).await?;
         let (space, policy) = add_space_and_policy(&store, &key).await?;
         let mut paths = Vec::with_capacity(keys);
@@ -182,7 +182,7 @@ impl Subject {
             for _ in 0..BATCH.min(keys - paths.len()) {
                 let path = KeyPath::parse(&format!("v0/keys/bench-{:07}", paths.len())).context("a path")?;
                 let id = VersionId { key: Uuid::now_v7(), number: 1 };
-                let made = custodian.generate(Custody::Software, id).await?;
+                let made = custodian.generate(Custody::Software, &ShardName::default(), id).await?;
                 let mut record = new_key(id.key, space, policy, &path);
                 record.add_version(made, draft.now())?;
                 draft.name(Kind::Key, path.as_str(), id.key);
@@ -216,6 +216,7 @@ async fn add_space_and_policy(store: &ekm_storage::CatalogStore, key: &CatalogKe
         id: space,
         path: KeyPath::parse("v0/cryptospaces/bench").context("a path")?,
         state: SpaceState::Enabled,
+        shard: ShardName::default(),
         labels: Default::default(),
         description: String::new(),
         created_at: draft.now(),

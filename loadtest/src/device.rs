@@ -104,7 +104,7 @@ impl Device {
 /// Seconds that operations have spent in the HSM so far, and how many they were.
 fn in_the_hsm(ekm: &Ekm, verb: &str) -> (f64, f64) {
     let of = |part: &str| {
-        let labels = format!("{{operation=\"{verb}\",replica=\"ekm-dev\"}}");
+        let labels = format!("{{operation=\"{verb}\",replica=\"ekm-dev\",shard=\"main\"}}");
         ekm.metric(&format!("ekm_hsm_operation_seconds_{part}{labels}"))
     };
     (of("sum"), of("count"))

@@ -40,7 +40,7 @@ pub fn set_up_kryoptic() -> Directory {
 
     let config = file("ekm.toml");
     let text = fs::read_to_string(&config).expect("ekm dev has made it");
-    let environment = format!("\n[hsm.replica.environment]\nKRYOPTIC_CONF = \"{}\"\n", settings.display());
+    let environment = format!("\n[shard.replica.environment]\nKRYOPTIC_CONF = \"{}\"\n", settings.display());
     fs::write(config, text + &environment).expect("writable");
     Arc::new(directory)
 }

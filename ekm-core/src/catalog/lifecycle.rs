@@ -18,7 +18,9 @@
 
 use time::{Duration, OffsetDateTime};
 
-use super::record::{KeyRecord, KeyState, Rotation, Settings, SpaceRecord, SpaceState, StoredVersion, VersionRecord};
+use super::record::{
+    Custody, KeyRecord, KeyState, Rotation, Settings, SpaceRecord, SpaceState, StoredVersion, VersionRecord,
+};
 use super::record::{Purpose, VersionState};
 
 /// Whether a wish changed anything. Wishing for what is so already is no error, so that everything can be repeated.
@@ -122,7 +124,11 @@ impl KeyRecord {
             let version = &self.versions[index];
             let due = version.state == VersionState::DestroyScheduled && version.destroy_at.is_some_and(|at| at <= now);
             if version.state != VersionState::Destroyed && (whole || due) {
-                gone.push(self.version_record(version));
+                let record = self.version_record(version);
+                let left_on =
+                    version.left_on.iter().map(|shard| VersionRecord { shard: shard.clone(), ..record.clone() });
+                gone.extend(left_on);
+                gone.push(record);
                 let version = &mut self.versions[index];
                 version.state = VersionState::Destroyed;
                 version.destroy_at = None;
@@ -170,6 +176,8 @@ impl KeyRecord {
             state: if first { VersionState::Enabled } else { VersionState::Pending },
             destroy_at: None,
             custody: made.custody,
+            shard: made.shard,
+            left_on: Default::default(),
             wrapped_material: made.wrapped_material,
             check_blob: made.check_blob,
             created_at: now,
@@ -180,6 +188,26 @@ impl KeyRecord {
         if let Some(rotation) = &mut self.rotation {
             rotation.next_at = now + Duration::days(rotation.every_days.into());
         }
+        Ok(Outcome::Changed)
+    }
+
+    /// Puts a version into another shard, where [`crate::custody::Custodian::carry`] has made it usable.
+    pub fn move_version(&mut self, from: &VersionRecord, carried: VersionRecord) -> Result<Outcome, Impossible> {
+        let name = self.name();
+        let key = self.id;
+        let version = self.version_mut(from.id.number)?;
+        if version.clone().into_record(key) != *from {
+            return impossible(format!("version {} of {name} has changed meanwhile", from.id.number), "try again");
+        }
+        if version.shard == carried.shard {
+            return Ok(Outcome::Unchanged);
+        }
+        let before = std::mem::replace(&mut version.shard, carried.shard);
+        if version.custody == Custody::Hsm {
+            version.left_on.remove(&version.shard);
+            version.left_on.insert(before);
+        }
+        version.wrapped_material = carried.wrapped_material;
         Ok(Outcome::Changed)
     }
 
@@ -334,6 +362,7 @@ mod tests {
     use crate::blob::VersionId;
     use crate::catalog::Custody;
     use crate::path::KeyPath;
+    use crate::shard_name::ShardName;
 
     const NOW: OffsetDateTime = datetime!(2026-11-22 12:00 UTC);
 
@@ -341,6 +370,7 @@ mod tests {
         VersionRecord {
             id: VersionId { key: key.id, number: key.next_version() },
             custody: Custody::HsmWrapped,
+            shard: ShardName::default(),
             wrapped_material: Some(vec![1]),
             check_blob: vec![2],
         }
@@ -396,6 +426,25 @@ mod tests {
         assert_eq!((key.state, key.versions[0].wrapped_material.as_ref()), (KeyState::Destroyed, None));
         assert!(key.undelete().is_err() && key.enable().is_err() && key.add_version(made(&key), NOW).is_err());
         assert_eq!(key.paths.len(), 1, "the path stays taken");
+    }
+
+    #[test]
+    fn a_moved_version_stays_on_the_hsms_that_it_left_until_it_is_destroyed() {
+        let mut key = key();
+        let second = VersionRecord { custody: Custody::Hsm, ..made(&key) };
+        key.add_version(second.clone(), NOW).unwrap();
+        let payments: ShardName = "payments".parse().unwrap();
+        let moved = VersionRecord { shard: payments.clone(), ..second.clone() };
+        assert_eq!(key.move_version(&second, moved.clone()), Ok(Outcome::Changed));
+        assert_eq!(key.version_record(&key.versions[1]), moved);
+        assert!(key.move_version(&second, moved.clone()).is_err(), "it is not what was carried any more");
+        assert_eq!(key.move_version(&moved, moved.clone()), Ok(Outcome::Unchanged));
+
+        let settings = Settings { destroy_grace_days: 30, ..Settings::default() };
+        key.schedule_destruction(NOW, &settings).unwrap();
+        let gone = key.destroy_what_is_due(NOW + Duration::days(30));
+        let gone: Vec<_> = gone.into_iter().map(|version| (version.id.number, version.shard)).collect();
+        assert_eq!(gone, [(1, ShardName::default()), (2, ShardName::default()), (2, payments)]);
     }
 
     #[derive(Clone, Copy, Debug)]

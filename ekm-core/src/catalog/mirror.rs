@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::ledger::{CatalogKey, Change, Hash, Head, SealedChange, SealedHead, SealedRow, Sum};
 use super::record::{Kind, Settings};
 use crate::policy::Policy;
-use crate::shards::Shards;
+use crate::shared_map::SharedMap;
 use crate::snapshot::{Key, KnownKeys, Snapshot, Space, policy_of};
 
 /// Why rows are not taken over. What the frontend held before stays in use.
@@ -55,7 +55,7 @@ pub enum Tampered {
 pub struct Mirror {
     key: Arc<CatalogKey>,
     head: Head,
-    rows: Shards<(Kind, Uuid), Held>,
+    rows: SharedMap<(Kind, Uuid), Held>,
     snapshot: Snapshot,
 }
 
@@ -98,7 +98,7 @@ pub struct Since(HashMap<(Kind, Uuid), Held>);
 impl Mirror {
     /// Of an empty catalog, at revision 0.
     pub fn new(key: Arc<CatalogKey>) -> Self {
-        Self { key, head: Head::empty(), rows: Shards::default(), snapshot: Snapshot::default() }
+        Self { key, head: Head::empty(), rows: SharedMap::default(), snapshot: Snapshot::default() }
     }
 
     /// Begins to read the same catalog anew, beside the one in use: key versions that are ready for use stay so.

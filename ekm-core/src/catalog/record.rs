@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::blob::{Format, VersionId};
 use crate::path::KeyPath;
+use crate::shard_name::ShardName;
 
 /// A container of keys with a path of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +21,9 @@ pub struct SpaceRecord {
     pub path: KeyPath,
     /// Whether its keys are in use.
     pub state: SpaceState,
+    /// Where the material of its keys' next versions lives.
+    #[serde(default, skip_serializing_if = "ShardName::is_main")]
+    pub shard: ShardName,
     /// For people and filters.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -97,8 +101,14 @@ pub struct StoredVersion {
     /// When it will be destroyed; with [`VersionState::DestroyScheduled`] only.
     #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
     pub destroy_at: Option<OffsetDateTime>,
-    /// Where the material lives.
+    /// How the material is kept.
     pub custody: Custody,
+    /// On which HSMs, or under whose root key.
+    #[serde(default, skip_serializing_if = "ShardName::is_main")]
+    pub shard: ShardName,
+    /// The shards that it was moved away from: the key is on their HSMs, too, until it is destroyed.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub left_on: BTreeSet<ShardName>,
     /// The material under the root key or the key file; never in the clear. Gone when destroyed.
     #[serde(default, with = "base64_option", skip_serializing_if = "Option::is_none")]
     pub wrapped_material: Option<Vec<u8>>,
@@ -130,6 +140,23 @@ pub struct Settings {
     /// The HSM replicas that operators have taken out of use, by their names.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub drained_replicas: BTreeSet<String>,
+    /// The shards' root keys, to look after them on every replica. Those that were made before they were noted here are missing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub roots: BTreeMap<ShardName, RootRecord>,
+}
+
+/// A shard's root key: an object on its tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RootRecord {
+    /// CKA_ID, with the number 1.
+    pub id: Uuid,
+    /// Wrapped by the replication key, if there was one when it was made.
+    #[serde(default, with = "base64_option", skip_serializing_if = "Option::is_none")]
+    pub wrapped_material: Option<Vec<u8>>,
+    /// A known text, wrapped by it when it was made.
+    #[serde(with = "base64_bytes")]
+    pub check_blob: Vec<u8>,
 }
 
 impl Settings {
@@ -139,7 +166,7 @@ impl Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { destroy_grace_days: 30, drained_replicas: BTreeSet::new() }
+        Self { destroy_grace_days: 30, drained_replicas: BTreeSet::new(), roots: BTreeMap::new() }
     }
 }
 
@@ -183,8 +210,10 @@ pub struct ApprovalRecord {
 pub struct VersionRecord {
     /// Key and number.
     pub id: VersionId,
-    /// Where the material lives.
+    /// How the material is kept.
     pub custody: Custody,
+    /// On which HSMs, or under whose root key. Of no meaning for custody `software`.
+    pub shard: ShardName,
     /// The material under the root key (`hsm-wrapped`) or the key file (`software`); never in the clear.
     pub wrapped_material: Option<Vec<u8>>,
     /// The known text of [`crate::custody`], wrapped under this version when it was made: the known answer of every later start.
@@ -208,12 +237,26 @@ impl KeyRecord {
     }
 }
 
+impl RootRecord {
+    /// What the custodian needs to look after it.
+    pub(crate) fn into_record(self, shard: ShardName) -> VersionRecord {
+        VersionRecord {
+            id: VersionId { key: self.id, number: 1 },
+            custody: Custody::Hsm,
+            shard,
+            wrapped_material: self.wrapped_material,
+            check_blob: self.check_blob,
+        }
+    }
+}
+
 impl StoredVersion {
     /// As [`KeyRecord::version_record`].
     pub(crate) fn into_record(self, key: Uuid) -> VersionRecord {
         VersionRecord {
             id: VersionId { key, number: self.number },
             custody: self.custody,
+            shard: self.shard,
             wrapped_material: self.wrapped_material,
             check_blob: self.check_blob,
         }
@@ -309,7 +352,7 @@ words! {
         /// The material is gone.
         Destroyed = "destroyed",
     }
-    /// Where a key's material lives.
+    /// How a key's material is kept.
     Custody {
         /// An object on the token that never leaves it; every operation is an HSM operation.
         Hsm = "hsm",

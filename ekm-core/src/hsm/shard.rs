@@ -5,7 +5,7 @@
 //! If it failed by the replica's fault, another one is asked once. All operations may be repeated: a wrap draws a new nonce.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::fault::{Class, Fault};
@@ -16,6 +16,7 @@ use super::token::TokenError;
 use crate::blob::{GcmSealed, VersionId};
 use crate::error::Error;
 use crate::secret::Plaintext;
+use crate::shard_name::ShardName;
 use crate::version::Unusable;
 
 /// Each operation earns this share of a hedge: with what can be saved up, less than one in twenty over any thousand.
@@ -37,6 +38,8 @@ const MAKING: Duration = Duration::from_secs(20);
 /// How a shard works.
 #[derive(Clone)]
 pub struct ShardOptions {
+    /// What operators, metrics and the catalog call it.
+    pub name: ShardName,
     /// How many jobs may wait for each replica; one more is refused with [`Error::Overloaded`].
     pub queue_length: usize,
     /// How long one operation may take on one replica, waiting included. Shorter than any request's deadline.
@@ -51,6 +54,9 @@ pub struct ShardOptions {
 
 /// Replicas, and the choice between them.
 pub struct Shard {
+    name: ShardName,
+    /// Under which root key on its tokens new secrets are wrapped.
+    root: OnceLock<VersionId>,
     replicas: Arc<[Arc<Replica>]>,
     copies: usize,
     replication: Option<String>,
@@ -84,14 +90,15 @@ type Attempt = (usize, Result<(Answer, Timing), Failure>);
 impl Shard {
     /// Begins to open the replicas, each in its own time. Within a runtime.
     pub fn start(options: ShardOptions) -> Self {
-        let ShardOptions { queue_length, deadline, copies, replication, replicas } = options;
+        let ShardOptions { name, queue_length, deadline, copies, replication, replicas } = options;
         let replicas = replicas.into_iter().map(|options| Arc::new(Replica::new(options, queue_length, deadline)));
         let replicas: Arc<[_]> = replicas.collect();
         let keep = |replica: &Arc<Replica>| tokio::spawn(Arc::clone(replica).keep(Arc::clone(&replicas)));
         let keepers = Mutex::new(replicas.iter().map(keep).collect());
         let (hedge_credit, hedges, retries) = (AtomicI64::new(0), AtomicU64::new(0), AtomicU64::new(0));
         let latencies = Latencies::default();
-        Self { replicas, copies, replication, keepers, hedge_credit, latencies, hedges, retries }
+        let root = OnceLock::new();
+        Self { name, root, replicas, copies, replication, keepers, hedge_credit, latencies, hedges, retries }
     }
 
     /// Waits until every replica was tried once. The first error that does not pass by itself, such as a refused PIN; replicas that are
@@ -112,6 +119,21 @@ impl Shard {
         let Some(reason) = self.away() else { return Ok(()) };
         let first = self.replicas.iter().find_map(|replica| replica.first_error());
         Err(first.unwrap_or_else(|| Arc::new(TokenError::of_worker("hsm_away", &reason, true))))
+    }
+
+    /// What operators, metrics and the catalog call it.
+    pub fn name(&self) -> &ShardName {
+        &self.name
+    }
+
+    /// The root key under which new secrets are wrapped.
+    pub fn root(&self) -> Option<VersionId> {
+        self.root.get().copied()
+    }
+
+    /// Names the root key, once the catalog that names it is open. The first one stays.
+    pub fn set_root(&self, root: VersionId) {
+        let _ = self.root.set(root);
     }
 
     /// The replicas, in the order of the configuration.
@@ -214,10 +236,7 @@ impl Shard {
         loop {
             let mut copies = 0;
             for replica in self.replicas.iter() {
-                if replica.control(Request::Check { key: key.clone() }, MAKING).await.is_ok() {
-                    replica.has_key(key.id);
-                    copies += 1;
-                }
+                copies += usize::from(self.check_on(replica, key).await.is_ok());
             }
             if copies >= self.copies {
                 return Ok(());
@@ -227,6 +246,13 @@ impl Shard {
             }
             tokio::time::sleep(Duration::from_millis(500)).await; // the vendor's own cloning
         }
+    }
+
+    /// Whether one replica holds a key, and the same one.
+    pub async fn check_on(&self, replica: &Replica, key: &TokenKey) -> Result<(), MakeError> {
+        replica.control(Request::Check { key: key.clone() }, MAKING).await?;
+        replica.has_key(key.id);
+        Ok(())
     }
 
     /// Whether one replica holds a key as it should: there, once, closed, and the same as everywhere. What is wrong, if something is;
@@ -254,9 +280,7 @@ impl Shard {
         let (id, label, wrapped) = (key.id, label.into(), wrapped.to_vec());
         // If it exists there, another frontend has done it; or it is another key, as the check shows.
         replica.control(Request::Import { id, label, replication, wrapped }, MAKING).await?;
-        replica.control(Request::Check { key }, MAKING).await?;
-        replica.has_key(id);
-        Ok(())
+        self.check_on(replica, &key).await
     }
 
     /// Takes a key that was made and is not needed off the replicas that it was put on.

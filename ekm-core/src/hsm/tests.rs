@@ -18,6 +18,7 @@ use crate::catalog::{Custody, VersionRecord};
 use crate::custody::{Custodian, GenerateError};
 use crate::error::Error;
 use crate::secret::Plaintext;
+use crate::shard_name::ShardName;
 use crate::version::{KeyVersion, Unusable, VersionState};
 
 const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
@@ -101,14 +102,25 @@ fn shard(token: &TokenOptions, sessions: usize) -> Shard {
     };
     let _entered = runtime().enter();
     let (queue_length, deadline) = (4, Duration::from_secs(20));
-    Shard::start(ShardOptions { queue_length, deadline, copies: 1, replication: None, replicas: vec![replica] })
+    Shard::start(ShardOptions {
+        name: main(),
+        queue_length,
+        deadline,
+        copies: 1,
+        replication: None,
+        replicas: vec![replica],
+    })
+}
+
+fn main() -> ShardName {
+    ShardName::default()
 }
 
 fn custodian_on(token: &TokenOptions, sessions: usize) -> Custodian {
     let shard = shard(token, sessions);
     wait(shard.opened(Duration::from_secs(20))).unwrap();
     assert_eq!(shard.away(), None);
-    Custodian::new(None, Some(shard))
+    Custodian::new(None, vec![shard])
 }
 
 fn custodian() -> Custodian {
@@ -241,7 +253,7 @@ fn a_generated_key_works_and_cannot_leave_the_token() {
     }
     let custodian = custodian();
     let id = VersionId { key: Uuid::new_v4(), number: 1 };
-    let record = wait(custodian.generate(Custody::Hsm, id)).unwrap();
+    let record = wait(custodian.generate(Custody::Hsm, &main(), id)).unwrap();
     let version = custodian.version(&record);
     assert_eq!(version.state(), VersionState::Unproven);
 
@@ -273,7 +285,7 @@ fn a_version_is_never_used_whose_key_is_not_the_one_that_made_its_check_blob() {
     }
     let custodian = custodian();
     let id = VersionId { key: Uuid::new_v4(), number: 1 };
-    let record = wait(custodian.generate(Custody::Hsm, id)).unwrap();
+    let record = wait(custodian.generate(Custody::Hsm, &main(), id)).unwrap();
 
     let other = VersionRecord { id: VersionId { key: Uuid::new_v4(), number: 1 }, ..record.clone() };
     let missing = custodian.version(&other);
@@ -297,7 +309,7 @@ fn a_version_that_failed_is_tried_again_after_a_second_and_not_before() {
     }
     let custodian = custodian();
     let id = VersionId { key: Uuid::new_v4(), number: 1 };
-    let record = wait(custodian.generate(Custody::Hsm, id)).unwrap();
+    let record = wait(custodian.generate(Custody::Hsm, &main(), id)).unwrap();
     let missing = VersionId { key: Uuid::new_v4(), number: 1 };
     let version = custodian.version(&VersionRecord { id: missing, ..record });
     assert!(matches!(wrap(&custodian, &version), Err(Error::KeyUnavailable)));
@@ -321,9 +333,9 @@ fn many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_use
         return;
     }
     let custodian = custodian_on(&make_token("test"), 1);
-    custodian.set_root(wait(custodian.generate_root()).unwrap());
+    wait(custodian.generate_root(&main())).unwrap();
     let id = VersionId { key: Uuid::new_v4(), number: 1 };
-    let version = custodian.version(&wait(custodian.generate(Custody::HsmWrapped, id)).unwrap());
+    let version = custodian.version(&wait(custodian.generate(Custody::HsmWrapped, &main(), id)).unwrap());
     // More than the queue holds: if each asked the HSM, some would be shed.
     let deadline = Instant::now() + Duration::from_secs(20);
     let wrap_one = async || {
@@ -336,6 +348,7 @@ fn many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_use
     let lost = custodian.version(&VersionRecord {
         id: VersionId { key: Uuid::new_v4(), number: 1 },
         custody: Custody::Hsm,
+        shard: main(),
         wrapped_material: None,
         check_blob: Vec::new(),
     });
@@ -353,10 +366,9 @@ fn material_under_the_root_key_is_used_in_this_process_and_opens_on_its_own_toke
     }
     let custodian = custodian();
     let id = VersionId { key: Uuid::new_v4(), number: 1 };
-    assert!(matches!(wait(custodian.generate(Custody::HsmWrapped, id)), Err(GenerateError::NoRootKey)));
-    let root = wait(custodian.generate_root()).unwrap();
-    custodian.set_root(root);
-    let record = wait(custodian.generate(Custody::HsmWrapped, id)).unwrap();
+    assert!(matches!(wait(custodian.generate(Custody::HsmWrapped, &main(), id)), Err(GenerateError::NoRootKey(_))));
+    let root = VersionId { key: wait(custodian.generate_root(&main())).unwrap().id, number: 1 };
+    let record = wait(custodian.generate(Custody::HsmWrapped, &main(), id)).unwrap();
     let wrapped = record.wrapped_material.as_ref().unwrap();
     assert_eq!(blob::parse(wrapped).unwrap().0, root, "the wrapped material names its root key");
 
@@ -386,7 +398,7 @@ fn material_under_the_root_key_is_used_in_this_process_and_opens_on_its_own_toke
     let nowhere =
         TokenOptions { selector: TokenSelector::Label("gone".into()), pin: SecretString::from("1234"), profile: None };
     drop(custodian);
-    let without = Custodian::new(None, Some(shard(&nowhere, 1)));
+    let without = Custodian::new(None, vec![shard(&nowhere, 1)]);
     assert!(wrap(&without, &version).is_ok(), "a version that is open needs the HSM no more");
     let error = wrap(&without, &without.version(&record)).err().unwrap();
     assert_eq!(error.code(), "hsm_away");
@@ -398,10 +410,10 @@ fn a_secret_opens_only_for_its_context_and_no_blob_of_a_caller_passes_for_one() 
         return;
     }
     let custodian = custodian();
-    let root = wait(custodian.generate_root()).unwrap();
-    let blob = wait(custodian.wrap_secret(root, b"catalog key", b"secret")).unwrap();
-    assert_eq!(wait(custodian.unwrap_secret(b"catalog key", &blob)).unwrap().as_bytes(), b"secret");
-    let lasting = |context: &[u8], blob: &[u8]| match wait(custodian.unwrap_secret(context, blob)) {
+    wait(custodian.generate_root(&main())).unwrap();
+    let blob = wait(custodian.wrap_secret(&main(), b"catalog key", b"secret")).unwrap();
+    assert_eq!(wait(custodian.unwrap_secret(&main(), b"catalog key", &blob)).unwrap().as_bytes(), b"secret");
+    let lasting = |context: &[u8], blob: &[u8]| match wait(custodian.unwrap_secret(&main(), context, blob)) {
         Err(Unusable::Lasting(reason)) => reason,
         Err(Unusable::Passing(error)) => panic!("passing: {error}"),
         Ok(_) => panic!("it opened"),
@@ -414,7 +426,7 @@ fn a_secret_opens_only_for_its_context_and_no_blob_of_a_caller_passes_for_one() 
 
     // Whoever may wrap under a key on the same token chooses plaintext and AAD, and still makes no secret.
     let id = VersionId { key: Uuid::new_v4(), number: 1 };
-    let version = custodian.version(&wait(custodian.generate(Custody::Hsm, id)).unwrap());
+    let version = custodian.version(&wait(custodian.generate(Custody::Hsm, &main(), id)).unwrap());
     for aad in [&b"catalog key"[..], &blob::secret_aad(id, b"catalog key")] {
         let (text, deadline) = (Plaintext::new(vec![7; 32]), Instant::now() + Duration::from_secs(20));
         let sealed = wait(custodian.wrap(&version, aad, text, deadline, &mut Timing::default())).unwrap();
@@ -434,7 +446,7 @@ fn a_token_that_is_away_can_be_opened_when_it_comes_and_a_wrong_pin_is_no_such_c
     let record = {
         let custodian = custodian_on(&token, 1);
         let id = VersionId { key: Uuid::new_v4(), number: 1 };
-        wait(custodian.generate(Custody::Hsm, id)).unwrap()
+        wait(custodian.generate(Custody::Hsm, &main(), id)).unwrap()
     };
     let wrong = TokenOptions { selector: token.selector.clone(), pin: SecretString::from("12121212"), profile: None };
     let refused = wait(shard(&wrong, 1).opened(Duration::from_secs(20))).unwrap_err();
@@ -445,7 +457,7 @@ fn a_token_that_is_away_can_be_opened_when_it_comes_and_a_wrong_pin_is_no_such_c
     let shard = shard(&token, 1);
     wait(shard.opened(Duration::from_secs(20))).unwrap();
     assert_eq!(shard.one_is_here().unwrap_err().code(), "hsm_initialize");
-    let custodian = Custodian::new(None, Some(shard));
+    let custodian = Custodian::new(None, vec![shard]);
     let version = custodian.version(&record);
     std::fs::create_dir(tokens).unwrap();
     let says = |text: &str| {
@@ -457,7 +469,7 @@ fn a_token_that_is_away_can_be_opened_when_it_comes_and_a_wrong_pin_is_no_such_c
 
     std::fs::remove_dir(tokens).unwrap();
     std::fs::rename(&away, tokens).unwrap();
-    until(|| custodian.shard().unwrap().away().is_none());
+    until(|| custodian.shards()[0].away().is_none());
     assert!(wrap(&custodian, &version).is_ok(), "at once, without waiting for a retry interval");
 }
 
@@ -508,7 +520,13 @@ fn blobs_of_every_format_that_an_hsm_ever_made_still_open_and_no_other_format_do
     let custodian = custodian();
     import(id, bytes(&key["value"]));
     let check_blob = bytes(&key["check_blob"]);
-    let version = custodian.version(&VersionRecord { id, custody: Custody::Hsm, wrapped_material: None, check_blob });
+    let version = custodian.version(&VersionRecord {
+        id,
+        custody: Custody::Hsm,
+        shard: main(),
+        wrapped_material: None,
+        check_blob,
+    });
     let open = |sealed: Sealed, aad: &str| {
         let deadline = Instant::now() + Duration::from_secs(20);
         wait(custodian.unwrap(&version, aad.as_bytes(), sealed, deadline, &mut Timing::default()))
@@ -550,6 +568,7 @@ fn secrets_material_and_blobs_of_the_first_hsm_wrapped_version_still_open() {
     let record = VersionRecord {
         id: id(key),
         custody: Custody::HsmWrapped,
+        shard: main(),
         wrapped_material: Some(bytes(&key["wrapped_material"])),
         check_blob: bytes(&key["check_blob"]),
     };
@@ -563,7 +582,7 @@ fn secrets_material_and_blobs_of_the_first_hsm_wrapped_version_still_open() {
         assert_eq!(opened.unwrap().as_bytes(), text(&blob["plaintext"]).as_bytes());
     }
     let secret = &golden["secret_under_root"];
-    let opened = wait(custodian.unwrap_secret(text(&secret["context"]).as_bytes(), &bytes(&secret["blob"])));
+    let opened = wait(custodian.unwrap_secret(&main(), text(&secret["context"]).as_bytes(), &bytes(&secret["blob"])));
     assert_eq!(opened.unwrap().as_bytes(), text(&secret["secret"]).as_bytes());
     let secret = &golden["secret_under_key_file"];
     let file = crate::software::KeyFile::parse(&text(&secret["key_file"])).unwrap();

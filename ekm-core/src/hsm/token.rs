@@ -55,7 +55,7 @@ pub enum TokenError {
     },
     /// The library does not start: it misses its own configuration, or its HSM.
     #[error(
-        "the PKCS#11 module {module} does not start: {cause}; does it find its own configuration (see [hsm.replica.environment]), and its HSM?"
+        "the PKCS#11 module {module} does not start: {cause}; does it find its own configuration (see [shard.replica.environment]), and its HSM?"
     )]
     Initialize {
         /// Its path.

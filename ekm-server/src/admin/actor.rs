@@ -56,6 +56,8 @@ impl Actor {
             | Command::HsmResume { .. } => self.has_one_of(&[Role::Operator, Role::KeyAdmin]),
             Command::SpaceCreate { .. }
             | Command::SpaceUpdate { .. }
+            | Command::SpaceMove { .. }
+            | Command::KeyMove { .. }
             | Command::PolicyCreate { .. }
             | Command::PolicySet { .. }
             | Command::KeyCreate { .. }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use ekm_core::KeyPath;
 use ekm_core::catalog::{ApprovalState, Custody, KeyState, SpaceState, VersionState};
+use ekm_core::{KeyPath, ShardName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -40,6 +40,10 @@ pub enum Command {
     SpaceCreate {
         #[schema(value_type = String)]
         path: KeyPath,
+        /// The HSMs for its keys. Absent: the only shard, or `main`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        shard: Option<ShardName>,
         #[serde(default)]
         labels: BTreeMap<String, String>,
         #[serde(default)]
@@ -51,6 +55,13 @@ pub enum Command {
         path: KeyPath,
         labels: BTreeMap<String, String>,
         description: String,
+    },
+    /// Put new keys and new versions of a crypto space into another shard. Versions that are there follow by `key-move`.
+    SpaceMove {
+        #[schema(value_type = String)]
+        path: KeyPath,
+        #[schema(value_type = String)]
+        shard: ShardName,
     },
     /// Stop every key of a crypto space.
     SpaceBlock {
@@ -143,6 +154,11 @@ pub enum Command {
         path: KeyPath,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         every_days: Option<u32>,
+    },
+    /// Bring every version of a key into the shard of its crypto space. The HSMs that it leaves keep it until it is destroyed.
+    KeyMove {
+        #[schema(value_type = String)]
+        path: KeyPath,
     },
     /// Destroy a key, or one version, after the grace period. Needs a second person.
     KeyDestroy {
@@ -242,6 +258,9 @@ pub struct SpaceView {
     pub id: Uuid,
     #[schema(value_type = String)]
     pub state: SpaceState,
+    /// The HSMs for its keys' next versions.
+    #[schema(value_type = String)]
+    pub shard: ShardName,
     pub labels: BTreeMap<String, String>,
     pub description: String,
     #[serde(with = "time::serde::rfc3339")]
@@ -300,6 +319,10 @@ pub struct KeyView {
 /// One version of a key.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct VersionView {
+    /// The HSMs that hold it, or its root key; none for custody `software`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub shard: Option<ShardName>,
     pub number: u32,
     #[schema(value_type = String)]
     pub state: VersionState,
@@ -464,6 +487,8 @@ pub struct HsmView {
 /// One token that holds the keys.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ReplicaView {
+    /// The replicas of a shard hold the same keys.
+    pub shard: String,
     pub name: String,
     /// `joining`, `verifying`, `serving`, `suspect`, `ejected`, `probing`, `drained` or `refused`.
     pub state: String,
@@ -512,12 +537,18 @@ pub struct HsmVerify {
     /// Give replicas the keys that they lack, wrapped by the replication key.
     #[serde(default)]
     pub repair: bool,
+    /// On this replica only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<String>,
+    /// On every replica of its shard but this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub without: Option<String>,
 }
 
 /// What was found.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct HsmVerified {
-    /// Keys in custody `hsm`, in all.
+    /// Keys in custody `hsm` and root keys, in all.
     pub keys: u64,
     /// Keys that were looked at now.
     pub checked: u64,

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use ekm_core::KeyPath;
 use ekm_core::blob::VersionId;
 use ekm_core::catalog::ledger::{Class, Hash};
-use ekm_core::catalog::{ApprovalRecord, ApprovalState, KeyRecord, Kind, Outcome, VersionRecord};
+use ekm_core::catalog::{ApprovalRecord, ApprovalState, KeyRecord, Kind, Outcome, SpaceRecord};
 use ekm_storage::StorageError;
 use serde_json::Value;
 use time::{Duration, OffsetDateTime};
@@ -12,9 +13,9 @@ use uuid::Uuid;
 
 use super::actor::Actor;
 use super::api::{ChangeOutcome, ChangeRequest, ChangeResult, Command, Decision};
-use super::commands;
+use super::commands::{self, Prepared};
 use super::error::AdminError;
-use super::service::Admin;
+use super::service::{Admin, not_found};
 use super::views;
 use crate::catalog::{CatalogError, Draft, Entry, default_custody};
 use crate::custodian::take_from_token;
@@ -68,9 +69,10 @@ impl Admin {
         }
         let mandate =
             Mandate { actor: &actor.name, reason: &request.reason, request_id: request_id.as_deref(), approval: None };
-        let mut made = if request.dry_run { None } else { self.make_material(&request.command).await? };
-        let outcome = self.carry_out(&mandate, &request.command, request.if_revision, request.dry_run, &mut made).await;
-        take_from_token(self.plane.ekm.custodian(), made).await;
+        let mut prepared = if request.dry_run { Prepared::Nothing } else { self.prepare(&request.command).await? };
+        let outcome =
+            self.carry_out(&mandate, &request.command, request.if_revision, request.dry_run, &mut prepared).await;
+        self.take_back(prepared).await;
         outcome
     }
 
@@ -107,15 +109,15 @@ impl Admin {
         if !approve {
             return self.reject(actor, &approval, &decision.reason).await;
         }
-        let mut made = self.make_material(&command).await?;
+        let mut prepared = self.prepare(&command).await?;
         let mandate = Mandate {
             actor: &approval.requested_by,
             reason: &approval.reason,
             request_id: None,
             approval: Some((&approval, &actor.name)),
         };
-        let outcome = self.carry_out(&mandate, &command, approval.if_revision, false, &mut made).await;
-        take_from_token(self.plane.ekm.custodian(), made).await;
+        let outcome = self.carry_out(&mandate, &command, approval.if_revision, false, &mut prepared).await;
+        self.take_back(prepared).await;
         outcome
     }
 
@@ -137,7 +139,7 @@ impl Admin {
         command: &Command,
         if_revision: Option<u64>,
         dry_run: bool,
-        made: &mut Option<VersionRecord>,
+        prepared: &mut Prepared,
     ) -> Result<ChangeResult, AdminError> {
         let mirror = self.mirror()?;
         let mut draft = Draft::follow(&self.store, &mirror).await?;
@@ -148,7 +150,7 @@ impl Admin {
             return self.repeated(id, command, &answer);
         }
         let custodian = self.plane.ekm.custodian();
-        let effect = commands::apply(&mut draft, command, if_revision, made.as_ref(), custodian).await?;
+        let effect = commands::apply(&mut draft, command, if_revision, prepared, custodian).await?;
         let mut answer = result(ChangeOutcome::Done, draft.revision(), effect.target.clone());
         answer.changes = views::difference(&effect.before, &effect.after);
         answer.warnings.clone_from(&effect.warnings);
@@ -174,7 +176,7 @@ impl Admin {
         // If nobody knows whether the catalog has it, it stays.
         let is_unknown = matches!(&outcome, Err(AdminError::Catalog(error)) if error.is_unknown());
         if outcome.is_ok() || is_unknown {
-            *made = None;
+            *prepared = Prepared::Nothing;
         }
         outcome
     }
@@ -252,25 +254,50 @@ impl Admin {
             .map_err(|_| AdminError::Internal("a stored answer is not understood"))
     }
 
-    /// Material for a new version, before any lock is taken: an HSM may take its time.
-    async fn make_material(&self, command: &Command) -> Result<Option<VersionRecord>, AdminError> {
+    /// Material for a new version, or for versions in another shard, before any lock is taken: an HSM may take its time.
+    async fn prepare(&self, command: &Command) -> Result<Prepared, AdminError> {
         let custodian = self.plane.ekm.custodian();
-        let (custody, id) = match command {
-            Command::KeyCreate { path, custody, .. } => {
+        let (custody, space, id) = match command {
+            Command::KeyCreate { path, space, custody, .. } => {
                 // Looked at before material is made, and again under the lock.
                 if self.store.id_of(Kind::Key.name(), path.as_str()).await?.is_some() {
                     return Err(AdminError::Taken(path.to_string()));
                 }
+                let (space, _) = self.named::<SpaceRecord>(Kind::Space, space.as_str()).await?;
                 let custody = custody.unwrap_or_else(|| default_custody(custodian));
-                (custody, VersionId { key: Uuid::now_v7(), number: 1 })
+                (custody, space, VersionId { key: Uuid::now_v7(), number: 1 })
             }
             Command::KeyRotate { path } => {
-                let (record, _) = self.named::<KeyRecord>(Kind::Key, path.as_str()).await?;
-                (record.custody, VersionId { key: record.id, number: record.next_version() })
+                let (record, space) = self.key_and_space(path).await?;
+                (record.custody, space, VersionId { key: record.id, number: record.next_version() })
             }
-            _ => return Ok(None),
+            Command::KeyMove { path } => {
+                let (record, space) = self.key_and_space(path).await?;
+                let mut carried = Vec::new();
+                for from in commands::elsewhere(&record, &space) {
+                    let to = custodian.carry(from.clone(), &space.shard).await.map_err(CatalogError::from)?;
+                    carried.push((from, to));
+                }
+                return Ok(Prepared::Carried(carried));
+            }
+            _ => return Ok(Prepared::Nothing),
         };
-        Ok(Some(custodian.generate(custody, id).await.map_err(CatalogError::from)?))
+        let made = custodian.generate(custody, &space.shard, id).await.map_err(CatalogError::from)?;
+        Ok(Prepared::Version(made))
+    }
+
+    async fn key_and_space(&self, path: &KeyPath) -> Result<(KeyRecord, SpaceRecord), AdminError> {
+        let (record, _) = self.named::<KeyRecord>(Kind::Key, path.as_str()).await?;
+        let space = self.record::<SpaceRecord>(Kind::Space, record.space).await?;
+        let (space, _) = space.ok_or_else(|| not_found(Kind::Space, &record.space.to_string()))?;
+        Ok((record, space))
+    }
+
+    /// What was made and not used. Keys that were carried into another shard stay there: the next attempt needs them.
+    async fn take_back(&self, prepared: Prepared) {
+        if let Prepared::Version(made) = prepared {
+            take_from_token(self.plane.ekm.custodian(), [made]).await;
+        }
     }
 }
 

@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use ekm_core::KeyPath;
 use ekm_core::catalog::ledger::Class;
 use ekm_core::catalog::{
     Custody, Impossible, KeyRecord, KeyState, Kind, Outcome, PolicyRecord, Settings, SpaceRecord, SpaceState,
-    VersionRecord,
+    VersionRecord, VersionState,
 };
 use ekm_core::custody::Custodian;
 use ekm_core::hsm::{Replica, Shard, State};
 use ekm_core::policy::{self, Policy};
+use ekm_core::{KeyPath, ShardName};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -54,25 +54,46 @@ pub(super) fn to_value(command: &Command) -> Value {
     serde_json::to_value(command).expect("a command has only text as map keys")
 }
 
-/// Changes the records. `made` is the material of a new version; without it (a dry run) one is made up.
+/// What takes an HSM its time, and is done before any lock is taken.
+pub(super) enum Prepared {
+    Nothing,
+    /// The material of a new version.
+    Version(VersionRecord),
+    /// Versions as they were, and as they are in the other shard.
+    Carried(Vec<(VersionRecord, VersionRecord)>),
+}
+
+/// Changes the records. Without what should be `prepared` (a dry run) it is made up.
 pub(super) async fn apply(
     draft: &mut Draft<'_>,
     command: &Command,
     if_revision: Option<u64>,
-    made: Option<&VersionRecord>,
+    prepared: &Prepared,
     custodian: &Custodian,
 ) -> Result<Effect, AdminError> {
+    let made = match prepared {
+        Prepared::Version(made) => Some(made),
+        Prepared::Nothing | Prepared::Carried(_) => None,
+    };
     let seen = Seen { if_revision };
     match command {
-        Command::SpaceCreate { path, labels, description } => {
+        Command::SpaceCreate { path, shard, labels, description } => {
             if !path.as_str().starts_with("v0/cryptospaces/") {
                 return Err(AdminError::invalid("path", "a crypto space's path begins with v0/cryptospaces/"));
             }
             free(draft, Kind::Space, path.as_str()).await?;
+            let shard = match shard {
+                Some(shard) => shard.clone(),
+                None => {
+                    custodian.default_shard().ok_or_else(|| AdminError::invalid("shard", which_shards(custodian)))?
+                }
+            };
+            must_be_shard(custodian, &shard)?;
             let record = SpaceRecord {
                 id: Uuid::now_v7(),
                 path: path.clone(),
                 state: SpaceState::Enabled,
+                shard,
                 labels: labels.clone(),
                 description: description.clone(),
                 created_at: draft.now(),
@@ -87,6 +108,18 @@ pub(super) async fn apply(
             let before = view_space(&record);
             (record.labels, record.description) = (labels.clone(), description.clone());
             put_space(draft, &record, before, path)
+        }
+        Command::SpaceMove { path, shard } => {
+            must_be_shard(custodian, shard)?;
+            let (mut record, revision) = named::<SpaceRecord>(draft, Kind::Space, path.as_str()).await?;
+            seen.may_be(revision)?;
+            let before = view_space(&record);
+            record.shard = shard.clone();
+            let mut effect = put_space(draft, &record, before, path)?;
+            effect.warnings.push(format!(
+                "keys that are there stay where they are until 'ekm key move' brings each of them to {shard}; 'ekm space move' does so for all"
+            ));
+            Ok(effect)
         }
         Command::SpaceBlock { path } => set_space(draft, path, SpaceState::Blocked, &seen).await,
         Command::SpaceUnblock { path } => set_space(draft, path, SpaceState::Enabled, &seen).await,
@@ -120,7 +153,7 @@ pub(super) async fn apply(
             let (space, _) = named::<SpaceRecord>(draft, Kind::Space, space.as_str()).await?;
             let (policy, mut effect) = choose_policy(draft, path, policy).await?;
             let custody = custody.unwrap_or_else(|| default_custody(custodian));
-            let made = made.cloned().unwrap_or_else(|| imagined(Uuid::now_v7(), 1, custody));
+            let made = made.cloned().unwrap_or_else(|| imagined(Uuid::now_v7(), 1, custody, &space));
             let now = draft.now();
             let mut record = KeyRecord {
                 id: made.id.key,
@@ -201,8 +234,39 @@ pub(super) async fn apply(
         }
         Command::KeyRotate { path } => {
             let (record, _) = named::<KeyRecord>(draft, Kind::Key, path.as_str()).await?;
-            let made = made.cloned().unwrap_or_else(|| imagined(record.id, record.next_version(), record.custody));
+            let space = draft.read::<SpaceRecord>(Kind::Space, record.space).await?;
+            let (space, _) = space.ok_or_else(|| not_found(Kind::Space, &record.space.to_string()))?;
+            let made =
+                made.cloned().unwrap_or_else(|| imagined(record.id, record.next_version(), record.custody, &space));
             change_key(draft, path, &seen, false, Class::Staged, |key, now| key.add_version(made.clone(), now)).await
+        }
+        Command::KeyMove { path } => {
+            let (record, _) = named::<KeyRecord>(draft, Kind::Key, path.as_str()).await?;
+            let space = draft.read::<SpaceRecord>(Kind::Space, record.space).await?;
+            let (space, _) = space.ok_or_else(|| not_found(Kind::Space, &record.space.to_string()))?;
+            let carried = match prepared {
+                Prepared::Carried(carried) => carried.clone(),
+                Prepared::Nothing | Prepared::Version(_) => {
+                    let there = |from: VersionRecord| VersionRecord { shard: space.shard.clone(), ..from };
+                    elsewhere(&record, &space).map(|from| (from.clone(), there(from))).collect()
+                }
+            };
+            if carried.iter().any(|(_, to)| to.shard != space.shard) {
+                return Err(AdminError::Impossible(format!(
+                    "{} has got another shard meanwhile; try again",
+                    space.path
+                )));
+            }
+            change_key(draft, path, &seen, false, Class::Staged, |key, _| {
+                let mut outcome = Outcome::Unchanged;
+                for (from, to) in carried {
+                    if key.move_version(&from, to)? == Outcome::Changed {
+                        outcome = Outcome::Changed;
+                    }
+                }
+                Ok(outcome)
+            })
+            .await
         }
         Command::KeySetRotation { path, every_days } => {
             change_key(draft, path, &seen, false, Class::Staged, |key, now| key.set_rotation(*every_days, now)).await
@@ -390,25 +454,24 @@ async fn drain(
     force: bool,
     seen: &Seen,
 ) -> Result<Effect, AdminError> {
-    let replicas = custodian.shard().map(Shard::replicas).unwrap_or_default();
-    must_be_replica(replicas, name)?;
+    let shard = shard_with(custodian, name)?;
     let (mut record, revision) = settings(draft).await?;
     seen.may_be(revision)?;
     let before = record.drained_replicas.clone();
     // One that was drained a moment ago may still seem to be serving.
     let stays = |replica: &&Arc<Replica>| replica.name() != name && !before.contains(replica.name());
-    let serving = replicas.iter().filter(stays).any(|replica| replica.status().state == State::Serving);
+    let serving = shard.replicas().iter().filter(stays).any(|replica| replica.status().state == State::Serving);
     if !serving && !force && !before.contains(name) {
         return Err(AdminError::Impossible(format!(
-            "no other HSM replica is serving on this frontend: without {name}, keys in the HSM would be answered with 503. Look at \
-             'ekm hsm status' and bring another one back first, or take --force"
+            "no other HSM replica of its shard is serving on this frontend: without {name}, keys in the HSM would be answered with 503. \
+             Look at 'ekm hsm status' and bring another one back first, or take --force"
         )));
     }
     record.drained_replicas.insert(name.to_owned());
     let mut effect = put_drained(draft, &record, &before, name)?;
     if !serving && effect.outcome == Outcome::Changed {
         effect.warnings.push(
-            "no other HSM replica is serving on this frontend: keys in the HSM are answered with 503 until one is"
+            "no other HSM replica of its shard is serving on this frontend: keys in the HSM are answered with 503 until one is"
                 .into(),
         );
     }
@@ -421,7 +484,7 @@ async fn resume(draft: &mut Draft<'_>, custodian: &Custodian, name: &str, seen: 
     let before = record.drained_replicas.clone();
     // One that has left the configuration since can be forgotten so.
     if !record.drained_replicas.remove(name) {
-        must_be_replica(custodian.shard().map(Shard::replicas).unwrap_or_default(), name)?;
+        shard_with(custodian, name)?;
     }
     put_drained(draft, &record, &before, name)
 }
@@ -438,16 +501,40 @@ fn put_drained(
     Ok(Effect { class: Class::Fast, before, after, outcome, ..Effect::on(name) })
 }
 
-fn must_be_replica(replicas: &[Arc<Replica>], name: &str) -> Result<(), AdminError> {
-    if replicas.iter().any(|replica| replica.name() == name) {
-        return Ok(());
+/// The shard of a replica.
+pub(super) fn shard_with<'a>(custodian: &'a Custodian, name: &str) -> Result<&'a Shard, AdminError> {
+    let shards = custodian.shards();
+    let has = |shard: &&Shard| shard.replicas().iter().any(|replica| replica.name() == name);
+    if let Some(shard) = shards.iter().find(has) {
+        return Ok(shard);
     }
-    let names: Vec<_> = replicas.iter().map(|replica| replica.name()).collect();
+    let names: Vec<_> = shards.iter().flat_map(Shard::replicas).map(|replica| replica.name()).collect();
     let known = match names[..] {
         [] => "this frontend has no HSM".to_owned(),
         _ => format!("those of this frontend are: {}", names.join(", ")),
     };
     Err(AdminError::Impossible(format!("there is no HSM replica '{}'; {known}", name.escape_debug())))
+}
+
+fn must_be_shard(custodian: &Custodian, name: &ShardName) -> Result<(), AdminError> {
+    let known = custodian.shard(name).is_some() || (custodian.shards().is_empty() && name.is_main());
+    if known { Ok(()) } else { Err(AdminError::invalid("shard", which_shards(custodian))) }
+}
+
+fn which_shards(custodian: &Custodian) -> String {
+    let names: Vec<_> = custodian.shards().iter().map(|shard| shard.name().as_str()).collect();
+    match names[..] {
+        [] => "this frontend has no HSM, so there is only main".into(),
+        _ => format!("write one of those that this frontend has: {}", names.join(", ")),
+    }
+}
+
+/// The living versions of a key that are not in its crypto space's shard.
+pub(super) fn elsewhere<'a>(record: &'a KeyRecord, space: &'a SpaceRecord) -> impl Iterator<Item = VersionRecord> + 'a {
+    let versions = record.versions.iter().filter(|version| {
+        version.state != VersionState::Destroyed && version.custody != Custody::Software && version.shard != space.shard
+    });
+    versions.map(|version| record.version_record(version))
 }
 
 async fn settings(draft: &mut Draft<'_>) -> Result<(Settings, u64), AdminError> {
@@ -473,9 +560,9 @@ async fn key_id(draft: &mut Draft<'_>, path: &KeyPath) -> Result<Uuid, AdminErro
 }
 
 /// For dry runs: nothing is made.
-fn imagined(key: Uuid, number: u32, custody: Custody) -> VersionRecord {
+fn imagined(key: Uuid, number: u32, custody: Custody, space: &SpaceRecord) -> VersionRecord {
     let id = ekm_core::blob::VersionId { key, number };
-    VersionRecord { id, custody, wrapped_material: None, check_blob: Vec::new() }
+    VersionRecord { id, custody, shard: space.shard.clone(), wrapped_material: None, check_blob: Vec::new() }
 }
 
 fn view_space(record: &SpaceRecord) -> Value {

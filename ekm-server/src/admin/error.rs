@@ -2,7 +2,6 @@
 
 use axum::body::Body;
 use axum::response::IntoResponse;
-use ekm_core::custody::GenerateError;
 use ekm_storage::StorageError;
 use http::{HeaderValue, Response, StatusCode, header};
 
@@ -124,9 +123,7 @@ impl AdminError {
             Self::Impossible(_) | Self::Taken(_) | Self::ApprovalRefused(_) => StatusCode::CONFLICT,
             Self::Catalog(CatalogError::Storage(StorageError::Taken(_))) => StatusCode::CONFLICT,
             // What does not pass by itself must not look as if it did: clients try a 503 again.
-            Self::Catalog(CatalogError::Generate(GenerateError::NotConfigured(_) | GenerateError::NoRootKey)) => {
-                StatusCode::CONFLICT
-            }
+            Self::Catalog(CatalogError::Generate(error)) if error.is_lasting() => StatusCode::CONFLICT,
             Self::Catalog(
                 CatalogError::WrongKey(_)
                 | CatalogError::Tampered(_)

@@ -22,6 +22,7 @@ use super::api::{
     ApprovalView, CatalogView, ChangeView, Command, ExplainRequest, FrontendView, HsmVerified, HsmVerify, HsmView,
     KeyView, LintWarning, Page, PolicyView, SpaceView,
 };
+use super::commands::shard_with;
 use super::error::AdminError;
 use super::query::{KeyQuery, PageQuery};
 use super::views;
@@ -71,7 +72,11 @@ impl Admin {
         Ok(self.catalog_key()?.open_row(row).map_err(refused)?)
     }
 
-    async fn record<T: DeserializeOwned>(&self, kind: Kind, id: Uuid) -> Result<Option<(T, u64)>, AdminError> {
+    pub(super) async fn record<T: DeserializeOwned>(
+        &self,
+        kind: Kind,
+        id: Uuid,
+    ) -> Result<Option<(T, u64)>, AdminError> {
         let Some(row) = self.store.row(kind.name(), id).await? else { return Ok(None) };
         if self.gate.mirror().is_some_and(|mirror| mirror.is_outdated(kind, &row)) {
             let (row, problem) = (format!("{} {id}", kind.name()), "it was taken back to an earlier state".into());
@@ -285,37 +290,53 @@ impl Admin {
 
     /// The HSM as this frontend sees it.
     pub fn hsm(&self) -> HsmView {
-        let shard = self.plane.ekm.custodian().shard();
-        let counts = shard.map(Shard::counts);
-        let replicas = shard.map(Shard::replicas).unwrap_or_default();
+        let shards = self.plane.ekm.custodian().shards();
+        let replicas = shards
+            .iter()
+            .flat_map(|shard| shard.replicas().iter().map(|replica| views::replica(shard.name(), replica.status())));
         HsmView {
             frontend: host_name(),
             instance: self.plane.instance.clone(),
-            replicas: replicas.iter().map(|replica| views::replica(replica.status())).collect(),
-            hedges: counts.map_or(0, |counts| counts.hedges),
-            retries: counts.map_or(0, |counts| counts.retries),
+            replicas: replicas.collect(),
+            hedges: shards.iter().map(|shard| shard.counts().hedges).sum(),
+            retries: shards.iter().map(|shard| shard.counts().retries).sum(),
         }
     }
 
     /// Looks at some keys on every replica of the HSM, for no longer than a client waits.
-    pub async fn verify_hsm(&self, request: HsmVerify) -> HsmVerified {
+    pub async fn verify_hsm(&self, request: HsmVerify) -> Result<HsmVerified, AdminError> {
         let (snapshot, began) = (self.plane.ekm.snapshot(), Instant::now());
-        let mut keys: Vec<_> = snapshot.keys().filter(|key| key.is_on_the_hsm()).collect();
-        keys.sort_unstable_by_key(|key| key.id);
-        let from = request.after.map_or(0, |after| keys.partition_point(|key| key.id <= after));
+        let custodian = self.plane.ekm.custodian();
+        let names =
+            |shard: &Shard| shard.replicas().iter().map(|replica| replica.name().to_owned()).collect::<Vec<_>>();
+        let wanted: Vec<_> = match (request.only, request.without) {
+            (Some(only), _) => {
+                shard_with(custodian, &only)?;
+                vec![only]
+            }
+            (None, Some(without)) => {
+                let others = names(shard_with(custodian, &without)?).into_iter();
+                others.filter(|name| *name != without).collect()
+            }
+            (None, None) => custodian.shards().iter().flat_map(names).collect(),
+        };
+        let is_wanted = |name: &str| wanted.iter().any(|wanted| wanted == name);
+        let keys = hsm_audit::objects(&snapshot);
+        let from = request.after.map_or(0, |after| keys.partition_point(|key| *key <= after));
         let (mut checked, mut findings, mut next) = (0, Vec::new(), None);
         for key in &keys[from..] {
             if began.elapsed() > VERIFY_PAGE {
                 break;
             }
-            findings.extend(hsm_audit::key(&self.plane, key, request.repair).await);
-            (checked, next) = (checked + 1, Some(key.id));
+            findings.extend(hsm_audit::look_at(&self.plane, &snapshot, *key, request.repair, is_wanted).await);
+            (checked, next) = (checked + 1, Some(*key));
         }
         let next = next.filter(|_| from + checked < keys.len());
-        let replicas = self.plane.ekm.custodian().shard().map(Shard::replicas).unwrap_or_default();
-        let away = replicas.iter().map(|replica| replica.status()).filter(|replica| replica.token.is_none());
+        let replicas = custodian.shards().iter().flat_map(Shard::replicas);
+        let away = replicas.map(|replica| replica.status());
+        let away = away.filter(|replica| replica.token.is_none() && is_wanted(&replica.name));
         let away = away.map(|replica| replica.name).collect();
-        HsmVerified { keys: keys.len() as u64, checked: checked as u64, next, findings, away }
+        Ok(HsmVerified { keys: keys.len() as u64, checked: checked as u64, next, findings, away })
     }
 
     /// What holds for the whole catalog.

@@ -1,7 +1,8 @@
 //! From records to what people read, and the difference between two of them.
 
+use ekm_core::ShardName;
 use ekm_core::catalog::ledger::Change;
-use ekm_core::catalog::{ApprovalRecord, KeyRecord, PolicyRecord, SpaceRecord};
+use ekm_core::catalog::{ApprovalRecord, Custody, KeyRecord, PolicyRecord, SpaceRecord};
 use ekm_core::hsm::ReplicaStatus;
 use ekm_core::policy::{self, Policy};
 use serde::Deserialize;
@@ -14,8 +15,8 @@ use super::api::{
 use super::error::AdminError;
 
 pub(super) fn space(record: SpaceRecord, revision: u64) -> SpaceView {
-    let SpaceRecord { id, path, state, labels, description, created_at } = record;
-    SpaceView { path, id, state, labels, description, created_at, revision }
+    let SpaceRecord { id, path, state, shard, labels, description, created_at } = record;
+    SpaceView { path, id, state, shard, labels, description, created_at, revision }
 }
 
 pub(super) fn policy(record: PolicyRecord, revision: u64) -> PolicyView {
@@ -42,6 +43,7 @@ pub(super) fn key(record: KeyRecord, space: String, policy: String, revision: u6
         number: version.number,
         state: version.state,
         custody: version.custody,
+        shard: Some(version.shard).filter(|_| version.custody != Custody::Software),
         created_at: version.created_at,
         destroy_at: version.destroy_at,
     });
@@ -86,13 +88,14 @@ pub(super) fn command(record: &ApprovalRecord) -> Result<Command, AdminError> {
     Command::deserialize(&record.command).map_err(|_| AdminError::Internal("an approval's command is not understood"))
 }
 
-pub(super) fn replica(status: ReplicaStatus) -> ReplicaView {
+pub(super) fn replica(shard: &ShardName, status: ReplicaStatus) -> ReplicaView {
     let token = status.token.map(|token| TokenView {
         label: token.label,
         profile: token.profile.as_str().into(),
         sessions: token.sessions as u64,
     });
     ReplicaView {
+        shard: shard.to_string(),
         name: status.name,
         state: status.state.name().into(),
         since: OffsetDateTime::now_utc() - status.since,

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ekm_core::catalog::{CatalogKey, Mirror, SealedHead, SealedRow, Tampered};
+use ekm_core::hsm::Shard;
 use ekm_core::software::KeyFile;
 use ekm_storage::{CatalogStore, Listener, StorageError};
 use tokio::sync::{Notify, watch};
@@ -366,8 +367,9 @@ impl Follower {
         self.plane.ekm.publish(mirror.snapshot().clone());
         let snapshot = mirror.snapshot();
         // Without knowing they stay as they are.
-        if let (Some(shard), Some(drained)) = (self.plane.ekm.custodian().shard(), snapshot.drained_replicas()) {
-            shard.replicas().iter().for_each(|replica| replica.set_drained(drained.contains(replica.name())));
+        if let Some(drained) = snapshot.drained_replicas() {
+            let replicas = self.plane.ekm.custodian().shards().iter().flat_map(Shard::replicas);
+            replicas.for_each(|replica| replica.set_drained(drained.contains(replica.name())));
         }
         for problem in snapshot.refused() {
             tracing::error!(code = "catalog_row", problem, "catalog row refused");

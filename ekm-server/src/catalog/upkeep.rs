@@ -182,7 +182,16 @@ impl Upkeep {
         still: impl Fn(&KeyRecord, OffsetDateTime) -> bool,
     ) -> Result<(), CatalogError> {
         let id = VersionId { key: record.id, number: record.next_version() };
-        let made = self.plane.ekm.custodian().generate(record.custody, id).await?;
+        // The row that every frontend has verified.
+        let snapshot = self.plane.ekm.snapshot();
+        let space = snapshot.key_by_id(record.id).and_then(|key| snapshot.space(key));
+        let Some(space) = space else {
+            return Err(CatalogError::Internal(format!(
+                "{} is not in the snapshot with its crypto space",
+                record.name()
+            )));
+        };
+        let made = self.plane.ekm.custodian().generate(record.custody, &space.shard, id).await?;
         let added = self.add_version(mirror, &record, &made, still).await;
         // Else its object would be in the way of the next rotation; but if nobody knows whether it is in the catalog, it stays.
         let may_be_used = added.as_ref().map_or_else(CatalogError::is_unknown, |added| *added);

@@ -161,6 +161,7 @@ fn target(command: &Command) -> String {
     match command {
         C::SpaceCreate { path, .. }
         | C::SpaceUpdate { path, .. }
+        | C::SpaceMove { path, .. }
         | C::SpaceBlock { path }
         | C::SpaceUnblock { path }
         | C::KeyCreate { path, .. }
@@ -170,6 +171,7 @@ fn target(command: &Command) -> String {
         | C::KeyEnable { path, .. }
         | C::KeyDisable { path, .. }
         | C::KeyRotate { path }
+        | C::KeyMove { path }
         | C::KeySetRotation { path, .. }
         | C::KeyDestroy { path, .. }
         | C::KeyUndelete { path, .. } => path.to_string(),

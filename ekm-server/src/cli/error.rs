@@ -72,6 +72,9 @@ pub enum CliError {
     /// A replica does not hold a key as it should.
     #[error("{0}")]
     Findings(String),
+    /// Keys that should go to another shard stay where they are.
+    #[error("{0}")]
+    NotMoved(String),
 }
 
 impl CliError {
@@ -97,6 +100,7 @@ impl CliError {
             Self::Log(_) => "catalog_log",
             Self::Draining(_) => "hsm_draining",
             Self::Findings(_) => "hsm_key_missing",
+            Self::NotMoved(_) => "keys_not_moved",
         }
     }
 }

@@ -73,6 +73,13 @@ enum KeyCommand {
         #[command(flatten)]
         change: ChangeArgs,
     },
+    /// Bring every version of a key to the HSMs of its crypto space's shard; for all keys of a space, see 'ekm space move'
+    Move {
+        /// A path of the key
+        path: KeyPath,
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
     /// Let a key be rotated by itself, or not any more
     SetRotation {
         /// A path of the key
@@ -247,6 +254,7 @@ pub(super) async fn run(args: KeyArgs) -> Result<Exit, CliError> {
         KeyCommand::Disable(VersionArgs { path, version, change }) => {
             (change, Command::KeyDisable { path, version }, None)
         }
+        KeyCommand::Move { path, change } => (change, Command::KeyMove { path }, None),
         KeyCommand::Rotate { path, change } => (change, Command::KeyRotate { path }, None),
         KeyCommand::SetRotation { path, every, change } => {
             let seen = session.key(&path).await?.revision;

@@ -1,10 +1,9 @@
 //! What TOML's grammar cannot say: values that contradict each other or can never work.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::error::Finding;
-use super::{Config, Hsm, HsmReplica, Isolation, Issuer, PostgresTls, Profile, admin};
+use super::{Config, Issuer, PostgresTls, Profile, admin, shard};
 
 /// Cloud KMS's clock, which also runs on the network between.
 const CLOUD_KMS_TIMEOUT_MS: u64 = 150;
@@ -24,18 +23,18 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
             "write directives such as \"info\" or \"info,ekm_server=debug\"",
         );
     }
-    if let Some(hsm) = &config.hsm {
-        check_hsm(config, hsm)?;
-    }
+    shard::check(config)?;
     match (&config.software, config.profile) {
         (Some(software), Profile::Small) => finding(
             software.span(),
             "custody 'software' keeps keys outside an HSM, and this profile does not allow that",
-            "remove [software] and configure [hsm], or set profile = \"test\"",
+            "remove [software] and write a [[shard]] of HSMs, or set profile = \"test\"",
         ),
-        (None, _) if config.hsm.is_none() => {
-            finding(0..0, "there is nothing to keep keys in", "configure [hsm], or [software] in profile \"test\"")
-        }
+        (None, _) if config.shards.is_empty() => finding(
+            0..0,
+            "there is nothing to keep keys in",
+            "write a [[shard]] of HSMs, or [software] in profile \"test\"",
+        ),
         _ => Ok(()),
     }
 }
@@ -59,7 +58,8 @@ fn check_listeners(config: &Config) -> Result<(), Finding> {
     Ok(())
 }
 
-/// `Cloud KMS's 150 ms > request deadline > HSM deadline`: the outer one must never give up while the inner one still works.
+/// `Cloud KMS's 150 ms > request deadline`, and in [`shard`] `> HSM deadline`: the outer one must never give up while the inner one still
+/// works.
 fn check_limits(config: &Config) -> Result<(), Finding> {
     let request = &config.limits.request_deadline_ms;
     if *request.get_ref() == 0 {
@@ -70,15 +70,6 @@ fn check_limits(config: &Config) -> Result<(), Finding> {
             request.span(),
             format!("Cloud KMS gives up after {CLOUD_KMS_TIMEOUT_MS} ms, network included; this answers too late"),
             "write less, such as 100",
-        );
-    }
-    if let Some(hsm) = &config.hsm
-        && hsm.deadline_ms.get_ref() >= request.get_ref()
-    {
-        return finding(
-            hsm.deadline_ms.span(),
-            format!("hsm.deadline_ms must be shorter than limits.request_deadline_ms, which is {}", request.get_ref()),
-            "an operation that takes the request's whole time leaves none for the answer; write less here, such as 60",
         );
     }
     let (body, limits) = (&config.limits.max_body_bytes, &config.limits);
@@ -220,74 +211,6 @@ fn check_catalog(config: &Config) -> Result<(), Finding> {
             "without catalog.snapshot_file a frontend cannot start while the database is away",
             "write snapshot_file = \"/var/lib/ekm/catalog-snapshot.db\"",
         );
-    }
-    Ok(())
-}
-
-fn check_hsm(config: &Config, hsm: &Hsm) -> Result<(), Finding> {
-    if hsm.queue_length == 0 || config.audit.queue_length == 0 {
-        return finding(0..0, "a queue_length is 0, so nothing could ever wait", "leave it out for the default");
-    }
-    if let Some(hang_ms) = &hsm.hang_ms
-        && hang_ms.get_ref() <= hsm.deadline_ms.get_ref()
-    {
-        return finding(
-            hang_ms.span(),
-            format!("hsm.hang_ms must be longer than hsm.deadline_ms, which is {}", hsm.deadline_ms.get_ref()),
-            "leave it out for 1000: an HSM that is merely slow is not to lose its worker process",
-        );
-    }
-    if let Some(copies) = &hsm.copies
-        && !(1..=hsm.replica.len()).contains(copies.get_ref())
-    {
-        let problem = format!("hsm.copies must be 1 to the number of replicas, which is {}", hsm.replica.len());
-        return finding(copies.span(), problem, "no key could ever be made; leave it out for 2");
-    }
-    let (mut names, mut modules) = (BTreeSet::new(), BTreeSet::new());
-    for replica in &hsm.replica {
-        check_replica(replica.get_ref())?;
-        let (name, module) = (replica.get_ref().name(), replica.get_ref().module.get_ref());
-        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
-            return finding(
-                replica.span(),
-                format!("'{name}' is no name for a replica"),
-                "write a name of A-Z a-z 0-9 - _ .",
-            );
-        }
-        if !names.insert(name) {
-            return finding(
-                replica.span(),
-                format!("replica {name} is there twice"),
-                "give each replica a name of its own",
-            );
-        }
-        if !modules.insert(module) && hsm.isolation == Isolation::Thread {
-            return finding(
-                replica.get_ref().module.span(),
-                format!("with isolation \"thread\", {} is there twice", module.display()),
-                "a library is initialised once in a process: leave isolation out, so that each replica has a process of its own",
-            );
-        }
-    }
-    match hsm.replica.len() {
-        1..=64 => Ok(()),
-        0 => finding(0..0, "hsm has no replica", "write a [[hsm.replica]] table for each token"),
-        _ => finding(0..0, "hsm has more than 64 replicas", "divide them among several services"),
-    }
-}
-
-fn check_replica(replica: &HsmReplica) -> Result<(), Finding> {
-    let span = replica.module.span();
-    if replica.token_label.is_some() == replica.token_serial.is_some() {
-        return finding(span, "a replica needs either token_label or token_serial", "write exactly one of the two");
-    }
-    if replica.pin_file.is_some() == replica.pin_env.is_some() {
-        return finding(span, "a replica needs either pin_file or pin_env", "write exactly one of the two");
-    }
-    if let Some(sessions) = &replica.sessions
-        && !(1..=256).contains(sessions.get_ref())
-    {
-        return finding(sessions.span(), "sessions must be 1 to 256", "leave it out for a default that fits the token");
     }
     Ok(())
 }

@@ -6,19 +6,19 @@
 mod admin;
 mod check;
 mod error;
+mod shard;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ekm_core::caller::CallerPattern;
-use ekm_core::hsm::profile::ProfileName;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 pub use admin::{AdminConfig, Person};
 pub use error::ConfigError;
+pub use shard::{Isolation, ReplicaConfig, ShardConfig};
 
 /// A whole configuration, parsed and checked.
 #[derive(Debug, Deserialize, Serialize)]
@@ -34,8 +34,9 @@ pub struct Config {
     pub auth: Auth,
     /// Where the key catalog is.
     pub catalog: CatalogConfig,
-    /// The HSM, for custody `hsm`.
-    pub hsm: Option<Hsm>,
+    /// The HSMs, for custody `hsm` and `hsm-wrapped`: one shard in most deployments.
+    #[serde(default, rename = "shard", skip_serializing_if = "Vec::is_empty")]
+    pub shards: Vec<Spanned<ShardConfig>>,
     /// The key file, for custody `software`.
     pub software: Option<Spanned<Software>>,
     /// The audit log.
@@ -224,89 +225,6 @@ mod hosts {
     }
 }
 
-/// The HSM: tokens of PKCS#11 modules that hold the same keys.
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Hsm {
-    /// In which process the vendors' libraries run.
-    #[serde(default)]
-    pub isolation: Isolation,
-    /// How many operations may wait for each token; one more is shed with 429.
-    #[serde(default = "defaults::queue_length")]
-    pub queue_length: usize,
-    /// How long an operation may take on one token, waiting included.
-    #[serde(default = "defaults::hsm_deadline_ms")]
-    pub deadline_ms: Spanned<u64>,
-    /// A call that takes longer hangs: its worker process is killed, and started anew. Default: a second, or twice `deadline_ms`.
-    pub hang_ms: Option<Spanned<u64>>,
-    /// On how many tokens a new key has to be before it wraps. Default: 2, or 1 if there is one token.
-    pub copies: Option<Spanned<usize>>,
-    /// The CKA_LABEL of an AES key that every token holds, by which new keys get from one token to the others. Default: the vendor's
-    /// own cloning does that.
-    pub replication_key_label: Option<String>,
-    /// The tokens. Requests go to whichever does best; one that is sick is left out.
-    pub replica: Vec<Spanned<HsmReplica>>,
-}
-
-/// One token that holds a full copy of the keys.
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct HsmReplica {
-    /// What operators and metrics call it, the same on every frontend. Default: the token's label or serial.
-    pub name: Option<String>,
-    /// The vendor's library.
-    pub module: Spanned<PathBuf>,
-    /// The token's label. Slots have no fixed numbers, so they cannot be named.
-    pub token_label: Option<String>,
-    /// The token's serial number, if two have the same label.
-    pub token_serial: Option<String>,
-    /// A file that holds the user PIN and nothing else.
-    pub pin_file: Option<PathBuf>,
-    /// An environment variable that holds the user PIN.
-    pub pin_env: Option<String>,
-    /// What kind of HSM it is, as in docs/hsm.md. Default: what the library calls itself decides.
-    pub profile: Option<ProfileName>,
-    /// Sessions for requests. Default: 1 for SoftHSM, which has one lock around everything, else 8.
-    pub sessions: Option<Spanned<usize>>,
-    /// Environment variables that the vendor's library reads, such as SOFTHSM2_CONF. With isolation "thread", ekm starts itself anew
-    /// with them.
-    #[serde(default)]
-    pub environment: BTreeMap<String, String>,
-}
-
-/// In which process the vendors' libraries run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Isolation {
-    /// In a worker process for each replica: a call that hangs, or a library that crashes, costs that process and no request.
-    #[default]
-    Process,
-    /// In this one. A little faster, and a library that crashes takes everything with it.
-    Thread,
-}
-
-impl Hsm {
-    /// After how long a call hangs.
-    pub fn hang_after(&self) -> Duration {
-        let chosen = self.hang_ms.as_ref().map(|hang_ms| *hang_ms.get_ref());
-        Duration::from_millis(chosen.unwrap_or_else(|| 1000.max(2 * self.deadline_ms.get_ref())))
-    }
-
-    /// The libraries, for messages.
-    pub fn modules(&self) -> String {
-        let modules = self.replica.iter().map(|replica| replica.get_ref().module.get_ref().display().to_string());
-        modules.collect::<Vec<_>>().join(", ")
-    }
-}
-
-impl HsmReplica {
-    /// Its name.
-    pub fn name(&self) -> &str {
-        let token = self.token_label.as_deref().or(self.token_serial.as_deref());
-        self.name.as_deref().or(token).unwrap_or_default()
-    }
-}
-
 /// Custody `software`. Refused outside profile `test`.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -431,12 +349,6 @@ mod defaults {
     pub(super) fn verify_interval_s() -> u64 {
         600
     }
-    pub(super) fn queue_length() -> usize {
-        256
-    }
-    pub(super) fn hsm_deadline_ms() -> Spanned<u64> {
-        Spanned::new(0..0, 60)
-    }
     pub(super) fn audit_queue_length() -> usize {
         8192
     }
@@ -487,8 +399,9 @@ impl Config {
             files.extend(&mut issuer.jwks_ca_file);
             files.extend(&mut issuer.jwks_cache_file);
         }
-        for replica in self.hsm.iter_mut().flat_map(|hsm| &mut hsm.replica) {
-            files.extend(&mut replica.get_mut().pin_file);
+        for shard in self.shards.iter_mut().map(Spanned::get_mut) {
+            files.extend(&mut shard.audit_file);
+            files.extend(shard.replica.iter_mut().filter_map(|replica| replica.get_mut().pin_file.as_mut()));
         }
         if let Some(software) = &mut self.software {
             files.push(&mut software.get_mut().key_file);
@@ -506,12 +419,12 @@ impl Config {
         toml::to_string(&value).expect("TOML prints its own values")
     }
 
-    /// Sets the deadline of a request, and shortens or lengthens the HSM's in proportion.
+    /// Sets the deadline of a request, and shortens or lengthens the HSMs' in proportion.
     pub fn set_deadline(&mut self, deadline: Duration) -> Result<(), ConfigError> {
         let milliseconds = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
         *self.limits.request_deadline_ms.get_mut() = milliseconds;
-        if let Some(hsm) = &mut self.hsm {
-            *hsm.deadline_ms.get_mut() = milliseconds / 5 * 3;
+        for shard in &mut self.shards {
+            *shard.get_mut().deadline_ms.get_mut() = milliseconds / 5 * 3;
         }
         check::check(self).map_err(|finding| finding.in_file(Path::new("--deadline-ms"), ""))
     }
@@ -593,17 +506,17 @@ mod tests {
             ("deadline_ms = 60", "deadline_ms = 100", "shorter than limits.request_deadline_ms"),
             ("request_deadline_ms = 100", "request_deadline_ms = 150", "Cloud KMS gives up after 150 ms"),
             ("deadline_ms = 60", "deadline_ms = \"60 ms\"", "invalid type: string"),
-            ("#hang_ms = 1000", "hang_ms = 50", "hsm.hang_ms"),
+            ("#hang_ms = 1000", "hang_ms = 50", "hang_ms must be longer"),
             ("#isolation = ", "isolation = \"thread\"\n#", "libsofthsm2.so is there twice"),
             ("name = \"hsm-b\"", "name = \"hsm-a\"", "hsm-a is there twice"),
-            ("#copies = 2", "copies = 3", "hsm.copies"),
+            ("#copies = 2", "copies = 3", "copies must be"),
             ("name = \"hsm-b\"", "name = \"\"", "is no name"),
             ("max_body_bytes = 262144", "max_body_bytes = 1000", "max_body_bytes"),
             ("audiences = [\"https://ekm.example.com\"]", "audiences = []", "audiences"),
             ("audiences = [\"https://ekm.example.com\"]", "audiences = [\"https://ekm.example.com/\"]", "no path"),
             ("token_label = \"ekm\"", "", "token_label"),
             ("pin_file = ", "pin_env = \"EKM_PIN\"\npin_file = ", "pin_file"),
-            ("[hsm]", "[software]\nkey_file = \"k\"\n[hsm]", "profile = \"test\""),
+            ("[[shard]]", "[software]\nkey_file = \"k\"\n[[shard]]", "profile = \"test\""),
             ("jwks_url = \"https:", "jwks_url = \"http:", "https"),
             ("#sessions = 1", "sessions = 0", "sessions"),
             ("#profile = \"softhsm\"", "profile = \"luna7\"", "there is no HSM profile 'luna7'; there are softhsm,"),
@@ -640,7 +553,7 @@ mod tests {
         let (_, sample) = SAMPLES[1];
         let text = sample
             .replacen("jwks_url", "jwks_proxy_url = \"http://user:hunter2@proxy:3128\"\njwks_url", 1)
-            .replacen("[hsm.replica.environment]", "[hsm.replica.environment]\nVENDOR_PASSWORD = \"hunter2\"", 1);
+            .replacen("[shard.replica.environment]", "[shard.replica.environment]\nVENDOR_PASSWORD = \"hunter2\"", 1);
         let effective = parse(&text).unwrap().to_redacted_toml();
         assert!(!effective.contains("hunter2"), "{effective}");
         assert!(effective.contains("http://(redacted)@proxy:3128"), "{effective}");

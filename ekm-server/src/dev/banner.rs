@@ -7,9 +7,9 @@ use super::{KEY_PATH, Ready, SPACE_PATH};
 use crate::config::Config;
 
 pub(super) fn banner(ready: &Ready, setup: &Setup, data_was_named: bool, config: &Config) -> String {
-    let custody = match (ready.custody, &config.hsm) {
-        (Custody::Hsm, Some(hsm)) => {
-            format!("hsm: every operation runs in the token behind {}", hsm.modules())
+    let custody = match (ready.custody, config.shards.first()) {
+        (Custody::Hsm, Some(shard)) => {
+            format!("hsm: every operation runs in the token behind {}", shard.get_ref().modules())
         }
         _ => "software: keys live in this process, for trying things out only; --softhsm keeps them in an HSM".into(),
     };

@@ -161,7 +161,12 @@ async fn make_demo_key(app: &mut App) -> Result<(), StartError> {
         return Ok(());
     }
     let policy = json!({"rules": [{"callers": [CALLERS], "verbs": ["wrap", "unwrap"]}]});
-    let space = Command::SpaceCreate { path: path(SPACE_PATH), labels: BTreeMap::new(), description: String::new() };
+    let space = Command::SpaceCreate {
+        path: path(SPACE_PATH),
+        shard: None,
+        labels: BTreeMap::new(),
+        description: String::new(),
+    };
     let key = Command::KeyCreate {
         path: path(KEY_PATH),
         space: path(SPACE_PATH),

@@ -10,7 +10,7 @@ use ekm_core::software::KeyFile;
 use super::DevArgs;
 use super::files::{make_directory, write_missing, write_new};
 use super::issuer::Issuer;
-use crate::config::{Config, HsmReplica};
+use crate::config::{Config, ReplicaConfig};
 use crate::custodian::read_secret;
 use crate::socket_file::MAX_PATH_BYTES;
 use crate::start_error::StartError;
@@ -88,7 +88,7 @@ impl Setup {
     /// Makes the SoftHSM token, if this directory is set up for one and does not have it yet.
     pub(super) fn ensure_token(&self, config: &Config) -> Result<(), StartError> {
         let tokens = self.directory.join("softhsm/tokens");
-        let replica = config.hsm.as_ref().and_then(|hsm| hsm.replica.first());
+        let replica = config.shards.first().and_then(|shard| shard.get_ref().replica.first());
         let Some(replica) = replica.filter(|_| tokens.exists()) else { return Ok(()) };
         if fs::read_dir(&tokens).map_err(StartError::io("cannot read the SoftHSM directory"))?.next().is_some() {
             return Ok(());
@@ -132,22 +132,22 @@ fn agree(directory: &Path, args: &DevArgs, config: &Config) -> Result<(), StartE
     if args.pkcs11.is_none() && !args.softhsm {
         return Ok(()); // goes on with what it was made for
     }
-    let agrees = match (wanted(args)?, &config.hsm) {
+    let agrees = match (wanted(args)?, config.shards.first()) {
         (Wanted::SoftHsm { .. }, Some(_)) => directory.join("softhsm/tokens").exists(),
-        (Wanted::Pkcs11 { module, label, pin_file }, Some(hsm)) => {
-            let same = |replica: &HsmReplica| {
+        (Wanted::Pkcs11 { module, label, pin_file }, Some(shard)) => {
+            let same = |replica: &ReplicaConfig| {
                 let same_pin_file = replica.pin_file.as_ref() == Some(&pin_file);
                 *replica.module.get_ref() == module && replica.token_label.as_ref() == Some(&label) && same_pin_file
             };
-            matches!(&hsm.replica[..], [replica] if same(replica.get_ref()))
+            matches!(&shard.get_ref().replica[..], [replica] if same(replica.get_ref()))
         }
         _ => false,
     };
     if agrees {
         return Ok(());
     }
-    let has = match &config.hsm {
-        Some(hsm) => format!("the HSM behind {}", hsm.modules()),
+    let has = match config.shards.first() {
+        Some(shard) => format!("the HSM behind {}", shard.get_ref().modules()),
         None => "custody 'software'".into(),
     };
     Err(StartError::Dev(format!(
@@ -176,14 +176,14 @@ fn make(directory: &Path, wanted: &Wanted) -> Result<String, StartError> {
             write_missing(&softhsm.join("pin"), &random_pin()?)?;
             format!(
                 "# Keys in a SoftHSM token. The file with the PIN is beside it.\n\
-                 {HSM}[[hsm.replica]]\nmodule = {}\ntoken_label = \"{SOFTHSM_LABEL}\"\npin_file = \"softhsm/pin\"\n\
-                 [hsm.replica.environment]\nSOFTHSM2_CONF = {}\n",
+                 {HSM}[[shard.replica]]\nmodule = {}\ntoken_label = \"{SOFTHSM_LABEL}\"\npin_file = \"softhsm/pin\"\n\
+                 [shard.replica.environment]\nSOFTHSM2_CONF = {}\n",
                 toml_string(module)?,
                 toml_string(&softhsm.join("softhsm2.conf"))?,
             )
         }
         Wanted::Pkcs11 { module, label, pin_file } => format!(
-            "# Keys in a token of yours.\n{HSM}[[hsm.replica]]\nmodule = {}\ntoken_label = {}\npin_file = {}\n",
+            "# Keys in a token of yours.\n{HSM}[[shard.replica]]\nmodule = {}\ntoken_label = {}\npin_file = {}\n",
             toml_string(module)?,
             toml::Value::from(label.as_str()),
             toml_string(pin_file)?,
@@ -197,7 +197,7 @@ pub(super) fn admin_section() -> String {
     ADMIN.replace("{uid}", &rustix::process::getuid().as_raw().to_string())
 }
 
-const HSM: &str = "[hsm]\n# The library in this process: one process to stop. 'ekm serve' has \"process\" by default.\n\
+const HSM: &str = "[[shard]]\n# The library in this process: one process to stop. 'ekm serve' has \"process\" by default.\n\
                    isolation = \"thread\"\n# Shorter than the request's deadline.\ndeadline_ms = 60\n\n";
 
 const TEMPLATE: &str = r#"# Made by 'ekm dev'. A whole configuration: 'ekm serve --config' takes it too.

@@ -276,10 +276,10 @@ fn a_clock_that_jumps_destroys_nothing_and_the_times_of_the_log_never_go_back() 
     assert!(Path::new(&library).exists(), "libfaketime is missing: apt-get install faketime");
     // ekm starts itself anew with what an HSM's library needs.
     let environment = format!(
-        "[hsm.replica.environment]\nLD_PRELOAD = {library:?}\nFAKETIME_TIMESTAMP_FILE = {clock:?}\nFAKETIME_NO_CACHE = \"1\"\n\
+        "[shard.replica.environment]\nLD_PRELOAD = {library:?}\nFAKETIME_TIMESTAMP_FILE = {clock:?}\nFAKETIME_NO_CACHE = \"1\"\n\
          FAKETIME_DONT_FAKE_MONOTONIC = \"1\"\n"
     );
-    let ekm = Ekm::serve(&directory, |text| text.replace("[hsm.replica.environment]\n", &environment));
+    let ekm = Ekm::serve(&directory, |text| text.replace("[shard.replica.environment]\n", &environment));
     ekm.make_key(KEY);
     ekm.eventually("served", || ekm.try_wrap(KEY).0 == 200);
     let blob = ekm.try_wrap(KEY).1;

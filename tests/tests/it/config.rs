@@ -84,7 +84,7 @@ fn serve_refuses_a_deadline_chain_that_contradicts_itself() {
     let (code, _, stderr) = output(&["serve", "--config", config.to_str().unwrap()]);
     assert_eq!(code, Some(1));
     assert!(
-        stderr.contains("hsm.deadline_ms must be shorter than limits.request_deadline_ms, which is 100"),
+        stderr.contains("a shard's deadline_ms must be shorter than limits.request_deadline_ms, which is 100"),
         "{stderr}"
     );
 }

@@ -356,8 +356,11 @@ fn every_wrap_and_unwrap_is_one_hsm_operation_each() {
     for _ in 0..4 {
         assert_eq!(ekm.unwrap(&blob, b"").json(), json!({"plaintext": base64("x")}));
     }
-    let count =
-        |verb| ekm.metric(&format!("ekm_hsm_operation_seconds_count{{operation=\"{verb}\",replica=\"ekm-dev\"}}"));
+    let count = |verb| {
+        ekm.metric(&format!(
+            "ekm_hsm_operation_seconds_count{{operation=\"{verb}\",replica=\"ekm-dev\",shard=\"main\"}}"
+        ))
+    };
     assert_eq!((count("wrap"), count("unwrap")), (1.0, 4.0));
 }
 
@@ -375,7 +378,7 @@ fn a_token_without_aes_gcm_stops_the_start_and_is_not_waited_for() {
     fs::set_permissions(&pin_file, fs::Permissions::from_mode(0o600)).unwrap();
     let config = directory.path().join("ekm.toml");
     let hsm = format!(
-        "\n[hsm]\ndeadline_ms = 60\n[[hsm.replica]]\nmodule = \"{module}\"\ntoken_label = \"ekm\"\npin_file = \"pin\"\n"
+        "\n[[shard]]\ndeadline_ms = 60\n[[shard.replica]]\nmodule = \"{module}\"\ntoken_label = \"ekm\"\npin_file = \"pin\"\n"
     );
     fs::write(&config, fs::read_to_string(&config).unwrap() + &hsm).unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/src/opencryptoki.sh");

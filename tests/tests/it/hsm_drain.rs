@@ -23,18 +23,18 @@ pub(crate) fn two_replicas() -> Directory {
 
     let file = directory.path().join("ekm.toml");
     let config = fs::read_to_string(&file).unwrap();
-    let (before, rest) = config.split_once("[hsm]\n").unwrap();
+    let (before, rest) = config.split_once("[[shard]]\n").unwrap();
     let (hsm, after) = rest.split_once("[audit]").unwrap();
     let module = hsm.lines().find(|line| line.starts_with("module = ")).unwrap();
     let replica = |name: &str, directory: &std::path::Path| {
         format!(
-            "[[hsm.replica]]\nname = \"{name}\"\n{module}\ntoken_label = \"ekm-dev\"\npin_file = \"softhsm/pin\"\n\
-             [hsm.replica.environment]\nSOFTHSM2_CONF = {:?}\n",
+            "[[shard.replica]]\nname = \"{name}\"\n{module}\ntoken_label = \"ekm-dev\"\npin_file = \"softhsm/pin\"\n\
+             [shard.replica.environment]\nSOFTHSM2_CONF = {:?}\n",
             directory.join("softhsm2.conf")
         )
     };
     let hsm = format!("deadline_ms = 10000\n{}{}", replica("hsm-a", &first), replica("hsm-b", &second));
-    fs::write(&file, format!("{before}[hsm]\n{hsm}[audit]{after}")).unwrap();
+    fs::write(&file, format!("{before}[[shard]]\n{hsm}[audit]{after}")).unwrap();
     directory
 }
 
@@ -101,7 +101,7 @@ fn a_drained_hsm_gets_nothing_on_any_frontend_over_restarts_too_until_it_is_resu
         let shown = replica(&ekm, "hsm-a");
         assert_eq!((&shown["state"], &shown["in_flight"]), (&json!("drained"), &json!(0)), "{shown}");
         assert!(ekm.state().contains("[!] HSM replica hsm-a: drained for "), "{}", ekm.state());
-        assert_eq!(ekm.metric("ekm_hsm_replica_state{replica=\"hsm-a\",state=\"drained\"}"), 1.0);
+        assert_eq!(ekm.metric("ekm_hsm_replica_state{replica=\"hsm-a\",shard=\"main\",state=\"drained\"}"), 1.0);
 
         wait_until(&other, "hsm-a", "drained");
         drop(other);
@@ -162,11 +162,12 @@ fn the_last_hsm_in_use_is_drained_by_force_only() {
     run(&ekm, &["hsm", "drain", "hsm-a"]).ends(0);
     let again = run(&ekm, &["hsm", "drain", "hsm-a", "--wait"]).ends(0).stdout;
     assert!(again.contains("it was so already"), "{again}");
-    run(&ekm, &["hsm", "drain", "hsm-b"]).fails("admin_impossible", "no other HSM replica is serving on this frontend");
+    run(&ekm, &["hsm", "drain", "hsm-b"])
+        .fails("admin_impossible", "no other HSM replica of its shard is serving on this frontend");
     assert_eq!(ekm.try_wrap(KEY).0, 200);
 
     let forced = run(&ekm, &["hsm", "drain", "hsm-b", "--force", "--wait"]).ends(0).stdout;
-    assert!(forced.contains("warning: no other HSM replica is serving"), "{forced}");
+    assert!(forced.contains("warning: no other HSM replica of its shard is serving"), "{forced}");
     let answer = ekm.post(&format!("/{KEY}:wrap"), r#"{"plaintext":"AA=="}"#);
     assert_eq!((answer.status, answer.message().ends_with("[hsm_away]")), (503, true), "{}", answer.text());
     let status = run(&ekm, &["hsm", "status"]).ends(0).stdout;
@@ -203,13 +204,13 @@ fn everybody_with_a_role_sees_the_hsm_and_operators_drain_it() {
 #[test]
 fn a_key_that_one_hsm_lacks_is_counted_until_it_has_been_cloned() {
     let directory = two_replicas();
-    let ekm = serve(&directory, |config| config.replace("[hsm]\n", "[hsm]\ncopies = 1\n"));
+    let ekm = serve(&directory, |config| config.replace("[[shard]]\n", "[[shard]]\ncopies = 1\n"));
     ekm.make_key("v0/keys/new");
     let missing = || replica(&ekm, "hsm-b")["missing_keys"].as_u64().unwrap();
     let wrap = || ekm.try_wrap("v0/keys/new").0;
     ekm.eventually("served", || wrap() == 200);
     ekm.eventually("noticed", || wrap() == 200 && missing() == 1);
-    assert_eq!(ekm.metric("ekm_hsm_missing_keys{replica=\"hsm-b\"}"), 1.0);
+    assert_eq!(ekm.metric("ekm_hsm_missing_keys{replica=\"hsm-b\",shard=\"main\"}"), 1.0);
     assert!(ekm.log().contains("\"code\":\"hsm_key_missing\""), "{}", ekm.log());
     let [from, to] = ["softhsm/tokens/.", "softhsm-b/tokens"].map(|place| directory.path().join(place));
     assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());

@@ -39,6 +39,11 @@ fn a_probe_whose_session_was_lost_gets_itself_another_and_does_not_blame_the_hsm
     ekm.eventually("probed on another session", || module.calls("C_GenerateKey") > probe_keys);
     assert!(module.failures("C_GetSessionInfo") > 0, "it was lost");
     for count in ["ejections", "losses"] {
-        assert_eq!(ekm.metric(&format!("ekm_hsm_{count}_total{{replica=\"hsm-b\"}}")), 0.0, "{}", ekm.log());
+        assert_eq!(
+            ekm.metric(&format!("ekm_hsm_{count}_total{{replica=\"hsm-b\",shard=\"main\"}}")),
+            0.0,
+            "{}",
+            ekm.log()
+        );
     }
 }

@@ -26,6 +26,7 @@ mod hsm;
 mod hsm_drain;
 mod hsm_faults;
 mod hsm_replication;
+mod hsm_shards;
 mod keys;
 mod ops;
 mod process;

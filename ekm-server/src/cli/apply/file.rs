@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ekm_core::KeyPath;
 use ekm_core::catalog::{Custody, KeyState, SpaceState};
 use ekm_core::policy::Policy;
+use ekm_core::{KeyPath, ShardName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -30,6 +30,8 @@ pub(super) struct WantedSpace {
     pub(super) path: KeyPath,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) state: Option<SpaceState>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) shard: Option<ShardName>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) labels: Option<BTreeMap<String, String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -149,6 +151,7 @@ impl KeysFile {
         let spaces = there.spaces.iter().map(|space| WantedSpace {
             path: space.path.clone(),
             state: Some(space.state),
+            shard: Some(space.shard.clone()).filter(|shard| !shard.is_main()),
             labels: labels(&space.labels),
             description: text(&space.description),
         });

@@ -62,7 +62,9 @@ impl Planner<'_> {
                 (wanted.labels.clone().unwrap_or_default(), wanted.description.clone().unwrap_or_default());
             let mut changes = vec![change("path", Value::Null, json!(wanted.path))];
             changes.extend(metadata((&BTreeMap::new(), ""), (&labels, &description)));
-            self.step(&object, None, Command::SpaceCreate { path: path(), labels, description }, changes);
+            let shard = wanted.shard.clone();
+            changes.extend(shard.as_ref().map(|shard| change("shard", Value::Null, json!(shard))));
+            self.step(&object, None, Command::SpaceCreate { path: path(), shard, labels, description }, changes);
             if wanted.state == Some(SpaceState::Blocked) {
                 let changes = vec![change("state", json!("enabled"), json!("blocked"))];
                 self.step(&object, None, Command::SpaceBlock { path: path() }, changes);
@@ -70,6 +72,12 @@ impl Planner<'_> {
             return;
         };
         let seen = Some(there.revision);
+        if let Some(shard) = wanted.shard.as_ref().filter(|shard| **shard != there.shard) {
+            self.problems.push(format!(
+                "{object} is in shard {}, and the file says {shard}: 'ekm space move {} --to {shard}' brings its keys there",
+                there.shard, wanted.path
+            ));
+        }
         let labels = wanted.labels.clone().unwrap_or_else(|| there.labels.clone());
         let description = wanted.description.clone().unwrap_or_else(|| there.description.clone());
         let changes = metadata((&there.labels, &there.description), (&labels, &description));

@@ -47,10 +47,11 @@ fn carry_out_on(there: &mut There, command: &Command, revision: u64) {
         }
     };
     match command {
-        Command::SpaceCreate { path, labels, description } => there.spaces.push(SpaceView {
+        Command::SpaceCreate { path, shard, labels, description } => there.spaces.push(SpaceView {
             path: path.clone(),
             id: Uuid::new_v4(),
             state: SpaceState::Enabled,
+            shard: shard.clone().unwrap_or_default(),
             labels: labels.clone(),
             description: description.clone(),
             created_at: OffsetDateTime::UNIX_EPOCH,
@@ -243,7 +244,13 @@ fn what_no_command_can_do_is_refused_before_anything_is_done() {
     };
     refused(&both, "belong to several keys in the catalog, v0/keys/orders and v0/keys/archive");
     let moved = |file: &mut KeysFile, _: &mut There| {
-        file.spaces.push(WantedSpace { path: path("v0/other"), state: None, labels: None, description: None });
+        file.spaces.push(WantedSpace {
+            path: path("v0/other"),
+            state: None,
+            shard: None,
+            labels: None,
+            description: None,
+        });
         file.keys[0].space = path("v0/other");
     };
     refused(&moved, "a key cannot be moved to another");
@@ -328,6 +335,7 @@ fn files() -> impl Strategy<Value = KeysFile> {
         .prop_map(|(state, labels, description)| WantedSpace {
             path: path("v0/cryptospaces/s"),
             state,
+            shard: None,
             labels,
             description,
         });

@@ -352,7 +352,7 @@ impl Scene<'_> {
 
     /// So far, of each.
     fn ejections(&self) -> [f64; 3] {
-        REPLICAS.map(|name| self.ekm.metric(&format!("ekm_hsm_ejections_total{{replica=\"{name}\"}}")))
+        REPLICAS.map(|name| self.ekm.metric(&format!("ekm_hsm_ejections_total{{replica=\"{name}\",shard=\"main\"}}")))
     }
 
     /// As the runbook says: one after the other is drained, is away for a while, and is resumed.

@@ -18,7 +18,7 @@ pub const DEVICE_MS: f64 = 1.0;
 pub const SESSIONS: usize = 4;
 
 /// Where `ekm dev` says where its token is.
-const HSM_SECTION: std::ops::Range<&str> = "[hsm]\n".."\n[audit]";
+const HSM_SECTION: std::ops::Range<&str> = "[[shard]]\n".."\n[audit]";
 
 /// An HSM: SoftHSM with its own copy of the keys, behind a module that has faults on request and takes its time.
 pub struct Hsm {
@@ -84,7 +84,7 @@ fn serve(directory: &Directory, hsms: &[Hsm], request_ms: u32, hsm_ms: u32) -> E
     Ekm::serve(directory, |config| {
         let (head, rest) = config.split_once(HSM_SECTION.start).expect("ekm dev has written it");
         let (_, rest) = rest.split_once(HSM_SECTION.end).expect("another section");
-        let mut section = format!("[hsm]\ndeadline_ms = {hsm_ms}\n");
+        let mut section = format!("[[shard]]\ndeadline_ms = {hsm_ms}\n");
         for hsm in hsms {
             section += &hsm.table();
         }
@@ -103,8 +103,8 @@ impl Hsm {
     fn table(&self) -> String {
         let Self { name, sessions, .. } = self;
         format!(
-            "\n[[hsm.replica]]\nname = {name:?}\nmodule = {:?}\ntoken_label = \"ekm-dev\"\npin_file = \"softhsm/pin\"\n\
-             sessions = {sessions}\n[hsm.replica.environment]\nSOFTHSM2_CONF = {:?}\n",
+            "\n[[shard.replica]]\nname = {name:?}\nmodule = {:?}\ntoken_label = \"ekm-dev\"\npin_file = \"softhsm/pin\"\n\
+             sessions = {sessions}\n[shard.replica.environment]\nSOFTHSM2_CONF = {:?}\n",
             self.module.path(),
             self.directory.join("softhsm2.conf"),
         )

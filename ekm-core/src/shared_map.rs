@@ -10,32 +10,32 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
 /// A power of two; a million entries make about 250 in each.
-const SHARDS: usize = 4096;
+const PARTS: usize = 4096;
 
 #[derive(Clone)]
-pub(crate) struct Shards<K, V> {
+pub(crate) struct SharedMap<K, V> {
     hasher: RandomState,
-    shards: Vec<Arc<HashTable<(K, V)>>>,
+    parts: Vec<Arc<HashTable<(K, V)>>>,
     length: usize,
 }
 
-impl<K, V> Default for Shards<K, V> {
+impl<K, V> Default for SharedMap<K, V> {
     fn default() -> Self {
-        Self { hasher: RandomState::new(), shards: vec![Arc::default(); SHARDS], length: 0 }
+        Self { hasher: RandomState::new(), parts: vec![Arc::default(); PARTS], length: 0 }
     }
 }
 
-impl<K: Clone + Eq + Hash, V: Clone> Shards<K, V> {
+impl<K: Clone + Eq + Hash, V: Clone> SharedMap<K, V> {
     pub(crate) fn get(&self, key: &K) -> Option<&V> {
         let hash = self.hasher.hash_one(key);
-        self.shards[place(hash)].find(hash, |(there, _)| there == key).map(|(_, value)| value)
+        self.parts[place(hash)].find(hash, |(there, _)| there == key).map(|(_, value)| value)
     }
 
     /// Returns what was in its place.
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
         let (hasher, hash) = (&self.hasher, self.hasher.hash_one(&key));
-        let shard = Arc::make_mut(&mut self.shards[place(hash)]);
-        match shard.entry(hash, |(there, _)| *there == key, |(there, _)| hasher.hash_one(there)) {
+        let part = Arc::make_mut(&mut self.parts[place(hash)]);
+        match part.entry(hash, |(there, _)| *there == key, |(there, _)| hasher.hash_one(there)) {
             Entry::Occupied(mut entry) => Some(std::mem::replace(&mut entry.get_mut().1, value)),
             Entry::Vacant(entry) => {
                 entry.insert((key, value));
@@ -47,9 +47,9 @@ impl<K: Clone + Eq + Hash, V: Clone> Shards<K, V> {
 
     pub(crate) fn remove(&mut self, key: &K) {
         let hash = self.hasher.hash_one(key);
-        let shard = &mut self.shards[place(hash)];
-        if shard.find(hash, |(there, _)| there == key).is_some()
-            && let Ok(entry) = Arc::make_mut(shard).find_entry(hash, |(there, _)| there == key)
+        let part = &mut self.parts[place(hash)];
+        if part.find(hash, |(there, _)| there == key).is_some()
+            && let Ok(entry) = Arc::make_mut(part).find_entry(hash, |(there, _)| there == key)
         {
             entry.remove();
             self.length -= 1;
@@ -57,7 +57,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Shards<K, V> {
     }
 
     pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
-        self.shards.iter().flat_map(|shard| shard.iter()).map(|(_, value)| value)
+        self.parts.iter().flat_map(|part| part.iter()).map(|(_, value)| value)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -69,9 +69,9 @@ impl<K: Clone + Eq + Hash, V: Clone> Shards<K, V> {
     }
 }
 
-/// By bits that the shards' own tables use least.
+/// By bits that the parts' own tables use least.
 fn place(hash: u64) -> usize {
-    (hash >> 32) as usize % SHARDS
+    (hash >> 32) as usize % PARTS
 }
 
 #[cfg(test)]
@@ -85,26 +85,26 @@ mod tests {
     proptest! {
         #[test]
         fn it_is_a_map_and_a_clone_keeps_what_it_had(steps in prop::collection::vec((any::<bool>(), 0u16..500, any::<u8>()), 0..300)) {
-            let (mut shards, mut map) = (Shards::default(), HashMap::new());
+            let (mut ours, mut map) = (SharedMap::default(), HashMap::new());
             let mut clones = Vec::new();
             for (index, (insert, key, value)) in steps.into_iter().enumerate() {
                 if insert {
-                    shards.insert(key, value);
+                    ours.insert(key, value);
                     map.insert(key, value);
                 } else {
-                    shards.remove(&key);
+                    ours.remove(&key);
                     map.remove(&key);
                 }
                 if index % 50 == 0 {
-                    clones.push((shards.clone(), map.clone()));
+                    clones.push((ours.clone(), map.clone()));
                 }
             }
-            clones.push((shards, map));
-            for (shards, map) in clones {
-                prop_assert_eq!((shards.len(), shards.is_empty()), (map.len(), map.is_empty()));
-                prop_assert_eq!(shards.values().count(), map.len());
+            clones.push((ours, map));
+            for (ours, map) in clones {
+                prop_assert_eq!((ours.len(), ours.is_empty()), (map.len(), map.is_empty()));
+                prop_assert_eq!(ours.values().count(), map.len());
                 for key in 0..500 {
-                    prop_assert_eq!(shards.get(&key), map.get(&key));
+                    prop_assert_eq!(ours.get(&key), map.get(&key));
                 }
             }
         }

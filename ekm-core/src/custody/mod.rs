@@ -3,22 +3,25 @@
 //! Nothing here is done for all keys at once: a version is opened and proven when it is first used, so that neither a million keys nor
 //! an HSM that is away holds up the start.
 
-use std::sync::OnceLock;
+mod making;
+
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::blob::{self, Format, Sealed, VersionId};
 use crate::catalog::{Custody, VersionRecord};
 use crate::error::Error;
-use crate::hsm::{Made, MakeError, Patience, Shard, Timing, TokenError, TokenKey};
+use crate::hsm::{Patience, Shard, Timing, TokenKey};
 use crate::locked::{KeyArena, LockedKey};
 use crate::nonces::Unsettled;
 use crate::secret::Plaintext;
-use crate::software::{self, KeyFile, SoftwareError, random};
+use crate::shard_name::ShardName;
+use crate::software::{self, KeyFile, SoftwareError};
 use crate::version::{KeyVersion, Material, Unusable};
 use crate::xaes;
+
+pub use making::{Finding, GenerateError};
 
 /// What is wrapped into every key version's check blob, without AAD: the known answer of its known-answer test.
 pub(crate) const CHECK_TEXT: &[u8; 32] = b"external key manager, check blob";
@@ -26,88 +29,49 @@ pub(crate) const CHECK_TEXT: &[u8; 32] = b"external key manager, check blob";
 /// How long making or checking one key, or one secret under the root key, may take outside any request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The root key's CKA_LABEL.
-const ROOT_LABEL: &str = "ekm root key";
-
 /// The means to use keys, one for each custody that this process is configured for.
 pub struct Custodian {
     key_file: Option<KeyFile>,
-    shard: Option<Shard>,
-    /// Under which root key new material of custody `hsm-wrapped` is wrapped.
-    root: OnceLock<VersionId>,
+    shards: Vec<Shard>,
     keys: KeyArena,
     unsettled: Unsettled,
 }
 
-/// What is wrong with a key on one replica of the HSM.
-#[derive(Clone, Debug)]
-pub struct Finding {
-    /// The replica's name.
-    pub replica: String,
-    /// What is wrong.
-    pub problem: String,
-    /// It was there, and is no more: the replica has been given the key.
-    pub repaired: bool,
-}
-
-/// Why a new key could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum GenerateError {
-    /// Custody `hsm` or `hsm-wrapped` without an HSM, or `software` without a key file.
-    #[error("custody '{}' is not configured here", .0.name())]
-    NotConfigured(Custody),
-    /// Custody `hsm-wrapped`, and the catalog has no root key.
-    #[error("custody 'hsm-wrapped' needs a root key on the HSM, and this catalog has none")]
-    NoRootKey,
-    /// The HSM is away.
-    #[error("{0}")]
-    Hsm(Error),
-    /// The token would not make it, or made something that is no good.
-    #[error(transparent)]
-    Token(#[from] TokenError),
-    /// The key file's side, memory, or random numbers failed.
-    #[error(transparent)]
-    Software(#[from] SoftwareError),
-    /// It would be lost with too few HSMs.
-    #[error(
-        "only {copies} replicas hold the new key, and {wanted} have to (hsm.copies); bring the others back ('ekm hsm status'), or look \
-         at what copies keys between them"
-    )]
-    TooFewCopies {
-        /// So many hold it.
-        copies: usize,
-        /// So many have to.
-        wanted: usize,
-    },
-    /// The new key does not do its first wrap or unwrap.
-    #[error("the new key does not work: {0}")]
-    FirstUse(String),
-}
-
 impl Custodian {
-    /// With what there is. The shard's replicas may come later: versions that wait for them prove themselves with their next use.
-    pub fn new(key_file: Option<KeyFile>, shard: Option<Shard>) -> Self {
-        Self { key_file, shard, root: OnceLock::new(), keys: KeyArena::default(), unsettled: Unsettled::default() }
+    /// With what there is; shards have different names. Their replicas may come later: versions that wait for them prove themselves with
+    /// their next use.
+    pub fn new(key_file: Option<KeyFile>, shards: Vec<Shard>) -> Self {
+        Self { key_file, shards, keys: KeyArena::default(), unsettled: Unsettled::default() }
     }
 
-    /// The HSM's side, if one is configured.
-    pub fn shard(&self) -> Option<&Shard> {
-        self.shard.as_ref()
+    /// The shards that this process is configured for.
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    /// One of them.
+    pub fn shard(&self, name: &ShardName) -> Option<&Shard> {
+        self.shards.iter().find(|shard| shard.name() == name)
+    }
+
+    /// Where in [`Self::shards`] a version's is; none for custody `software`, and for a shard that is not configured here.
+    pub fn place_of(&self, version: &KeyVersion) -> Option<usize> {
+        let on_hsm = version.custody != Custody::Software;
+        self.shards.iter().position(|shard| on_hsm && *shard.name() == version.shard)
+    }
+
+    /// Where keys go if nobody says where: the only shard, or `main` if it is one of several.
+    pub fn default_shard(&self) -> Option<ShardName> {
+        match &self.shards[..] {
+            [] => Some(ShardName::default()),
+            [only] => Some(only.name().clone()),
+            _ => self.shard(&ShardName::default()).map(|main| main.name().clone()),
+        }
     }
 
     /// The key file of custody `software`.
     pub fn key_file(&self) -> Option<&KeyFile> {
         self.key_file.as_ref()
-    }
-
-    /// The root key for new material of custody `hsm-wrapped`.
-    pub fn root(&self) -> Option<VersionId> {
-        self.root.get().copied()
-    }
-
-    /// Names the root key, once the catalog that names it is open. The first one stays.
-    pub fn set_root(&self, root: VersionId) {
-        let _ = self.root.set(root);
     }
 
     /// A key version of the catalog, unproven: no I/O, however many there are.
@@ -137,7 +101,8 @@ impl Custodian {
         }
         match material {
             Material::OnToken => {
-                let wrapped = self.here()?.wrap(version.token_key(), aad, plaintext, true, patience, timing).await;
+                let wrapped =
+                    self.shard_of(version)?.wrap(version.token_key(), aad, plaintext, true, patience, timing).await;
                 noting_a_loss(version, wrapped).map(Sealed::Checked)
             }
             Material::InProcess(key) => seal(format, key, &aad, plaintext.as_bytes()).map_err(|_| NO_RANDOM),
@@ -160,7 +125,7 @@ impl Custodian {
         let aad = blob::bound_aad(format, version.id, aad);
         match (self.material(version, patience).await?, sealed) {
             (Material::OnToken, Sealed::Gcm(sealed) | Sealed::Checked(sealed)) => {
-                let (shard, checked) = (self.here()?, format == Format::Checked);
+                let (shard, checked) = (self.shard_of(version)?, format == Format::Checked);
                 let unwrapped = shard.unwrap(version.token_key(), aad, sealed, checked, patience, timing).await;
                 noting_a_loss(version, unwrapped)
             }
@@ -205,11 +170,12 @@ impl Custodian {
         let (id, wrapped) = (version.id, &version.wrapped_material);
         let material = match (version.custody, &self.key_file) {
             (Custody::Hsm, _) => {
-                self.here()?.check(version.token_key(), patience).await?;
+                self.shard_of(version)?.check(version.token_key(), patience).await?;
                 return Ok(Material::OnToken);
             }
             (Custody::HsmWrapped, _) => {
-                let material = self.unwrap_secret_within(&material_context(id), wrapped, patience).await?;
+                let material =
+                    self.unwrap_secret_within(&version.shard, &material_context(id), wrapped, patience).await?;
                 let material = <[u8; 32]>::try_from(material.as_bytes()).map(Zeroizing::new);
                 material.map_err(|_| Unusable::Lasting("its material is not 32 bytes long".into()))?
             }
@@ -227,130 +193,49 @@ impl Custodian {
         Ok(Material::InProcess(key))
     }
 
-    /// The HSM, or why it cannot be used.
-    fn here(&self) -> Result<&Shard, Unusable> {
-        self.shard.as_ref().ok_or_else(|| lasting("no HSM is configured here"))
+    fn shard_of(&self, version: &KeyVersion) -> Result<&Shard, Unusable> {
+        self.here(&version.shard)
     }
 
-    /// Wraps a secret of ours under a root key on the HSM: a blob of format 1 that names the root key. `context` says what the secret is
+    /// A shard, or that there is none.
+    fn here(&self, name: &ShardName) -> Result<&Shard, Unusable> {
+        self.shard(name).ok_or_else(|| match self.shards[..] {
+            [] => lasting("no HSM is configured here"),
+            _ => lasting(format!("the shard '{name}' is not configured here")),
+        })
+    }
+
+    /// Wraps a secret of ours under a shard's root key: a blob of format 1 that names the root key. `context` says what the secret is
     /// for: it opens for the same context only.
-    pub async fn wrap_secret(&self, root: VersionId, context: &[u8], secret: &[u8]) -> Result<Vec<u8>, Unusable> {
+    pub async fn wrap_secret(&self, shard: &ShardName, context: &[u8], secret: &[u8]) -> Result<Vec<u8>, Unusable> {
+        let shard = self.here(shard)?;
+        let root = shard.root().ok_or_else(|| lasting(format!("the shard '{}' has no root key", shard.name())))?;
         let (key, aad) = (TokenKey { id: root, check_blob: None }, blob::secret_aad(root, context));
         let (secret, mut timing) = (Plaintext::new(secret.to_vec()), Timing::default());
-        let wrapped = self.here()?.wrap(key, aad, secret, false, own_patience(), &mut timing).await;
+        let wrapped = shard.wrap(key, aad, secret, false, own_patience(), &mut timing).await;
         Ok(blob::encode(root, &Sealed::Gcm(wrapped.map_err(|error| under_root(root, error))?)))
     }
 
     /// The reverse of [`Self::wrap_secret`]. Lasting if the token does not hold that root key, or it did not make this blob for this
     /// context: mostly another token than the one that the secret was wrapped on.
-    pub async fn unwrap_secret(&self, context: &[u8], blob: &[u8]) -> Result<Plaintext, Unusable> {
-        self.unwrap_secret_within(context, blob, own_patience()).await
+    pub async fn unwrap_secret(&self, shard: &ShardName, context: &[u8], blob: &[u8]) -> Result<Plaintext, Unusable> {
+        self.unwrap_secret_within(shard, context, blob, own_patience()).await
     }
 
     async fn unwrap_secret_within(
         &self,
+        shard: &ShardName,
         context: &[u8],
         blob: &[u8],
         patience: Patience,
     ) -> Result<Plaintext, Unusable> {
-        let shard = self.here()?;
+        let shard = self.here(shard)?;
         let Some((root, Sealed::Gcm(sealed))) = blob::parse(blob) else {
             return Err(lasting("what should be wrapped by the root key is no blob of format 1"));
         };
         let (key, aad) = (TokenKey { id: root, check_blob: None }, blob::secret_aad(root, context));
         let unwrapped = shard.unwrap(key, aad, sealed, false, patience, &mut Timing::default()).await;
         unwrapped.map_err(|error| under_root(root, error))
-    }
-
-    /// Makes a root key on the HSM and proves that it works. It can neither leave the token nor be used by any caller.
-    pub async fn generate_root(&self) -> Result<VersionId, GenerateError> {
-        let root = VersionId { key: Uuid::new_v4(), number: 1 };
-        let shard = self.hsm_for(Custody::HsmWrapped)?;
-        let made = shard.generate_key(root, ROOT_LABEL).await.map_err(|error| not_made(root, error))?;
-        match first_wrap(shard, root).await {
-            Ok(_) => Ok(root),
-            Err(error) => {
-                discard(shard, &made).await;
-                Err(error)
-            }
-        }
-    }
-
-    /// Makes the material of a new key version and its check blob, and proves both. On a token, what does not work is taken away again.
-    pub async fn generate(&self, custody: Custody, id: VersionId) -> Result<VersionRecord, GenerateError> {
-        match custody {
-            Custody::Software => {
-                let file = self.key_file.as_ref().ok_or(GenerateError::NotConfigured(custody))?;
-                let material = Zeroizing::new(random()?);
-                let wrapped = file.wrap_material(id, &material)?;
-                self.first_use(in_process_record(custody, id, &material, wrapped)?).await
-            }
-            Custody::HsmWrapped => {
-                self.hsm_for(custody)?;
-                let root = self.root().ok_or(GenerateError::NoRootKey)?;
-                let material = Zeroizing::new(random()?);
-                let wrapped = self.wrap_secret(root, &material_context(id), &material[..]).await;
-                let wrapped = wrapped.map_err(|unusable| match unusable {
-                    Unusable::Passing(error) => GenerateError::Hsm(error),
-                    Unusable::Lasting(reason) => GenerateError::FirstUse(reason),
-                })?;
-                self.first_use(in_process_record(custody, id, &material, wrapped)?).await
-            }
-            Custody::Hsm => {
-                let shard = self.hsm_for(custody)?;
-                let made = shard.generate_key(id, &object_label(id)).await.map_err(|error| not_made(id, error))?;
-                let wrapped_material = made.wrapped.clone();
-                let record = async {
-                    let check_blob = first_wrap(shard, id).await?;
-                    self.first_use(VersionRecord { id, custody, wrapped_material, check_blob }).await
-                };
-                match record.await {
-                    Ok(record) => Ok(record),
-                    Err(error) => {
-                        discard(shard, &made).await;
-                        Err(error)
-                    }
-                }
-            }
-        }
-    }
-
-    /// Looks at a key version on every replica; with `repair`, gives the key to those that do not hold it, as far as the catalog has it.
-    pub async fn audit(&self, version: &KeyVersion, repair: bool) -> Vec<Finding> {
-        let (Some(shard), mut findings) = (&self.shard, Vec::new()) else { return Vec::new() };
-        let key = version.token_key();
-        for replica in shard.replicas() {
-            let Err(problem) = shard.audit_key(replica, &key).await else { continue };
-            let (label, wrapped) = (object_label(version.id), &version.wrapped_material);
-            let repaired =
-                repair && !wrapped.is_empty() && shard.restore_key(replica, key.clone(), &label, wrapped).await.is_ok();
-            findings.push(Finding { replica: replica.name().into(), problem, repaired });
-        }
-        findings
-    }
-
-    /// Gives replicas what they were found to lack, as far as the catalog holds it; says how many keys that were. `version` finds a key
-    /// version of the catalog.
-    pub async fn restore_lacking<'a>(&self, version: impl Fn(VersionId) -> Option<&'a KeyVersion>) -> usize {
-        let (Some(shard), mut restored) = (&self.shard, 0) else { return 0 };
-        for replica in shard.replicas() {
-            for id in replica.lacking() {
-                let Some(version) = version(id).filter(|version| !version.wrapped_material.is_empty()) else {
-                    continue;
-                };
-                let (label, key) = (object_label(id), version.token_key());
-                match shard.restore_key(replica, key, &label, &version.wrapped_material).await {
-                    Ok(()) => {
-                        tracing::info!(replica = replica.name(), key = %id, "a replica has been given a key that it lacked");
-                        restored += 1;
-                    }
-                    Err(error) => {
-                        tracing::warn!(replica = replica.name(), key = %id, ?error, "a replica still lacks a key");
-                    }
-                }
-            }
-        }
-        restored
     }
 
     /// What was wrapped since the last call, by version, for those that `version` still finds. Each is to be settled or put back.
@@ -368,26 +253,6 @@ impl Custodian {
     pub fn put_back_wraps(&self, ids: impl IntoIterator<Item = VersionId>) {
         self.unsettled.put_back(ids);
     }
-
-    /// Takes a destroyed version's key off the token.
-    pub async fn destroy(&self, id: VersionId) -> Result<(), GenerateError> {
-        self.hsm_for(Custody::Hsm)?.discard_key(id).await.map_err(|error| not_made(id, error))
-    }
-
-    /// What goes into the catalog has been opened once from what will be there.
-    async fn first_use(&self, record: VersionRecord) -> Result<VersionRecord, GenerateError> {
-        match self.test(&self.version(&record), own_patience()).await {
-            Ok(_) => Ok(record),
-            Err(unusable) => Err(GenerateError::FirstUse(unusable.to_string())),
-        }
-    }
-
-    fn hsm_for(&self, custody: Custody) -> Result<&Shard, GenerateError> {
-        self.here().map_err(|unusable| match unusable {
-            Unusable::Lasting(_) => GenerateError::NotConfigured(custody),
-            Unusable::Passing(error) => GenerateError::Hsm(error),
-        })
-    }
 }
 
 const NO_RANDOM: Error = Error::Internal("the operating system gives no random numbers");
@@ -400,24 +265,9 @@ fn lasting(cause: impl ToString) -> Unusable {
     Unusable::Lasting(cause.to_string())
 }
 
-fn first_use(error: Error) -> GenerateError {
-    GenerateError::FirstUse(error.to_string())
-}
-
 /// Material of custody `hsm-wrapped` belongs to one key version: rows of the catalog cannot be exchanged.
 fn material_context(id: VersionId) -> Vec<u8> {
     [&b"ekm hsm-wrapped material v1"[..], &id.to_bytes()].concat()
-}
-
-fn in_process_record(
-    custody: Custody,
-    id: VersionId,
-    material: &[u8; 32],
-    wrapped: Vec<u8>,
-) -> Result<VersionRecord, SoftwareError> {
-    let format = custody.format();
-    let sealed = seal(format, material, &blob::bound_aad(format, id, b""), CHECK_TEXT)?;
-    Ok(VersionRecord { id, custody, wrapped_material: Some(wrapped), check_blob: blob::encode(id, &sealed) })
 }
 
 fn seal(format: Format, key: &[u8; 32], aad: &[u8], plaintext: &[u8]) -> Result<Sealed, SoftwareError> {
@@ -457,47 +307,16 @@ fn under_root(root: VersionId, error: Error) -> Unusable {
     }
 }
 
-/// A new key's check blob, once enough replicas have shown by it that they hold the same key.
-async fn first_wrap(shard: &Shard, id: VersionId) -> Result<Vec<u8>, GenerateError> {
-    let (key, aad) = (TokenKey { id, check_blob: None }, blob::bound_aad(Format::Gcm, id, b""));
-    let (text, mut timing) = (Plaintext::new(CHECK_TEXT.to_vec()), Timing::default());
-    let sealed = shard.wrap(key, aad, text, false, own_patience(), &mut timing).await.map_err(first_use)?;
-    let check_blob = blob::encode(id, &Sealed::Gcm(sealed));
-    let key = TokenKey { id, check_blob: Some(check_blob.as_slice().into()) };
-    shard.require_copies(&key).await.map_err(|error| not_made(id, error))?;
-    Ok(check_blob)
-}
-
-/// A key version's CKA_LABEL.
-fn object_label(id: VersionId) -> String {
-    format!("ekm {id}")
-}
-
-fn not_made(id: VersionId, error: MakeError) -> GenerateError {
-    match error {
-        MakeError::Exists => GenerateError::Token(TokenError::KeyExists(id)),
-        MakeError::TooFewCopies { copies, wanted } => GenerateError::TooFewCopies { copies, wanted },
-        MakeError::NoReplicationKey => GenerateError::FirstUse("there is no replication key".into()),
-        MakeError::Failed(error) => GenerateError::Hsm(error),
-    }
-}
-
-/// Takes a key away that was made and does not work.
-async fn discard(shard: &Shard, made: &Made) {
-    if let Err(error) = shard.discard_made(made).await {
-        tracing::error!(?error, key = %made.id, "a key that does not work stays on a token");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use uuid::Uuid;
 
     use super::*;
     use crate::version::VersionState;
 
     fn custodian() -> Custodian {
-        Custodian::new(Some(KeyFile::parse(&KeyFile::generate().unwrap()).unwrap()), None)
+        Custodian::new(Some(KeyFile::parse(&KeyFile::generate().unwrap()).unwrap()), Vec::new())
     }
 
     fn id() -> VersionId {
@@ -525,7 +344,7 @@ mod tests {
 
     /// A proven version whose material is in this process.
     fn in_process(custodian: &Custodian, custody: Custody, id: VersionId) -> KeyVersion {
-        let record = in_process_record(custody, id, &[7; 32], Vec::new()).unwrap();
+        let record = making::in_process_record(custody, ShardName::default(), id, &[7; 32], Vec::new()).unwrap();
         let version = custodian.version(&record);
         version.set_proven(Material::InProcess(custodian.keys.store(&[7; 32]).unwrap()));
         version
@@ -572,7 +391,7 @@ mod tests {
     #[test]
     fn a_version_is_unproven_until_its_first_use_and_failed_if_its_material_does_not_open() {
         let (custodian, id) = (custodian(), id());
-        let record = wait(custodian.generate(Custody::Software, id)).unwrap();
+        let record = wait(custodian.generate(Custody::Software, &ShardName::default(), id)).unwrap();
         let version = custodian.version(&record);
         assert_eq!(version.state(), VersionState::Unproven);
         wrap(&custodian, &version, b"", b"text").unwrap();
@@ -593,7 +412,7 @@ mod tests {
             assert!(matches!(wrap(&custodian, &version, b"", b"text"), Err(Error::KeyUnavailable)));
             assert!(matches!(version.state(), VersionState::Failed { .. }));
         }
-        let elsewhere = Custodian::new(None, None);
+        let elsewhere = Custodian::new(None, Vec::new());
         for custody in [Custody::Software, Custody::Hsm, Custody::HsmWrapped] {
             let version = elsewhere.version(&VersionRecord { custody, ..record.clone() });
             assert!(matches!(wait(elsewhere.prove(&version)), Err(Error::KeyUnavailable)));
@@ -605,7 +424,8 @@ mod tests {
     #[test]
     fn whoever_waits_for_a_proof_waits_no_longer_than_the_deadline() {
         let (custodian, id) = (custodian(), id());
-        let version = custodian.version(&wait(custodian.generate(Custody::Software, id)).unwrap());
+        let version =
+            custodian.version(&wait(custodian.generate(Custody::Software, &ShardName::default(), id)).unwrap());
         let held = version.proving.try_lock().unwrap();
         let (text, deadline) = (Plaintext::new(vec![1]), Instant::now() + Duration::from_millis(50));
         let error = wait(custodian.wrap(&version, b"", text, deadline, &mut Timing::default())).err().unwrap();
