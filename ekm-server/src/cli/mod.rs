@@ -6,12 +6,14 @@ mod catalog;
 mod change;
 mod client;
 mod completion;
+mod conformance;
 mod database;
 mod error;
 mod hsm;
 mod key;
 mod output;
 mod policy;
+mod simulator;
 mod space;
 
 use std::path::PathBuf;
@@ -76,6 +78,12 @@ enum Command {
     Approval(approval::ApprovalArgs),
     /// Bring the catalog to what a file says: keys as code
     Apply(apply::ApplyArgs),
+    /// Play Google: call an EKM as Cloud KMS does, with keys, data keys, and a connection of its own
+    ///
+    /// With 'ekm dev' running it needs nothing else. It shows what Cloud KMS would make of every answer, as far as that is known.
+    SimulateKms(simulator::SimulatorArgs),
+    /// Check an EKM, anybody's, against the protocol, as a black box
+    Conformance(conformance::ConformanceArgs),
     /// Talk to one HSM token for 'ekm serve', which starts this process
     #[command(hide = true)]
     HsmWorker,
@@ -124,6 +132,8 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Hsm(args) => return runtime()?.block_on(hsm::run(args)),
         Command::Approval(args) => return runtime()?.block_on(approval::run(args)),
         Command::Apply(args) => return runtime()?.block_on(apply::run(args)),
+        Command::SimulateKms(args) => return runtime()?.block_on(simulator::run(args)),
+        Command::Conformance(args) => return conformance::run(&args),
         Command::HsmWorker => hsm_worker()?,
         Command::Completion(args) => return Ok(completion::completion(&args, Cli::command())),
         Command::Man(args) => return completion::man(&args, Cli::command()),

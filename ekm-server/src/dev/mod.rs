@@ -3,8 +3,8 @@
 
 mod banner;
 mod check;
-mod files;
-mod issuer;
+pub(crate) mod files;
+pub(crate) mod issuer;
 mod setup;
 
 use std::collections::BTreeMap;
@@ -234,8 +234,13 @@ impl Ready {
     }
 }
 
+/// Where other commands look for what `ekm dev` made.
+pub(crate) fn data() -> Result<PathBuf, StartError> {
+    std::env::var_os("EKM_DEV_DATA").map_or_else(default_data, |data| Ok(PathBuf::from(data)))
+}
+
 /// As the XDG base directory specification has it.
-pub(crate) fn default_data() -> Result<PathBuf, StartError> {
+fn default_data() -> Result<PathBuf, StartError> {
     let home = |name| std::env::var_os(name).filter(|value| Path::new(value).is_absolute()).map(PathBuf::from);
     let data = home("XDG_DATA_HOME").or_else(|| Some(home("HOME")?.join(".local/share")));
     Ok(data

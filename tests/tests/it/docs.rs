@@ -37,7 +37,15 @@ fn every_command_in_the_documentation_works() {
     let path = format!("{}:{}", binary.parent().unwrap().display(), std::env::var("PATH").unwrap());
     let (port, ops_port) = (ekm.address().port().to_string(), ekm.ready.ops_url.rsplit(':').next().unwrap().to_owned());
     let mut count = 0;
-    for file in ["README.md", "docs/operations.md", "docs/policies.md", "docs/catalog.md", "docs/keys-as-code.md"] {
+    for file in [
+        "README.md",
+        "docs/operations.md",
+        "docs/policies.md",
+        "docs/catalog.md",
+        "docs/keys-as-code.md",
+        "docs/simulator.md",
+        "docs/conformance.md",
+    ] {
         for (line, block) in blocks(&fs::read_to_string(repository.join(file)).unwrap(), "sh") {
             let script = block.replace("8443", &port).replace("9443", &ops_port);
             let script = script.replace("target/debug/ekm", &binary.display().to_string());
@@ -46,6 +54,7 @@ fn every_command_in_the_documentation_works() {
                 .args(["-euo", "pipefail", "-c", &script])
                 .current_dir(data)
                 .env("HOME", home.path())
+                .env("EKM_DEADLINE_MS", "20000")
                 .env("PATH", &path);
             let output = shell.env_remove("XDG_DATA_HOME").env_remove("EKM_ADMIN").output().unwrap();
             let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -133,6 +142,8 @@ fn links_between_the_documents_lead_somewhere() {
         "docs/policies.md",
         "docs/catalog.md",
         "docs/keys-as-code.md",
+        "docs/simulator.md",
+        "docs/conformance.md",
     ] {
         let path = repository.join(file);
         let text = fs::read_to_string(&path).unwrap();
