@@ -21,7 +21,7 @@ use crate::policy::{self, Verb};
 use crate::public_key::PublicKey;
 use crate::secret::Plaintext;
 use crate::shard_name::ShardName;
-use crate::snapshot::{Key, Snapshot};
+use crate::snapshot::{Key, Snapshot, Space};
 use crate::version::KeyVersion;
 
 /// A version is promoted when every frontend that was heard of within the last [`UNKNOWN_VERSIONS_AFTER`] × 2 holds it; all others must not
@@ -152,30 +152,77 @@ impl Ekm {
         // Their rows may have been refused; without them nothing can be decided, so nothing is denied.
         let policy = snapshot.policy(key).ok_or(Error::KeyUnavailable)?;
         let space = snapshot.space(key).ok_or(Error::KeyUnavailable)?;
-        let &Request { caller, justification, resource, .. } = request;
-        let question = policy::Request { caller, verb, justification, resource, now: OffsetDateTime::now_utc() };
-        let fits = |verb: &Verb| key.algorithm.is_symmetric() == verb.is_symmetric();
-        let wrong = || Error::WrongAlgorithm { verb: verb.name(), algorithm: key.algorithm.name() };
+        let question = question(request, verb);
         // Policies of keys that wrap say nothing of signing: whoever may use the key is told what it is, and not denied, which would
         // disable his version for a mistyped path. Strangers are told nothing.
+        let is_for_another = verb != Verb::DestroyKey && !verb.uses(key.algorithm);
         let may = |verb| policy::decide(policy, &policy::Request { verb, ..question }).is_ok();
-        if !fits(&verb) && Verb::ALL.into_iter().filter(fits).any(may) {
-            return Err(wrong());
+        let uses = Verb::ALL.into_iter().filter(|verb| verb.uses(key.algorithm));
+        if !(is_for_another && uses.into_iter().any(may)) {
+            policy::decide(policy, &question).map_err(Error::Denied)?;
         }
-        policy::decide(policy, &question).map_err(Error::Denied)?;
-        if !fits(&verb) {
-            return Err(wrong());
+        if is_for_another {
+            return Err(Error::WrongAlgorithm { verb: verb.name(), algorithm: key.algorithm.name() });
+        }
+        if verb == Verb::DestroyKey {
+            return Ok(Arc::clone(key)); // whatever state it is in
         }
         if space.state == SpaceState::Blocked {
             return Err(Error::NotInUse(NotInUse::SpaceBlocked));
         }
         match key.state {
             KeyState::Enabled => {}
+            KeyState::DestroyScheduled if key.destroyed_by_caller => return Err(Error::NotInUse(NotInUse::Destroyed)),
             KeyState::DestroyScheduled => trace.destroy_scheduled = true,
             KeyState::Disabled => return Err(Error::NotInUse(NotInUse::KeyDisabled)),
             KeyState::Destroyed => return Err(Error::NotInUse(NotInUse::Destroyed)),
         }
         Ok(Arc::clone(key))
+    }
+
+    /// The key to destroy, if the path names one and its policy allows that.
+    pub fn permitted_to_destroy(&self, request: &Request<'_>, trace: &mut Trace) -> Result<Arc<Key>, Error> {
+        self.permitted(request, Verb::DestroyKey, trace)
+    }
+
+    /// The crypto space under a path, if its policy allows a verb there.
+    pub fn permitted_in_space(
+        &self,
+        request: &Request<'_>,
+        verb: Verb,
+        trace: &mut Trace,
+    ) -> Result<Arc<Space>, Error> {
+        let space = self.known_space(request, trace)?;
+        let snapshot = self.snapshot.load();
+        let policy = match &space.creation {
+            Some(creation) => Some(snapshot.creation_policy(creation).ok_or(Error::KeyUnavailable)?),
+            None => None,
+        };
+        policy::decide_in_space(policy.map(AsRef::as_ref), &question(request, verb)).map_err(Error::Denied)?;
+        if space.state == SpaceState::Blocked {
+            return Err(Error::NotInUse(NotInUse::SpaceBlocked));
+        }
+        Ok(space)
+    }
+
+    /// The crypto space under a path.
+    pub fn known_space(&self, request: &Request<'_>, trace: &mut Trace) -> Result<Arc<Space>, Error> {
+        let snapshot = self.snapshot.load();
+        trace.revision = snapshot.revision();
+        let space = match snapshot.space_at(request.path) {
+            Ok(space) => space,
+            Err(_) if snapshot.refused().len() > 0 || snapshot.revision() == 0 => return Err(Error::KeyUnavailable),
+            Err(_) if self.keys_may_be_missing.load(Ordering::Relaxed) => return Err(Error::CatalogStale),
+            Err(not_found) => return Err(not_found.into()),
+        };
+        trace.shard = self.custodian.shards().iter().position(|shard| *shard.name() == space.shard);
+        Ok(Arc::clone(space))
+    }
+
+    /// Whether the snapshot has a key, or for verbs of crypto spaces a crypto space, under a path.
+    pub fn knows(&self, path: &KeyPath, verb: Verb) -> bool {
+        let snapshot = self.snapshot.load();
+        if verb.is_for_spaces() { snapshot.space_at(path).is_ok() } else { snapshot.key(path).is_ok() }
     }
 
     /// A real wrap and unwrap with a shard's health key, through the same custody and queue as any request.
@@ -208,6 +255,11 @@ impl Ekm {
     pub fn custodian(&self) -> &Custodian {
         &self.custodian
     }
+}
+
+fn question<'a>(request: &Request<'a>, verb: Verb) -> policy::Request<'a> {
+    let &Request { caller, justification, resource, .. } = request;
+    policy::Request { caller, verb, justification, resource, now: OffsetDateTime::now_utc() }
 }
 
 /// [`Ekm::permitted`] has seen that it is a signing key, and a row without a public key is refused.

@@ -4,7 +4,7 @@
 //! A request enters at [`Ekm::wrap`], [`Ekm::unwrap`], [`Ekm::sign`] or [`Ekm::public_key`] and passes, in this order, the [`Snapshot`] (is there such a key?),
 //! the [`policy`] (may this caller?), and the key's [`custody`] ([`hsm`] or [`software`]).
 
-pub mod algorithm;
+mod algorithm;
 pub mod blob;
 pub mod caller;
 pub mod catalog;
@@ -29,7 +29,7 @@ pub mod software;
 mod version;
 pub mod xaes;
 
-pub use algorithm::Algorithm;
+pub use algorithm::{Algorithm, Curve, Hash, Scheme, SigningAlgorithm, UnknownAlgorithm};
 pub use ekm::{Ekm, Request, ToSign, Trace, UNKNOWN_VERSIONS_AFTER};
 pub use error::{Blame, Error, NotInUse};
 pub use locked::{KeyArena, Locked, LockedKey};
@@ -37,5 +37,5 @@ pub use path::{InvalidPath, KeyPath};
 pub use public_key::PublicKey;
 pub use secret::Plaintext;
 pub use shard_name::{InvalidShardName, ShardName};
-pub use snapshot::{Key, KeyNotFound, Snapshot, Space};
+pub use snapshot::{Key, KeyNotFound, Snapshot, Space, SpaceNotFound};
 pub use version::{KeyVersion, Unusable, VersionState};

@@ -10,7 +10,8 @@ use uuid::Uuid;
 use crate::algorithm::Algorithm;
 use crate::blob::VersionId;
 use crate::catalog::{
-    Custody, KeyRecord, KeyState, Kind, PolicyRecord, Purpose, Settings, SpaceRecord, SpaceState, VersionState,
+    Custody, KeyCreation, KeyRecord, KeyState, Kind, PolicyRecord, Purpose, Settings, SpaceRecord, SpaceState,
+    VersionState,
 };
 use crate::path::KeyPath;
 use crate::policy::Policy;
@@ -26,9 +27,15 @@ pub struct Snapshot {
     keys: SharedMap<Uuid, Arc<Key>>,
     spaces: Arc<HashMap<Uuid, Arc<Space>>>,
     policies: SharedMap<Uuid, Arc<Policy>>,
+    /// Keys that callers have made: crypto space and name at Cloud KMS.
+    created: SharedMap<(Uuid, Box<str>), Uuid>,
+    /// Keys of each crypto space that are not destroyed.
+    space_keys: Arc<HashMap<Uuid, u32>>,
     /// One for each shard.
     health: Arc<HashMap<ShardName, Arc<Key>>>,
     drained_replicas: Arc<BTreeSet<String>>,
+    /// The shards' root keys, as far as they are noted.
+    roots: Arc<HashMap<Uuid, Arc<KeyVersion>>>,
     refused: Arc<HashMap<(String, Uuid), String>>,
     /// While a catalog is loaded anew: what was ready for use before.
     before: KnownKeys,
@@ -41,12 +48,16 @@ pub(crate) type KnownKeys = Option<Arc<SharedMap<Uuid, Arc<Key>>>>;
 pub struct Key {
     /// Never reused; part of every blob.
     pub id: Uuid,
-    /// What it does.
-    pub algorithm: Algorithm,
     /// What an operator said about it.
     pub state: KeyState,
+    /// What it does.
+    pub algorithm: Algorithm,
     /// Every path; the first one names it.
     pub paths: Vec<KeyPath>,
+    /// A caller has destroyed it, and it unwraps nothing any more.
+    pub destroyed_by_caller: bool,
+    /// What Cloud KMS called the key version that it is for, if a caller has made it.
+    pub created_for: Option<Box<str>>,
     purpose: Purpose,
     space: Uuid,
     policy: Uuid,
@@ -63,6 +74,9 @@ pub struct Space {
     pub state: SpaceState,
     /// Where the material of its keys' next versions lives.
     pub shard: ShardName,
+    /// Whether callers may make keys in it.
+    pub creation: Option<KeyCreation>,
+    id: Uuid,
 }
 
 /// The snapshot has no key under a path. Only a loaded snapshot can make one: that is how nothing else can become a 404.
@@ -70,6 +84,20 @@ pub struct Space {
 #[error("there is no key under this path")]
 pub struct KeyNotFound {
     _only_here: (),
+}
+
+/// As [`KeyNotFound`], for a crypto space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no crypto space under this path")]
+pub struct SpaceNotFound {
+    _only_here: (),
+}
+
+impl Space {
+    /// Never reused.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
 }
 
 impl Snapshot {
@@ -115,6 +143,11 @@ impl Snapshot {
     pub(crate) fn put_settings(&mut self, id: Uuid, settings: Settings) -> Result<(), String> {
         same_id(id, Uuid::nil())?;
         self.drained_replicas = Arc::new(settings.drained_replicas);
+        let roots = settings
+            .roots
+            .into_iter()
+            .map(|(shard, root)| (root.id, Arc::new(KeyVersion::new(root.into_record(shard)))));
+        self.roots = Arc::new(roots.collect());
         Ok(())
     }
 
@@ -130,7 +163,17 @@ impl Snapshot {
         for path in &key.paths {
             self.paths.insert(path.clone(), Arc::clone(key));
         }
-        self.keys.insert(key.id, Arc::clone(key))
+        if let Some(name) = &key.created_for {
+            self.created.insert((key.space, name.clone()), key.id);
+        }
+        let before = self.keys.insert(key.id, Arc::clone(key));
+        let counts = |key: &Arc<Key>| u32::from(key.state != KeyState::Destroyed);
+        let (gone, come) = (before.as_ref().map_or(0, counts), counts(key));
+        if gone != come {
+            let count = Arc::make_mut(&mut self.space_keys).entry(key.space).or_default();
+            *count = *count + come - gone;
+        }
+        before
     }
 
     /// Leaves a row out, and remembers why: one bad row must not take the others' keys away.
@@ -183,6 +226,26 @@ impl Snapshot {
         self.spaces.get(&key.space)
     }
 
+    /// A crypto space by its path.
+    pub fn space_at(&self, path: &KeyPath) -> Result<&Arc<Space>, SpaceNotFound> {
+        self.spaces.values().find(|space| space.path == *path).ok_or(SpaceNotFound { _only_here: () })
+    }
+
+    /// The policy for making keys in a crypto space; `None` if its row was refused.
+    pub fn creation_policy(&self, creation: &KeyCreation) -> Option<&Arc<Policy>> {
+        self.policies.get(&creation.policy)
+    }
+
+    /// The key that a caller has made under a name of Cloud KMS'.
+    pub fn created_for(&self, space: &Space, name: &str) -> Option<&Arc<Key>> {
+        self.keys.get(self.created.get(&(space.id, name.into()))?)
+    }
+
+    /// How many keys of a crypto space are not destroyed.
+    pub fn key_count(&self, space: &Space) -> u32 {
+        self.space_keys.get(&space.id).copied().unwrap_or_default()
+    }
+
     /// The key behind a shard's `/healthz`, if the catalog has one.
     pub fn health_key(&self, shard: &ShardName) -> Option<&Arc<Key>> {
         self.health.get(shard)
@@ -204,9 +267,17 @@ impl Snapshot {
         self.keys.get(&id)
     }
 
-    /// A version of any key.
+    /// The shards' root keys, by their ids: objects on HSMs as key versions are.
+    pub fn roots(&self) -> &HashMap<Uuid, Arc<KeyVersion>> {
+        &self.roots
+    }
+
+    /// A version of any key, or a root key.
     pub fn version(&self, id: VersionId) -> Option<&Arc<KeyVersion>> {
-        self.keys.get(&id.key)?.version_at_all(id)
+        match self.keys.get(&id.key) {
+            Some(key) => key.version_at_all(id),
+            None => self.roots.get(&id.key),
+        }
     }
 
     /// The catalog's revision that this was built from.
@@ -233,7 +304,8 @@ impl Space {
     /// From the row with this id.
     pub(crate) fn new(row: Uuid, record: SpaceRecord) -> Result<Self, String> {
         same_id(row, record.id)?;
-        Ok(Self { path: record.path, state: record.state, shard: record.shard })
+        let SpaceRecord { id, path, state, shard, creation, .. } = record;
+        Ok(Self { path, state, shard, creation, id })
     }
 }
 
@@ -263,6 +335,8 @@ impl Key {
             algorithm: record.algorithm,
             state: record.state,
             paths: record.paths,
+            destroyed_by_caller: record.destroyed_by_caller,
+            created_for: record.created_for.map(Into::into),
             purpose: record.purpose,
             space: record.space,
             policy: record.policy,

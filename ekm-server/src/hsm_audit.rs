@@ -1,10 +1,11 @@
-//! Whether every replica of the HSM holds every key as it should: all of them every night, and when an operator asks.
+//! Whether every replica of the HSMs holds every key as it should: all of them every night, and when an operator asks.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use ekm_core::Key;
 use ekm_core::catalog::Custody;
+use ekm_core::{KeyVersion, Snapshot};
+use uuid::Uuid;
 
 use crate::admin::api::HsmFinding;
 use crate::router::DataPlane;
@@ -15,13 +16,37 @@ const INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// Between two keys, so that requests come first.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What is wrong with a key's versions on the replicas.
-pub async fn key(plane: &DataPlane, key: &Key, repair: bool) -> Vec<HsmFinding> {
+/// Everything that is an object on HSMs, in a fixed order: keys of custody `hsm`, and root keys.
+pub fn objects(snapshot: &Snapshot) -> Vec<Uuid> {
+    let keys = snapshot.keys().filter(|key| key.is_on_the_hsm()).map(|key| key.id);
+    let mut objects: Vec<_> = keys.chain(snapshot.roots().keys().copied()).collect();
+    objects.sort_unstable();
+    objects
+}
+
+/// What is wrong with one of them on the replicas.
+pub async fn look_at(
+    plane: &DataPlane,
+    snapshot: &Snapshot,
+    object: Uuid,
+    repair: bool,
+    wanted: impl Fn(&str) -> bool,
+) -> Vec<HsmFinding> {
+    let key = snapshot.key_by_id(object);
+    let versions: Vec<&Arc<KeyVersion>> = match key {
+        Some(key) => key.living_versions().filter(|version| version.custody == Custody::Hsm).collect(),
+        None => snapshot.roots().get(&object).into_iter().collect(),
+    };
     let mut findings = Vec::new();
-    for version in key.living_versions().filter(|version| version.custody == Custody::Hsm) {
-        for found in plane.ekm.custodian().audit(version, repair).await {
+    for version in versions {
+        let name = || match key.map(|key| key.paths.first()) {
+            Some(Some(path)) => path.to_string(),
+            Some(None) => "the health key".into(),
+            None => format!("the root key of shard {}", version.shard),
+        };
+        for found in plane.ekm.custodian().audit(version, repair, |replica| wanted(replica.name())).await {
             findings.push(HsmFinding {
-                key: key.paths.first().map_or("the health key".into(), ToString::to_string),
+                key: name(),
                 version: version.id.number,
                 replica: found.replica,
                 problem: found.problem,
@@ -36,9 +61,10 @@ pub async fn key(plane: &DataPlane, key: &Key, repair: bool) -> Vec<HsmFinding> 
 pub async fn every_night(plane: Arc<DataPlane>) {
     tokio::time::sleep(FIRST_AFTER).await;
     loop {
-        let (mut keys, mut findings) = (0, 0);
-        for key in plane.ekm.snapshot().keys().filter(|key| key.is_on_the_hsm()) {
-            for found in self::key(&plane, key, true).await {
+        let (snapshot, mut findings) = (plane.ekm.snapshot(), 0);
+        let objects = objects(&snapshot);
+        for object in &objects {
+            for found in look_at(&plane, &snapshot, *object, true, |_| true).await {
                 findings += i64::from(!found.repaired);
                 tracing::error!(
                     code = "hsm_key_missing",
@@ -50,11 +76,10 @@ pub async fn every_night(plane: Arc<DataPlane>) {
                     "a replica does not hold a key as it should"
                 );
             }
-            keys += 1;
             tokio::time::sleep(PAUSE).await;
         }
         plane.metrics.hsm_audit_findings.set(findings);
-        tracing::info!(keys, findings, "the HSM's keys have been looked at");
+        tracing::info!(keys = objects.len(), findings, "the HSM's keys have been looked at");
         tokio::time::sleep(INTERVAL).await;
     }
 }

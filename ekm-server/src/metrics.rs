@@ -26,8 +26,8 @@ pub struct Metrics {
     requests: IntCounterVec,
     /// Requests of the admin API by outcome.
     pub admin_requests: IntCounterVec,
-    /// By verb, and last those without one.
-    request_seconds: [Histogram; 5],
+    /// By verb; the last one is for what is no verb of the protocol.
+    request_seconds: Vec<Histogram>,
     /// In the order of the configuration.
     shards: Vec<ShardMetrics>,
     hsm_state: IntGaugeVec,
@@ -111,8 +111,7 @@ impl Metrics {
         let metrics = Self {
             requests: make.counters("ekm_requests_total", "Requests by verb and outcome.", &["verb", "code"]),
             admin_requests: make.counters("ekm_admin_requests_total", "Admin requests by outcome.", &["code"]),
-            request_seconds: ["wrap", "unwrap", "asymmetricSign", "getPublicKey", "-"]
-                .map(|verb| request_seconds.with_label_values(&[verb])),
+            request_seconds: verbs().map(|verb| request_seconds.with_label_values(&[verb])).collect(),
             shards,
             hsm_state: make.gauges(
                 "ekm_hsm_replica_state",
@@ -159,8 +158,8 @@ impl Metrics {
             registry,
         };
         // A counter that appears only with its first event cannot be alerted on.
-        for verb in Verb::ALL {
-            metrics.requests.with_label_values(&[verb.name(), "ok"]);
+        for verb in verbs().filter(|verb| *verb != "-") {
+            metrics.requests.with_label_values(&[verb, "ok"]);
         }
         metrics.admin_requests.with_label_values(&["ok"]);
         for result in ["ok", "error"] {
@@ -171,8 +170,10 @@ impl Metrics {
 
     /// Counts one request. `verb` is `None` for what is no verb of the protocol.
     pub fn observe(&self, verb: Option<Verb>, code: &str, total: Duration, trace: &Trace) {
-        let index = verb.map_or(Verb::ALL.len(), place);
-        let name = verb.map_or("-", Verb::name);
+        let (index, name) = match verb {
+            Some(verb) => (verb as usize, verb.name()),
+            None => (Verb::ALL.len(), "-"),
+        };
         self.requests.with_label_values(&[name, code]).inc();
         self.request_seconds[index].observe(total.as_secs_f64());
         if trace.destroy_scheduled {
@@ -225,9 +226,9 @@ impl Metrics {
     }
 }
 
-/// Where in [`Verb::ALL`].
-fn place(verb: Verb) -> usize {
-    Verb::ALL.iter().position(|other| *other == verb).unwrap_or_default()
+/// As labels.
+fn verbs() -> impl Iterator<Item = &'static str> {
+    Verb::ALL.iter().map(|verb| verb.name()).chain(["-"])
 }
 
 /// Takes over a count that is kept elsewhere.

@@ -16,7 +16,7 @@ use ekm_core::catalog::{
 };
 use ekm_core::custody::Custodian;
 use ekm_core::software::KeyFile;
-use ekm_core::{KeyPath, ShardName, Snapshot};
+use ekm_core::{Algorithm, KeyPath, ShardName, Snapshot};
 use ekm_loadtest::{cpu_seconds, measure, request, rss_mib, until_idle};
 use ekm_server::catalog::{Draft, Entry, initialise, load, open_store};
 use ekm_server::config::Config;
@@ -182,9 +182,8 @@ impl Subject {
             for _ in 0..BATCH.min(keys - paths.len()) {
                 let path = KeyPath::parse(&format!("v0/keys/bench-{:07}", paths.len())).context("a path")?;
                 let id = VersionId { key: Uuid::now_v7(), number: 1 };
-                let made = custodian
-                    .generate(ekm_core::Algorithm::Symmetric, Custody::Software, &ShardName::default(), id)
-                    .await?;
+                let made =
+                    custodian.generate(Algorithm::Symmetric, Custody::Software, &ShardName::default(), id).await?;
                 let mut record = new_key(id.key, space, policy, &path);
                 record.add_version(made, draft.now())?;
                 draft.name(Kind::Key, path.as_str(), id.key);
@@ -219,6 +218,7 @@ async fn add_space_and_policy(store: &ekm_storage::CatalogStore, key: &CatalogKe
         path: KeyPath::parse("v0/cryptospaces/bench").context("a path")?,
         state: SpaceState::Enabled,
         shard: ShardName::default(),
+        creation: None,
         labels: Default::default(),
         description: String::new(),
         created_at: draft.now(),
@@ -237,9 +237,11 @@ fn new_key(id: Uuid, space: Uuid, policy: Uuid, path: &KeyPath) -> KeyRecord {
         space,
         policy,
         purpose: Purpose::Wrap,
-        algorithm: Default::default(),
         state: KeyState::Enabled,
         destroy_at: None,
+        algorithm: Algorithm::Symmetric,
+        created_for: None,
+        destroyed_by_caller: false,
         paths: vec![path.clone()],
         custody: Custody::Software,
         primary: 0,

@@ -11,15 +11,18 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-/// Answers every GET with the same bytes, until told otherwise.
+/// Answers every request with the same bytes, until told otherwise.
 pub struct WebServer {
     address: SocketAddr,
     shared: Arc<Shared>,
 }
 
+type Handler = Box<dyn Fn(&str) -> Vec<u8> + Send>;
+
 struct Shared {
-    answer: Mutex<Vec<u8>>,
+    answer: Mutex<Handler>,
     hits: AtomicUsize,
+    last_request: Mutex<String>,
     ended: AtomicBool,
 }
 
@@ -42,7 +45,8 @@ impl WebServer {
     fn start(document: &str, tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
-        let shared = Shared { answer: Mutex::default(), hits: AtomicUsize::new(0), ended: AtomicBool::new(false) };
+        let (answer, last_request) = (Mutex::new(Box::new(|_: &str| Vec::new()) as Handler), Mutex::default());
+        let shared = Shared { answer, hits: AtomicUsize::new(0), last_request, ended: AtomicBool::new(false) };
         let server = Self { address, shared: Arc::new(shared) };
         server.set_document(document);
         let shared = Arc::clone(&server.shared);
@@ -71,12 +75,22 @@ impl WebServer {
 
     /// Sends these bytes from now on, whatever they are.
     pub fn set_answer(&self, answer: Vec<u8>) {
-        *self.shared.answer.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+        self.set_handler(move |_| answer.clone());
+    }
+
+    /// Answers from now on with the bytes that this makes of a request, head and body.
+    pub fn set_handler(&self, handler: impl Fn(&str) -> Vec<u8> + Send + 'static) {
+        *self.shared.answer.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(handler);
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The last request, head and body.
+    pub fn last_request(&self) -> String {
+        self.shared.last_request.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How often it was asked.
@@ -88,12 +102,25 @@ impl WebServer {
 impl Shared {
     fn answer<S: Read + Write>(&self, client: S) -> std::io::Result<()> {
         let mut client = BufReader::new(client);
-        let mut line = String::new();
-        while client.read_line(&mut line)? > 2 {
-            line.clear();
+        let (mut request, mut body_bytes) = (String::new(), 0);
+        loop {
+            let mut line = String::new();
+            let is_last = client.read_line(&mut line)? <= 2;
+            let lower = line.to_ascii_lowercase();
+            if let Some(length) = lower.strip_prefix("content-length:").and_then(|text| text.trim().parse().ok()) {
+                body_bytes = length;
+            }
+            request += &line;
+            if is_last {
+                break;
+            }
         }
+        let mut body = vec![0; body_bytes];
+        client.read_exact(&mut body)?;
+        request += &String::from_utf8_lossy(&body);
+        self.last_request.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&request);
         self.hits.fetch_add(1, Ordering::Relaxed);
-        let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner)(&request);
         client.get_mut().write_all(&answer)?;
         client.get_mut().flush()
     }

@@ -27,6 +27,9 @@ pub struct SpaceRecord {
     /// Where the material of its keys' next versions lives.
     #[serde(default, skip_serializing_if = "ShardName::is_main")]
     pub shard: ShardName,
+    /// Whether callers may make keys in it, by createKey.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub creation: Option<KeyCreation>,
     /// For people and filters.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -36,6 +39,21 @@ pub struct SpaceRecord {
     /// When it was made.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
+}
+
+/// What callers may make in a crypto space.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyCreation {
+    /// Who may, and later the policy of the keys that are made.
+    pub policy: Uuid,
+    /// How their material is kept.
+    pub custody: Custody,
+    /// Which keys; empty means any that is offered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub algorithms: Vec<Algorithm>,
+    /// How many keys of the space there may be at a time, destroyed ones not counted.
+    pub max_keys: u32,
 }
 
 /// A named policy; keys refer to it by id.
@@ -73,6 +91,12 @@ pub struct KeyRecord {
     /// When it will be destroyed; with [`KeyState::DestroyScheduled`] only.
     #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
     pub destroy_at: Option<OffsetDateTime>,
+    /// What Cloud KMS called the key version that it is for, if a caller has made it: the same again is the same key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_for: Option<String>,
+    /// A caller has destroyed it: it unwraps nothing any more, also while that can be taken back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub destroyed_by_caller: bool,
     /// Every path under which callers know it, the first one first. They stay when the key is destroyed: a path is never given
     /// out twice.
     pub paths: Vec<KeyPath>,
@@ -149,6 +173,23 @@ pub struct Settings {
     /// The HSM replicas that operators have taken out of use, by their names.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub drained_replicas: BTreeSet<String>,
+    /// The shards' root keys, to look after them on every replica. Those that were made before they were noted here are missing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub roots: BTreeMap<ShardName, RootRecord>,
+}
+
+/// A shard's root key: an object on its tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RootRecord {
+    /// CKA_ID, with the number 1.
+    pub id: Uuid,
+    /// Wrapped by the replication key, if there was one when it was made.
+    #[serde(default, with = "base64_option", skip_serializing_if = "Option::is_none")]
+    pub wrapped_material: Option<Vec<u8>>,
+    /// A known text, wrapped by it when it was made.
+    #[serde(with = "base64_bytes")]
+    pub check_blob: Vec<u8>,
 }
 
 impl Settings {
@@ -158,7 +199,7 @@ impl Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { destroy_grace_days: 30, drained_replicas: BTreeSet::new() }
+        Self { destroy_grace_days: 30, drained_replicas: BTreeSet::new(), roots: BTreeMap::new() }
     }
 }
 
@@ -215,6 +256,13 @@ pub struct VersionRecord {
     pub public_key: Option<Arc<PublicKey>>,
 }
 
+impl Purpose {
+    /// Of a key that callers use.
+    pub fn of(algorithm: Algorithm) -> Self {
+        if algorithm.is_symmetric() { Self::Wrap } else { Self::Sign }
+    }
+}
+
 impl KeyRecord {
     /// What the custodian needs to use a version.
     pub fn version_record(&self, version: &StoredVersion) -> VersionRecord {
@@ -229,6 +277,20 @@ impl KeyRecord {
     /// The first path; a health key has none.
     pub fn name(&self) -> String {
         self.paths.first().map_or_else(|| self.id.to_string(), ToString::to_string)
+    }
+}
+
+impl RootRecord {
+    /// What the custodian needs to look after it.
+    pub(crate) fn into_record(self, shard: ShardName) -> VersionRecord {
+        VersionRecord {
+            id: VersionId { key: self.id, number: 1 },
+            custody: Custody::Hsm,
+            shard,
+            wrapped_material: self.wrapped_material,
+            check_blob: self.check_blob,
+            public_key: None,
+        }
     }
 }
 

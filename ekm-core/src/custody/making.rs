@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use super::{CHECK_TEXT, Custodian, material_context, own_patience, seal};
 use crate::algorithm::{Algorithm, SigningAlgorithm};
 use crate::blob::{self, Format, Sealed, VersionId};
-use crate::catalog::{Custody, VersionRecord};
+use crate::catalog::{Custody, RootRecord, VersionRecord};
 use crate::error::Error;
 use crate::hsm::{Made, MakeError, Replica, Shard, Timing, TokenError, TokenKey};
 use crate::secret::Plaintext;
@@ -82,13 +82,17 @@ pub enum GenerateError {
 }
 
 impl Custodian {
-    /// Makes a shard's root key and proves that it works. It can neither leave the tokens nor be used by any caller.
-    pub async fn generate_root(&self, shard: &ShardName) -> Result<VersionId, GenerateError> {
+    /// Makes a shard's root key and proves that it works. It can neither leave the tokens in the clear nor be used by any caller.
+    pub async fn generate_root(&self, shard: &ShardName) -> Result<RootRecord, GenerateError> {
         let root = VersionId { key: Uuid::new_v4(), number: 1 };
         let shard = self.hsm_for(Custody::HsmWrapped, shard)?;
-        make(shard, root, ROOT_LABEL, None, async |_| first_wrap(shard, root).await).await?;
+        let made = make(shard, root, ROOT_LABEL, None, async |made| {
+            let wrapped_material = made.wrapped.clone();
+            Ok(RootRecord { id: root.key, wrapped_material, check_blob: first_wrap(shard, root).await? })
+        });
+        let made = made.await?;
         shard.set_root(root);
-        Ok(root)
+        Ok(made)
     }
 
     /// Makes the material of a new key version and its check blob, and proves both. On a token, what does not work is taken away again.
@@ -212,10 +216,11 @@ impl Custodian {
         self.first_use(carried).await
     }
 
-    /// Looks at a key version on every replica; with `repair`, gives the key to those that do not hold it, as far as the catalog has it.
-    pub async fn audit(&self, version: &KeyVersion, repair: bool) -> Vec<Finding> {
+    /// Looks at a key version on the replicas of its shard that are `wanted`; with `repair`, gives the key to those that do not hold it, as
+    /// far as the catalog has it.
+    pub async fn audit(&self, version: &KeyVersion, repair: bool, wanted: impl Fn(&Replica) -> bool) -> Vec<Finding> {
         let (Some(shard), mut findings) = (self.shard(&version.shard), Vec::new()) else { return Vec::new() };
-        for replica in shard.replicas() {
+        for replica in shard.replicas().iter().filter(|replica| wanted(replica)) {
             let Err(problem) = shard.audit_key(replica, &version.token_key()).await else { continue };
             let repaired = repair && give(shard, replica, version).await.is_ok();
             findings.push(Finding { replica: replica.name().into(), problem, repaired });

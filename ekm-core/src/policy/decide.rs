@@ -95,6 +95,8 @@ pub enum DenialReason {
     Justification(&'static str),
     /// Rules name everything, but not for this time.
     Time,
+    /// Callers make no keys in this crypto space.
+    NoCreation,
 }
 
 impl Denial {
@@ -117,6 +119,7 @@ impl fmt::Display for Denial {
             DenialReason::Justification(given) => {
                 write!(f, "the key's policy does not accept the justification {given}")
             }
+            DenialReason::NoCreation => write!(f, "the crypto space does not let callers make keys"),
             DenialReason::Time => write!(f, "the key's policy does not allow this at this time"),
         }
     }
@@ -140,6 +143,12 @@ pub fn decide(policy: &Policy, request: &Request<'_>) -> Result<(), Denial> {
         Aspect::Times => DenialReason::Time,
     };
     Err(Denial { reason })
+}
+
+/// Decides about a verb for a crypto space, whose policy there is only if callers may make keys in it.
+pub fn decide_in_space(policy: Option<&Policy>, request: &Request<'_>) -> Result<(), Denial> {
+    let policy = policy.ok_or(Denial { reason: DenialReason::NoCreation })?;
+    decide(policy, request)
 }
 
 /// Decides whether a verified caller may use the service at all: its address is verified and fits a pattern.

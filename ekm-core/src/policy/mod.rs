@@ -17,7 +17,7 @@ mod window;
 
 use serde::{Deserialize, Serialize};
 
-pub use decide::{Aspect, Denial, DenialReason, Request, admit, decide};
+pub use decide::{Aspect, Denial, DenialReason, Request, admit, decide, decide_in_space};
 pub use explain::{Explanation, RuleExplanation, Test, explain};
 pub use justifications::Justifications;
 pub use lint::{Warning, admits_everybody, lint};
@@ -25,6 +25,7 @@ pub use resource::ResourcePattern;
 pub use validate::InvalidPolicy;
 pub use window::{TimeOfDay, Timestamp, Weekday, Window};
 
+use crate::algorithm::Algorithm;
 use crate::caller::CallerPattern;
 
 /// What a caller asks for.
@@ -39,20 +40,43 @@ pub enum Verb {
     AsymmetricSign,
     /// Show the public half of a signing key.
     GetPublicKey,
+    /// Make a key in a crypto space.
+    CreateKey,
+    /// Destroy a key, softly.
+    DestroyKey,
+    /// Ask what is allowed in a crypto space.
+    CheckCryptoSpacePermissions,
 }
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Wrap, Self::Unwrap, Self::AsymmetricSign, Self::GetPublicKey];
+    pub const ALL: [Self; 7] = [
+        Self::Wrap,
+        Self::Unwrap,
+        Self::AsymmetricSign,
+        Self::GetPublicKey,
+        Self::CreateKey,
+        Self::DestroyKey,
+        Self::CheckCryptoSpacePermissions,
+    ];
 
-    /// By the protocol's name.
+    /// The reverse of [`Self::name`].
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|verb| verb.name() == name)
     }
 
-    /// Whether it is for keys that wrap; the others are for keys that sign.
-    pub fn is_symmetric(self) -> bool {
-        matches!(self, Self::Wrap | Self::Unwrap)
+    /// Whether it is what a key with this algorithm does.
+    pub fn uses(self, algorithm: Algorithm) -> bool {
+        match self {
+            Self::Wrap | Self::Unwrap => algorithm.is_symmetric(),
+            Self::AsymmetricSign | Self::GetPublicKey => !algorithm.is_symmetric(),
+            Self::CreateKey | Self::DestroyKey | Self::CheckCryptoSpacePermissions => false,
+        }
+    }
+
+    /// Whether it is for a crypto space and not for a key.
+    pub fn is_for_spaces(self) -> bool {
+        matches!(self, Self::CreateKey | Self::CheckCryptoSpacePermissions)
     }
 
     /// The protocol's name, after the colon of the URL.
@@ -62,6 +86,9 @@ impl Verb {
             Self::Unwrap => "unwrap",
             Self::AsymmetricSign => "asymmetricSign",
             Self::GetPublicKey => "getPublicKey",
+            Self::CreateKey => "createKey",
+            Self::DestroyKey => "destroyKey",
+            Self::CheckCryptoSpacePermissions => "checkCryptoSpacePermissions",
         }
     }
 }
@@ -133,10 +160,10 @@ impl Policy {
         &self.rules
     }
 
-    /// Every caller, wrap and unwrap, every justification: the policy of `ekm dev`.
+    /// Every caller, every verb, every justification: the policy of `ekm dev`.
     pub fn allow_everybody() -> Self {
         let everybody = CallerPattern::try_from("*".to_owned()).expect("'*' is a pattern");
-        Self { rules: vec![Rule::for_callers(vec![everybody])] }
+        Self { rules: vec![Rule { verbs: Verb::ALL.to_vec(), ..Rule::for_callers(vec![everybody]) }] }
     }
 
     /// The JSON form that [`Policy::parse`] reads.

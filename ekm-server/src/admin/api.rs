@@ -63,6 +63,13 @@ pub enum Command {
         #[schema(value_type = String)]
         shard: ShardName,
     },
+    /// Let callers make keys in a crypto space, by createKey, or (without `creation`) not any more.
+    SpaceSetCreation {
+        #[schema(value_type = String)]
+        path: KeyPath,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        creation: Option<CreationWish>,
+    },
     /// Stop every key of a crypto space.
     SpaceBlock {
         #[schema(value_type = String)]
@@ -200,6 +207,24 @@ pub enum Command {
     CatalogExport {},
 }
 
+/// What callers may make in a crypto space.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreationWish {
+    /// A policy's name: it says who may, by its rules for `createKey` and `destroyKey`, and becomes the policy of the keys that are made.
+    pub policy: String,
+    /// Absent: what the configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub custody: Option<Custody>,
+    /// Google's names; none means any that is offered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub algorithms: Vec<Algorithm>,
+    /// How many keys the space may have at a time.
+    pub max_keys: u32,
+}
+
 /// The policy of a key: one that is there, or one of its own, which gets the key's path as its name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -265,6 +290,9 @@ pub struct SpaceView {
     /// The HSMs for its keys' next versions.
     #[schema(value_type = String)]
     pub shard: ShardName,
+    /// What callers may make in it; absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub creation: Option<CreationWish>,
     pub labels: BTreeMap<String, String>,
     pub description: String,
     #[serde(with = "time::serde::rfc3339")]
@@ -290,6 +318,12 @@ pub struct PolicyView {
 /// A key.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct KeyView {
+    /// What Cloud KMS called the key version that it is for, if a caller has made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_for: Option<String>,
+    /// A caller has destroyed it: it unwraps nothing any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub destroyed_by_caller: bool,
     /// The first one names it.
     #[schema(value_type = Vec<String>)]
     pub paths: Vec<KeyPath>,
@@ -548,12 +582,18 @@ pub struct HsmVerify {
     /// Give replicas the keys that they lack, wrapped by the replication key.
     #[serde(default)]
     pub repair: bool,
+    /// On this replica only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<String>,
+    /// On every replica of its shard but this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub without: Option<String>,
 }
 
 /// What was found.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct HsmVerified {
-    /// Keys in custody `hsm`, in all.
+    /// Keys in custody `hsm` and root keys, in all.
     pub keys: u64,
     /// Keys that were looked at now.
     pub checked: u64,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ekm_core::catalog::ledger::Class;
 use ekm_core::catalog::{
-    Custody, Impossible, KeyRecord, KeyState, Kind, Outcome, PolicyRecord, Purpose, Settings, SpaceRecord, SpaceState,
-    VersionRecord, VersionState,
+    Custody, Impossible, KeyCreation, KeyRecord, KeyState, Kind, Outcome, PolicyRecord, Purpose, Settings, SpaceRecord,
+    SpaceState, VersionRecord, VersionState,
 };
 use ekm_core::custody::Custodian;
 use ekm_core::hsm::{Replica, Shard, State};
@@ -94,31 +94,56 @@ pub(super) async fn apply(
                 path: path.clone(),
                 state: SpaceState::Enabled,
                 shard,
+                creation: None,
                 labels: labels.clone(),
                 description: description.clone(),
                 created_at: draft.now(),
             };
             draft.name(Kind::Space, path.as_str(), record.id);
             draft.put(Kind::Space, record.id, &record)?;
-            Ok(Effect { after: view_space(&record), ..Effect::on(path) })
+            Ok(Effect { after: view_space(&record, None), ..Effect::on(path) })
         }
         Command::SpaceUpdate { path, labels, description } => {
             let (mut record, revision) = named::<SpaceRecord>(draft, Kind::Space, path.as_str()).await?;
             seen.must_be(revision)?;
-            let before = view_space(&record);
+            let before = view_space(&record, creation_policy(draft, &record).await?);
             (record.labels, record.description) = (labels.clone(), description.clone());
-            put_space(draft, &record, before, path)
+            put_space(draft, &record, before, path).await
         }
         Command::SpaceMove { path, shard } => {
             must_be_shard(custodian, shard)?;
             let (mut record, revision) = named::<SpaceRecord>(draft, Kind::Space, path.as_str()).await?;
             seen.may_be(revision)?;
-            let before = view_space(&record);
+            let before = view_space(&record, creation_policy(draft, &record).await?);
             record.shard = shard.clone();
-            let mut effect = put_space(draft, &record, before, path)?;
+            let mut effect = put_space(draft, &record, before, path).await?;
             effect.warnings.push(format!(
                 "keys that are there stay where they are until 'ekm key move' brings each of them to {shard}; 'ekm space move' does so for all"
             ));
+            Ok(effect)
+        }
+        Command::SpaceSetCreation { path, creation } => {
+            let (mut record, revision) = named::<SpaceRecord>(draft, Kind::Space, path.as_str()).await?;
+            seen.may_be(revision)?;
+            let before = view_space(&record, creation_policy(draft, &record).await?);
+            let (mut danger, mut warnings) = (None, Vec::new());
+            record.creation = match creation {
+                None => None,
+                Some(wish) => {
+                    let (policy, _) = named::<PolicyRecord>(draft, Kind::Policy, &wish.policy).await?;
+                    let document = parse_policy(&policy.document)?;
+                    if !document.rules().iter().any(|rule| rule.verbs.contains(&Verb::CreateKey)) {
+                        warnings.push(format!("no rule of {} allows createKey, so nobody can make a key", wish.policy));
+                    }
+                    danger = widening(path.as_str(), None, &document);
+                    let custody = wish.custody.unwrap_or_else(|| default_custody(custodian));
+                    let (algorithms, max_keys) = (wish.algorithms.clone(), wish.max_keys);
+                    Some(KeyCreation { policy: policy.id, custody, algorithms, max_keys })
+                }
+            };
+            let mut effect = put_space(draft, &record, before, path).await?;
+            (effect.danger, effect.class) = (danger, Class::Staged);
+            effect.warnings.extend(warnings);
             Ok(effect)
         }
         Command::SpaceBlock { path } => set_space(draft, path, SpaceState::Blocked, &seen).await,
@@ -161,10 +186,12 @@ pub(super) async fn apply(
                 id: made.id.key,
                 space: space.id,
                 policy: policy.id,
-                purpose: if algorithm.is_symmetric() { Purpose::Wrap } else { Purpose::Sign },
+                purpose: Purpose::of(algorithm),
                 algorithm,
                 state: KeyState::Enabled,
                 destroy_at: None,
+                created_for: None,
+                destroyed_by_caller: false,
                 paths: vec![path.clone()],
                 custody,
                 primary: 0,
@@ -378,13 +405,18 @@ async fn set_space(
 ) -> Result<Effect, AdminError> {
     let (mut record, revision) = named::<SpaceRecord>(draft, Kind::Space, path.as_str()).await?;
     seen.may_be(revision)?;
-    let before = view_space(&record);
+    let before = view_space(&record, creation_policy(draft, &record).await?);
     record.set_state(state);
-    Ok(Effect { class: Class::Fast, ..put_space(draft, &record, before, path)? })
+    Ok(Effect { class: Class::Fast, ..put_space(draft, &record, before, path).await? })
 }
 
-fn put_space(draft: &mut Draft<'_>, record: &SpaceRecord, before: Value, path: &KeyPath) -> Result<Effect, AdminError> {
-    let after = view_space(record);
+async fn put_space(
+    draft: &mut Draft<'_>,
+    record: &SpaceRecord,
+    before: Value,
+    path: &KeyPath,
+) -> Result<Effect, AdminError> {
+    let after = view_space(record, creation_policy(draft, record).await?);
     let outcome = if before == after { Outcome::Unchanged } else { Outcome::Changed };
     draft.put(Kind::Space, record.id, record)?;
     Ok(Effect { before, after, outcome, ..Effect::on(path) })
@@ -444,7 +476,7 @@ fn widening(name: &str, old: Option<&Policy>, new: &Policy) -> Option<String> {
 /// A policy that allows nothing of what the key does.
 fn useless(policy: &PolicyRecord, algorithm: Algorithm) -> Option<String> {
     let parsed = Policy::parse(&policy.document).ok()?;
-    let fits = |verb: &Verb| verb.is_symmetric() == algorithm.is_symmetric();
+    let fits = |verb: &Verb| verb.uses(algorithm);
     let verbs: Vec<_> = Verb::ALL.into_iter().filter(fits).map(Verb::name).collect();
     (!parsed.rules().iter().flat_map(|rule| &rule.verbs).any(fits)).then(|| {
         format!(
@@ -522,7 +554,7 @@ fn put_drained(
 }
 
 /// The shard of a replica.
-fn shard_with<'a>(custodian: &'a Custodian, name: &str) -> Result<&'a Shard, AdminError> {
+pub(super) fn shard_with<'a>(custodian: &'a Custodian, name: &str) -> Result<&'a Shard, AdminError> {
     let shards = custodian.shards();
     let has = |shard: &&Shard| shard.replicas().iter().any(|replica| replica.name() == name);
     if let Some(shard) = shards.iter().find(has) {
@@ -587,8 +619,15 @@ fn imagined(key: Uuid, number: u32, algorithm: Algorithm, custody: Custody, spac
     VersionRecord { id, custody, shard, wrapped_material, check_blob, public_key }
 }
 
-fn view_space(record: &SpaceRecord) -> Value {
-    to_json(&views::space(record.clone(), 0))
+/// The name of the policy for making keys in a space.
+async fn creation_policy(draft: &mut Draft<'_>, space: &SpaceRecord) -> Result<Option<String>, AdminError> {
+    let Some(creation) = &space.creation else { return Ok(None) };
+    let policy = draft.peek::<PolicyRecord>(Kind::Policy, creation.policy).await?;
+    Ok(policy.map(|policy| policy.name))
+}
+
+fn view_space(record: &SpaceRecord, creation_policy: Option<String>) -> Value {
+    to_json(&views::space(record.clone(), creation_policy, 0))
 }
 
 fn view_policy(record: &PolicyRecord) -> Value {

@@ -272,7 +272,7 @@ pub(super) async fn verify_hsm(
     Json(request): Json<HsmVerify>,
 ) -> Answer {
     actor.may_verify_hsm()?;
-    ok(&plane.service.verify_hsm(request).await)
+    ok(&plane.service.verify_hsm(request).await?)
 }
 
 /// Every frontend that has said lately that it is there

@@ -22,6 +22,7 @@ use super::api::{
     ApprovalView, CatalogView, ChangeView, Command, ExplainRequest, FrontendView, HsmVerified, HsmVerify, HsmView,
     KeyView, LintWarning, Page, PolicyView, SpaceView,
 };
+use super::commands::shard_with;
 use super::error::AdminError;
 use super::query::{KeyQuery, PageQuery};
 use super::views;
@@ -183,15 +184,33 @@ impl Admin {
     /// A crypto space by its path.
     pub async fn space(&self, path: &KeyPath) -> Result<SpaceView, AdminError> {
         let (record, revision) = self.named(Kind::Space, path.as_str()).await?;
-        Ok(views::space(record, revision))
+        let mut view = views::space(record, None, revision);
+        self.name_creation_policy(&mut view).await?;
+        Ok(view)
+    }
+
+    /// Puts a policy's name where its id is.
+    async fn name_creation_policy(&self, view: &mut SpaceView) -> Result<(), AdminError> {
+        if let Some(creation) = &mut view.creation
+            && let Ok(id) = creation.policy.parse()
+            && let Some((policy, _)) = self.record::<PolicyRecord>(Kind::Policy, id).await?
+        {
+            creation.policy = policy.name;
+        }
+        Ok(())
     }
 
     /// Crypto spaces.
     pub async fn spaces(&self, query: PageQuery) -> Result<Page<SpaceView>, AdminError> {
-        self.page(Kind::Space, &query.page_token, query.page_size, |record, revision| {
-            Ok(Some(views::space(record, revision)))
-        })
-        .await
+        let mut page: Page<SpaceView> = self
+            .page(Kind::Space, &query.page_token, query.page_size, |record, revision| {
+                Ok(Some(views::space(record, None, revision)))
+            })
+            .await?;
+        for view in &mut page.items {
+            self.name_creation_policy(view).await?;
+        }
+        Ok(page)
     }
 
     /// A policy by its name.
@@ -303,24 +322,39 @@ impl Admin {
     }
 
     /// Looks at some keys on every replica of the HSM, for no longer than a client waits.
-    pub async fn verify_hsm(&self, request: HsmVerify) -> HsmVerified {
+    pub async fn verify_hsm(&self, request: HsmVerify) -> Result<HsmVerified, AdminError> {
         let (snapshot, began) = (self.plane.ekm.snapshot(), Instant::now());
-        let mut keys: Vec<_> = snapshot.keys().filter(|key| key.is_on_the_hsm()).collect();
-        keys.sort_unstable_by_key(|key| key.id);
-        let from = request.after.map_or(0, |after| keys.partition_point(|key| key.id <= after));
+        let custodian = self.plane.ekm.custodian();
+        let names =
+            |shard: &Shard| shard.replicas().iter().map(|replica| replica.name().to_owned()).collect::<Vec<_>>();
+        let wanted: Vec<_> = match (request.only, request.without) {
+            (Some(only), _) => {
+                shard_with(custodian, &only)?;
+                vec![only]
+            }
+            (None, Some(without)) => {
+                let others = names(shard_with(custodian, &without)?).into_iter();
+                others.filter(|name| *name != without).collect()
+            }
+            (None, None) => custodian.shards().iter().flat_map(names).collect(),
+        };
+        let is_wanted = |name: &str| wanted.iter().any(|wanted| wanted == name);
+        let keys = hsm_audit::objects(&snapshot);
+        let from = request.after.map_or(0, |after| keys.partition_point(|key| *key <= after));
         let (mut checked, mut findings, mut next) = (0, Vec::new(), None);
         for key in &keys[from..] {
             if began.elapsed() > VERIFY_PAGE {
                 break;
             }
-            findings.extend(hsm_audit::key(&self.plane, key, request.repair).await);
-            (checked, next) = (checked + 1, Some(key.id));
+            findings.extend(hsm_audit::look_at(&self.plane, &snapshot, *key, request.repair, is_wanted).await);
+            (checked, next) = (checked + 1, Some(*key));
         }
         let next = next.filter(|_| from + checked < keys.len());
-        let replicas = self.plane.ekm.custodian().shards().iter().flat_map(Shard::replicas);
-        let away = replicas.map(|replica| replica.status()).filter(|replica| replica.token.is_none());
+        let replicas = custodian.shards().iter().flat_map(Shard::replicas);
+        let away = replicas.map(|replica| replica.status());
+        let away = away.filter(|replica| replica.token.is_none() && is_wanted(&replica.name));
         let away = away.map(|replica| replica.name).collect();
-        HsmVerified { keys: keys.len() as u64, checked: checked as u64, next, findings, away }
+        Ok(HsmVerified { keys: keys.len() as u64, checked: checked as u64, next, findings, away })
     }
 
     /// What holds for the whole catalog.
@@ -361,8 +395,10 @@ impl Admin {
             _ => return Err(AdminError::invalid("key", "name exactly one of key, policy_name and policy")),
         };
         let policy = Policy::parse(&document).map_err(|error| AdminError::invalid("policy", error.to_string()))?;
-        let unknown = || AdminError::invalid("verb", format!("write {}", Verb::ALL.map(Verb::name).join(" or ")));
-        let verb = Verb::from_name(&request.verb).ok_or_else(unknown)?;
+        let verb = Verb::from_name(&request.verb).ok_or_else(|| {
+            let names: Vec<_> = Verb::ALL.iter().map(|verb| verb.name()).collect();
+            AdminError::invalid("verb", format!("write one of {}", names.join(", ")))
+        })?;
         let justification = request.justification.as_deref().map_or(Justification::Missing, Justification::from_name);
         let (email, issuer) = (request.caller.clone(), String::new());
         let caller = Caller { email, email_verified: true, subject: String::new(), issuer };

@@ -1,7 +1,7 @@
 //! From records to what people read, and the difference between two of them.
 
 use ekm_core::catalog::ledger::Change;
-use ekm_core::catalog::{ApprovalRecord, Custody, KeyRecord, PolicyRecord, SpaceRecord};
+use ekm_core::catalog::{ApprovalRecord, Custody, KeyCreation, KeyRecord, PolicyRecord, SpaceRecord};
 use ekm_core::hsm::ReplicaStatus;
 use ekm_core::policy::{self, Policy};
 use ekm_core::{PublicKey, ShardName};
@@ -10,13 +10,21 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use super::api::{
-    ApprovalView, ChangeView, Command, FieldChange, KeyView, PolicyView, ReplicaView, SpaceView, TokenView, VersionView,
+    ApprovalView, ChangeView, Command, CreationWish, FieldChange, KeyView, PolicyView, ReplicaView, SpaceView,
+    TokenView, VersionView,
 };
 use super::error::AdminError;
 
-pub(super) fn space(record: SpaceRecord, revision: u64) -> SpaceView {
-    let SpaceRecord { id, path, state, shard, labels, description, created_at } = record;
-    SpaceView { path, id, state, shard, labels, description, created_at, revision }
+/// A crypto space; `creation_policy` is the name of the policy that its `creation` refers to.
+pub(super) fn space(record: SpaceRecord, creation_policy: Option<String>, revision: u64) -> SpaceView {
+    let SpaceRecord { id, path, state, shard, creation, labels, description, created_at } = record;
+    let creation = creation.map(|KeyCreation { policy, custody, algorithms, max_keys }| CreationWish {
+        policy: creation_policy.unwrap_or_else(|| policy.to_string()),
+        custody: Some(custody),
+        algorithms,
+        max_keys,
+    });
+    SpaceView { path, id, state, shard, creation, labels, description, created_at, revision }
 }
 
 pub(super) fn policy(record: PolicyRecord, revision: u64) -> PolicyView {
@@ -51,6 +59,8 @@ pub(super) fn key(record: KeyRecord, space: String, policy: String, revision: u6
         destroy_at: version.destroy_at,
     });
     KeyView {
+        created_for: record.created_for,
+        destroyed_by_caller: record.destroyed_by_caller,
         paths: record.paths,
         id: record.id,
         space,

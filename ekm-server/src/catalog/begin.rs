@@ -1,10 +1,11 @@
 //! Beginning a catalog, and what `ekm catalog migrate` adds to one: the keys behind `/healthz`, the catalog's key wrapped by what is new.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ekm_core::blob::VersionId;
 use ekm_core::catalog::{
-    CatalogKey, Head, KeyRecord, KeyState, Kind, PolicyRecord, Purpose, Settings, SpaceRecord, SpaceState,
+    CatalogKey, Head, KeyRecord, KeyState, Kind, PolicyRecord, Purpose, RootRecord, Settings, SpaceRecord, SpaceState,
     StoredVersion, VersionRecord, VersionState,
 };
 use ekm_core::custody::Custodian;
@@ -52,9 +53,11 @@ async fn begin(
     let (catalog, material) = (Uuid::new_v4(), Zeroizing::new(software::random()?));
     let key = Arc::new(CatalogKey::new(catalog, &material)?);
     let shards = custodian.shards().iter().map(|shard| WrappedBy::Shard(shard.name().clone()));
-    let mut wrapped = Vec::new();
+    let (mut wrapped, mut roots) = (Vec::new(), BTreeMap::new());
     for wrapped_by in shards.chain(key_file.map(|_| WrappedBy::File)) {
-        wrapped.push((wrapped_by.name(), wrap(&wrapped_by, &key, custodian, key_file).await?));
+        let (by, root) = wrap(&wrapped_by, &key, custodian, key_file).await?;
+        wrapped.push((wrapped_by.name(), by));
+        roots.extend(root);
     }
     if wrapped.is_empty() {
         return Err(CatalogError::WrongKey(
@@ -76,6 +79,7 @@ async fn begin(
         path: KeyPath::parse(HEALTH_SPACE).expect("a constant"),
         state: SpaceState::Enabled,
         shard: ShardName::default(),
+        creation: None,
         labels: Default::default(),
         description: "The service's own; holds the keys behind /healthz.".into(),
         created_at: now,
@@ -89,7 +93,7 @@ async fn begin(
     };
     draft.name(Kind::Space, space.path.as_str(), space.id);
     draft.name(Kind::Policy, &policy.name, policy.id);
-    draft.put(Kind::Settings, Uuid::nil(), &Settings::default())?;
+    draft.put(Kind::Settings, Uuid::nil(), &Settings { roots, ..Settings::default() })?;
     draft.put(Kind::Space, space.id, &space)?;
     draft.put(Kind::Policy, policy.id, &policy)?;
     for made in health {
@@ -121,6 +125,8 @@ fn health_key(made: VersionRecord, space: Uuid, policy: Uuid, now: OffsetDateTim
         algorithm: Algorithm::Symmetric,
         state: KeyState::Enabled,
         destroy_at: None,
+        created_for: None,
+        destroyed_by_caller: false,
         paths: Vec::new(),
         custody: made.custody,
         primary: 1,
@@ -143,14 +149,14 @@ fn health_key(made: VersionRecord, space: Uuid, policy: Uuid, now: OffsetDateTim
     }
 }
 
-/// For a shard that was configured after the catalog was begun.
-async fn add_health_key(
+/// Notes a shard that was configured after the catalog was begun: its root key, and a health key.
+async fn add_shard(
     store: &CatalogStore,
     custodian: &Custodian,
     key: &CatalogKey,
-    shard: &ShardName,
+    (shard, root): (ShardName, RootRecord),
 ) -> Result<(), CatalogError> {
-    let made = make_health_key(custodian, shard).await?;
+    let made = make_health_key(custodian, &shard).await?;
     let added = async {
         let now = OffsetDateTime::now_utc();
         let mut draft = Draft::begin(store.write().await?, key, None, now)?;
@@ -160,6 +166,10 @@ async fn add_health_key(
             return Err(CatalogError::Internal("the catalog has no crypto space for health keys".into()));
         };
         draft.put_key(&health_key(made.clone(), space, policy, now))?;
+        let settings = draft.read::<Settings>(Kind::Settings, Uuid::nil()).await?;
+        let mut settings = settings.map(|(settings, _)| settings).unwrap_or_default();
+        settings.roots.insert(shard.clone(), root);
+        draft.put(Kind::Settings, Uuid::nil(), &settings)?;
         draft.commit(Entry::by_ekm("shard-add", shard.as_str()), None).await?;
         Ok(())
     };
@@ -170,21 +180,22 @@ async fn add_health_key(
     added
 }
 
-/// The catalog's key, wrapped: by a shard's root key, which is made if it has none, or by the key file.
+/// The catalog's key, wrapped: by a new root key in a shard, or by the key file.
 async fn wrap(
     by: &WrappedBy,
     key: &CatalogKey,
     custodian: &Custodian,
     key_file: Option<&KeyFile>,
-) -> Result<Vec<u8>, CatalogError> {
+) -> Result<(Vec<u8>, Option<(ShardName, RootRecord)>), CatalogError> {
     let context = context(key.catalog());
     match (by, key_file) {
         (WrappedBy::Shard(shard), _) => {
-            custodian.generate_root(shard).await?;
+            let root = custodian.generate_root(shard).await?;
             let wrapped = custodian.wrap_secret(shard, &context, key.material()).await;
-            wrapped.map_err(|error| CatalogError::Locked(error.to_string()))
+            let wrapped = wrapped.map_err(|error| CatalogError::Locked(error.to_string()))?;
+            Ok((wrapped, Some((shard.clone(), root))))
         }
-        (WrappedBy::File, Some(file)) => Ok(file.wrap_secret(&context, key.material())?),
+        (WrappedBy::File, Some(file)) => Ok((file.wrap_secret(&context, key.material())?, None)),
         (WrappedBy::File, None) => Err(CatalogError::Internal("there is no key file".into())),
     }
 }
@@ -201,9 +212,9 @@ async fn wrap_by_what_is_new(
     let here = custodian.shards().iter().filter(|shard| shard.away().is_none());
     let here = here.map(|shard| WrappedBy::Shard(shard.name().clone())).chain(key_file.map(|_| WrappedBy::File));
     for wrapped_by in here.filter(|by| !there.iter().any(|(name, _)| *name == by.name())) {
-        let wrapped = wrap(&wrapped_by, key, custodian, key_file).await?;
-        if let WrappedBy::Shard(shard) = &wrapped_by {
-            add_health_key(store, custodian, key, shard).await?;
+        let (wrapped, root) = wrap(&wrapped_by, key, custodian, key_file).await?;
+        if let Some(root) = root {
+            add_shard(store, custodian, key, root).await?;
         }
         store.put_catalog_key(&wrapped_by.name(), &wrapped).await?;
     }
@@ -247,6 +258,7 @@ async fn take_over(
                 path,
                 state,
                 shard: ShardName::default(),
+                creation: None,
                 labels: Default::default(),
                 description: String::new(),
                 created_at: now,
@@ -278,6 +290,8 @@ async fn take_over(
         algorithm: Algorithm::Symmetric,
         state: old.state,
         destroy_at: None,
+        created_for: None,
+        destroyed_by_caller: false,
         paths: old.paths.clone(),
         custody: old.versions.last().map_or(default_custody(custodian), |version| version.custody),
         primary: old.primary,

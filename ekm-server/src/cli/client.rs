@@ -1,6 +1,5 @@
 //! The way to the admin API: over a Unix socket or TLS, with time-outs, and with patience for a failover of the database.
 
-use std::error::Error;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +16,7 @@ use super::output::escape;
 use crate::admin::api::{ChangeRequest, ChangeResult, Decision, ErrorView, Page};
 use crate::dev;
 use crate::process::Output;
+use crate::remote::causes::{self, causes, tls_error};
 use crate::start_error::StartError;
 
 /// How long one request may take: making a key in an HSM can take seconds.
@@ -304,20 +304,9 @@ fn untrusted(place: &str, error: &rustls::Error) -> String {
     format!("no secure connection to {place}: {hint}")
 }
 
-/// An error and what caused it, and so on.
-fn causes<'a>(error: &'a reqwest::Error) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error as &(dyn Error + 'static)), |cause: &&'a (dyn Error + 'static)| (*cause).source())
-}
-
-/// An io::Error does not name what it holds as its cause.
-fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let held = || error.downcast_ref::<io::Error>()?.get_ref();
-    error.downcast_ref().or_else(|| tls_error(held()?))
-}
-
-/// The cause behind all others: the rest is about how requests are made.
+/// The cause behind all others, safe for a terminal.
 fn root_cause(error: &reqwest::Error) -> String {
-    causes(error).last().map(|cause| escape(&cause.to_string()).into_owned()).unwrap_or_default()
+    escape(&causes::root_cause(error)).into_owned()
 }
 
 fn tls(mut builder: reqwest::ClientBuilder, args: &ServerArgs) -> Result<reqwest::ClientBuilder, CliError> {
@@ -364,11 +353,7 @@ fn read(file: &Path) -> Result<Vec<u8>, CliError> {
 }
 
 fn dev_socket() -> Result<PathBuf, CliError> {
-    let data = match std::env::var_os("EKM_DEV_DATA") {
-        Some(data) => PathBuf::from(data),
-        None => dev::default_data()?,
-    };
-    Ok(data.join("admin.sock"))
+    Ok(dev::data()?.join("admin.sock"))
 }
 
 #[cfg(test)]

@@ -72,6 +72,18 @@ pub enum CliError {
     /// A replica does not hold a key as it should.
     #[error("{0}")]
     Findings(String),
+    /// The simulator of Cloud KMS cannot do it: options, files.
+    #[error("{0}")]
+    Simulator(String),
+    /// What the simulated Cloud KMS tells its customer.
+    #[error("{0}")]
+    CloudKms(String),
+    /// The conformance suite cannot begin: options, files.
+    #[error("{0}")]
+    ConformanceSetup(String),
+    /// An EKM failed required checks.
+    #[error("{0}")]
+    NotConformant(String),
     /// Keys that should go to another shard stay where they are.
     #[error("{0}")]
     NotMoved(String),
@@ -103,6 +115,10 @@ impl CliError {
             Self::Log(_) => "catalog_log",
             Self::Draining(_) => "hsm_draining",
             Self::Findings(_) => "hsm_key_missing",
+            Self::Simulator(_) => "simulate_kms",
+            Self::CloudKms(_) => "cloud_kms_reports",
+            Self::ConformanceSetup(_) => "conformance",
+            Self::NotConformant(_) => "not_conformant",
             Self::NotMoved(_) => "keys_not_moved",
             Self::NoPublicKey(_) => "no_public_key",
         }

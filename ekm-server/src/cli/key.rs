@@ -207,7 +207,7 @@ fn algorithm() -> impl TypedValueParser<Value = Algorithm> {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum CustodyName {
+pub(super) enum CustodyName {
     /// An object on the token that never leaves it
     Hsm,
     /// In the catalog, wrapped by the HSM's root key

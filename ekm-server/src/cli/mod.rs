@@ -6,12 +6,14 @@ mod catalog;
 mod change;
 mod client;
 mod completion;
+mod conformance;
 mod database;
 mod error;
 mod hsm;
 mod key;
 mod output;
 mod policy;
+mod simulator;
 mod space;
 
 use std::path::PathBuf;
@@ -25,6 +27,7 @@ use crate::config::Config;
 use crate::dev;
 use crate::hardening;
 use crate::process::{runtime, start_process};
+use crate::shapes::Shapes;
 use crate::start_error::StartError;
 pub use error::CliError;
 use error::Exit;
@@ -76,6 +79,12 @@ enum Command {
     Approval(approval::ApprovalArgs),
     /// Bring the catalog to what a file says: keys as code
     Apply(apply::ApplyArgs),
+    /// Play Google: call an EKM as Cloud KMS does, with keys, data keys, and a connection of its own
+    ///
+    /// With 'ekm dev' running it needs nothing else. It shows what Cloud KMS would make of every answer, as far as that is known.
+    SimulateKms(simulator::SimulatorArgs),
+    /// Check an EKM, anybody's, against the protocol, as a black box
+    Conformance(conformance::ConformanceArgs),
     /// Talk to one HSM token for 'ekm serve', which starts this process
     #[command(hide = true)]
     HsmWorker,
@@ -90,6 +99,9 @@ struct ServeArgs {
     /// The configuration file; samples are in deploy/config/
     #[arg(long, env = "EKM_CONFIG", value_name = "FILE")]
     config: PathBuf,
+    /// Append to this file how requests look: names and types, never values. For finding out what Google sends
+    #[arg(long, value_name = "FILE")]
+    record_shapes: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -124,6 +136,8 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Hsm(args) => return runtime()?.block_on(hsm::run(args)),
         Command::Approval(args) => return runtime()?.block_on(approval::run(args)),
         Command::Apply(args) => return runtime()?.block_on(apply::run(args)),
+        Command::SimulateKms(args) => return runtime()?.block_on(simulator::run(args)),
+        Command::Conformance(args) => return conformance::run(&args),
         Command::HsmWorker => hsm_worker()?,
         Command::Completion(args) => return Ok(completion::completion(&args, Cli::command())),
         Command::Man(args) => return completion::man(&args, Cli::command()),
@@ -136,7 +150,8 @@ fn serve(args: &ServeArgs) -> Result<(), StartError> {
     start_process(&config)?;
     runtime()?.block_on(async {
         let stop = termination().await.map_err(StartError::io("cannot listen to signals"))?;
-        let app = App::build(&config).await?;
+        let shapes = args.record_shapes.as_deref().map(Shapes::open).transpose();
+        let app = App::build(&config, shapes.map_err(StartError::io("cannot open the file for shapes"))?).await?;
         let (ekm, ops) = app.addresses()?;
         let (version, profile) = (env!("CARGO_PKG_VERSION"), config.profile.name());
         let admin = app.admin().and_then(AdminPlane::address).map(tracing::field::display);

@@ -90,7 +90,7 @@ struct ExplainArgs {
     #[arg(long, value_name = "EMAIL")]
     caller: String,
     /// What is asked for
-    #[arg(long, value_parser = Verb::ALL.map(Verb::name))]
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(Verb::ALL.map(Verb::name)))]
     verb: String,
     /// The Key Access Justification, such as CUSTOMER_INITIATED_ACCESS [default: a request without one]
     #[arg(long, value_name = "REASON")]
@@ -146,8 +146,7 @@ impl ChoiceArgs {
         if let Some(file) = self.policy_file {
             return Ok(PolicyChoice::Own(read_policy(&file)?.1));
         }
-        let verbs: Vec<_> =
-            Verb::ALL.into_iter().filter(|verb| verb.is_symmetric() == algorithm.is_symmetric()).collect();
+        let verbs: Vec<_> = Verb::ALL.into_iter().filter(|verb| verb.uses(algorithm)).collect();
         let document = json!({"rules": [{"callers": self.callers, "verbs": verbs}]});
         parse(&document.to_string())?;
         Ok(PolicyChoice::Own(document))
@@ -264,7 +263,7 @@ fn explain_here(policy: &Policy, args: &ExplainArgs) -> Value {
     let justification = args.justification.as_deref().map_or(Justification::Missing, Justification::from_name);
     let request = Request {
         caller: &caller,
-        verb: Verb::from_name(&args.verb).unwrap_or(Verb::Unwrap),
+        verb: Verb::from_name(&args.verb).expect("one of the values that clap accepts"),
         resource: args.resource.as_deref(),
         justification: &justification,
         now: args.at.unwrap_or_else(OffsetDateTime::now_utc),

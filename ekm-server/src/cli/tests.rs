@@ -98,7 +98,7 @@ fn a_token_is_never_an_argument() {
     command.build();
     for command in all(&command) {
         for argument in command.get_arguments().filter_map(clap::Arg::get_long).filter(|long| long.contains("token")) {
-            assert!(["token-file", "token-label"].contains(&argument), "--{argument}");
+            assert!(argument.ends_with("token-file") || argument == "token-label", "--{argument}");
         }
     }
 }

@@ -14,7 +14,7 @@ pub(super) fn make_directory(directory: &Path) -> Result<(), StartError> {
 }
 
 /// Writes a file that only its owner may read, whole or not at all.
-pub(super) fn write_new(file: &Path, content: &str) -> Result<(), StartError> {
+pub(crate) fn write_new(file: &Path, content: &str) -> Result<(), StartError> {
     let whole = file.with_extension("new");
     let open = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&whole);
     let written = open.and_then(|mut open| {

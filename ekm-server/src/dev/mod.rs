@@ -3,8 +3,8 @@
 
 mod banner;
 mod check;
-mod files;
-mod issuer;
+pub(crate) mod files;
+pub(crate) mod issuer;
 mod setup;
 
 use std::collections::BTreeMap;
@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use ekm_core::KeyPath;
+use ekm_core::policy::Verb;
 use serde_json::json;
 
-use crate::admin::api::{ChangeRequest, Command, PolicyChoice};
+use crate::admin::api::{ChangeRequest, Command, CreationWish, PolicyChoice};
 use crate::admin::{Actor, AdminError, AdminPlane, Role};
 use crate::app::{App, termination};
 use crate::config::Config;
@@ -28,6 +29,8 @@ use setup::Setup;
 
 const SPACE_PATH: &str = "v0/cryptospaces/demo";
 const KEY_PATH: &str = "v0/keys/demo";
+/// For keys that callers make.
+const CREATION_POLICY: &str = "cloud-kms";
 const AUDIENCE: &str = "https://localhost";
 const CALLERS: &str = "service-*@gcp-sa-ekms.iam.gserviceaccount.com";
 const CALLER: &str = "service-123456789012@gcp-sa-ekms.iam.gserviceaccount.com";
@@ -125,7 +128,7 @@ async fn serve(config: &Config, setup: &Setup, args: &DevArgs) -> Result<(), Sta
     let store = catalog::open_store(&config.catalog, true).await?;
     store.migrate().await?;
     catalog::initialise(&store, &custodian, catalog::key_file(config)?.as_ref()).await?;
-    let mut app = App::build_with(config, custodian, store).await?;
+    let mut app = App::build_with(config, custodian, store, None).await?;
     make_demo_key(&mut app).await?;
     let (ekm, ops) = app.addresses()?;
     let ready = Ready {
@@ -177,9 +180,18 @@ async fn make_demo_key(app: &mut App) -> Result<(), StartError> {
         labels: BTreeMap::new(),
         description: "For trying things out.".into(),
     };
+    let rules = json!({"rules": [{"callers": [CALLERS], "verbs": Verb::ALL}]});
+    let policy = Command::PolicyCreate {
+        name: CREATION_POLICY.into(),
+        policy: rules,
+        description: "For keys that Cloud KMS makes itself.".into(),
+    };
+    let creation =
+        CreationWish { policy: CREATION_POLICY.into(), custody: None, algorithms: Vec::new(), max_keys: 1000 };
+    let creation = Command::SpaceSetCreation { path: path(SPACE_PATH), creation: Some(creation) };
     let actor = Actor { name: "ekm dev".into(), roles: vec![Role::KeyAdmin] };
     let admin = app.admin_service();
-    for command in [space, key] {
+    for command in [space, policy, creation, key] {
         let (reason, dry_run) = ("the first start of ekm dev".to_owned(), false);
         let request = ChangeRequest { command, reason, dry_run, if_revision: None, request_id: None };
         match admin.change(&actor, request).await {
@@ -235,8 +247,13 @@ impl Ready {
     }
 }
 
+/// Where other commands look for what `ekm dev` made.
+pub(crate) fn data() -> Result<PathBuf, StartError> {
+    std::env::var_os("EKM_DEV_DATA").map_or_else(default_data, |data| Ok(PathBuf::from(data)))
+}
+
 /// As the XDG base directory specification has it.
-pub(crate) fn default_data() -> Result<PathBuf, StartError> {
+fn default_data() -> Result<PathBuf, StartError> {
     let home = |name| std::env::var_os(name).filter(|value| Path::new(value).is_absolute()).map(PathBuf::from);
     let data = home("XDG_DATA_HOME").or_else(|| Some(home("HOME")?.join(".local/share")));
     Ok(data

@@ -22,6 +22,10 @@ impl Run {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
+    pub(crate) fn code(&self) -> i32 {
+        self.code
+    }
+
     /// Fails unless it ended with this exit code.
     #[track_caller]
     pub(crate) fn ends(self, code: i32) -> Self {
@@ -45,7 +49,8 @@ fn command(ekm: &Ekm, arguments: &[&str]) -> Command {
     command
 }
 
-fn finish(mut command: Command) -> Run {
+/// Runs a command to its end.
+pub(crate) fn finish(mut command: Command) -> Run {
     let output = command.output().expect("ekm starts");
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
     Run { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }

@@ -44,6 +44,8 @@ fn every_command_in_the_documentation_works() {
         "docs/catalog.md",
         "docs/keys-as-code.md",
         "docs/signing.md",
+        "docs/simulator.md",
+        "docs/conformance.md",
     ] {
         for (line, block) in blocks(&fs::read_to_string(repository.join(file)).unwrap(), "sh") {
             let script = block.replace("8443", &port).replace("9443", &ops_port);
@@ -53,6 +55,7 @@ fn every_command_in_the_documentation_works() {
                 .args(["-euo", "pipefail", "-c", &script])
                 .current_dir(data)
                 .env("HOME", home.path())
+                .env("EKM_DEADLINE_MS", "20000")
                 .env("PATH", &path);
             let output = shell.env_remove("XDG_DATA_HOME").env_remove("EKM_ADMIN").output().unwrap();
             let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -141,6 +144,8 @@ fn links_between_the_documents_lead_somewhere() {
         "docs/catalog.md",
         "docs/keys-as-code.md",
         "docs/signing.md",
+        "docs/simulator.md",
+        "docs/conformance.md",
     ] {
         let path = repository.join(file);
         let text = fs::read_to_string(&path).unwrap();

@@ -1,25 +1,23 @@
-//! `ekm hsm`: the tokens behind a frontend, and taking one of them out for maintenance.
+//! `ekm hsm`: the tokens behind a frontend.
 
-use std::io::IsTerminal;
-use std::time::{Duration, Instant};
+mod drain;
+mod keys;
 
 use clap::{Args, Subcommand};
-use serde_json::json;
 
 use super::change::{ChangeArgs, Session};
 use super::client::{Client, ServerArgs};
 use super::error::{CliError, Exit};
 use super::output::{escape, print, print_json, print_list, time};
-use crate::admin::api::{Command, HsmFinding, HsmVerified, HsmVerify, HsmView, ReplicaView};
+use crate::admin::api::{Command, HsmView, ReplicaView};
 use crate::process::Output;
-
-/// How long `--wait` waits. Operations end within milliseconds; a frontend that does not follow the catalog goes on sending them.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Args)]
 #[command(after_help = "Examples:
   ekm hsm status
-  ekm hsm verify --repair                                 # after a new token, or an alarm
+  ekm hsm verify                                          # after an alarm; --repair, as far as the catalog holds what is missing
+  ekm hsm add hsm-c                                       # when its table is in every frontend's configuration
+  ekm hsm retire hsm-a --reason 'end of life'
   ekm hsm drain hsm-a --wait --reason 'firmware 7.8'    # then work on it
   ekm hsm resume hsm-a --reason 'firmware 7.8 is on it'")]
 pub(super) struct HsmArgs {
@@ -38,6 +36,29 @@ enum HsmCommand {
         /// Give replicas the keys that they lack, as far as the catalog holds them wrapped by the replication key
         #[arg(long)]
         repair: bool,
+    },
+    /// Give replicas every key that they lack, as far as the catalog holds it wrapped by the replication key
+    Replicate {
+        /// This replica only
+        #[arg(long, value_name = "NAME")]
+        to: Option<String>,
+    },
+    /// Give a new replica every key, and look at each of them there
+    ///
+    /// First put its [[shard.replica]] table into every frontend's configuration, and restart one after the other. Without a replication
+    /// key the vendor's tools have to bring the keys to it; then this only looks at them.
+    Add {
+        /// Its name in the configuration
+        name: String,
+    },
+    /// Take a replica out of use for good, if the others of its shard hold every key
+    ///
+    /// Then take its table out of every frontend's configuration, restart one after the other, and destroy its keys with the vendor's tools.
+    Retire {
+        /// Its name in the configuration
+        name: String,
+        #[command(flatten)]
+        change: ChangeArgs,
     },
     /// Take a replica out of use on every frontend; operations under way finish
     ///
@@ -70,65 +91,20 @@ pub(super) async fn run(args: HsmArgs) -> Result<Exit, CliError> {
             status(&session).await?;
             Ok(Exit::Done)
         }
-        HsmCommand::Verify { repair } => verify(&session, repair).await,
+        HsmCommand::Verify { repair } => keys::verify(&session, repair).await,
+        HsmCommand::Replicate { to } => keys::replicate(&session, to).await,
+        HsmCommand::Add { name } => keys::add(&session, &name).await,
+        HsmCommand::Retire { name, change } => keys::retire(&session, &name, &change).await,
         HsmCommand::Drain { name, force, wait, change } => {
             let command = Command::HsmDrain { name: name.clone(), force };
             let exit = session.change(&change, command, None).await?;
             if wait {
-                wait_until_idle(&session, &name).await?;
+                drain::wait_until_idle(&session, &name).await?;
             }
             Ok(exit)
         }
         HsmCommand::Resume { name, change } => session.change(&change, Command::HsmResume { name }, None).await,
     }
-}
-
-/// Page by page, so that progress can be seen and nothing is lost when it is stopped.
-async fn verify(session: &Session, repair: bool) -> Result<Exit, CliError> {
-    let terminal = std::io::stderr().is_terminal();
-    let (mut after, mut checked, mut findings) = (None, 0, Vec::new());
-    let away = loop {
-        let page: HsmVerified = session.client.ask("v1/hsm/verify", &json!(HsmVerify { after, repair })).await?;
-        checked += page.checked;
-        findings.extend(page.findings);
-        if terminal {
-            eprint!("\r\u{1b}[K{checked} of {} keys, {} findings", page.keys, findings.len());
-        }
-        after = page.next;
-        if after.is_none() {
-            break page.away;
-        }
-    };
-    if terminal {
-        eprintln!();
-    }
-    for replica in &away {
-        eprintln!("{} is away: nobody has looked at it", escape(replica));
-    }
-    let open = findings.iter().filter(|finding| !finding.repaired).count();
-    let headings = ["KEY", "VERSION", "REPLICA", "REPAIRED", "PROBLEM"];
-    print_list(
-        session.output,
-        &findings,
-        headings,
-        finding_row,
-        "every replica that is here holds every key as it should",
-    );
-    match open {
-        0 if away.is_empty() => Ok(Exit::Done),
-        0 => Err(CliError::Findings(format!("{} of the replicas could not be looked at", away.len()))),
-        _ => Err(CliError::Findings(format!("{open} of {checked} keys are not on every replica as they should be"))),
-    }
-}
-
-fn finding_row(finding: &HsmFinding) -> [String; 5] {
-    [
-        finding.key.clone(),
-        finding.version.to_string(),
-        finding.replica.clone(),
-        if finding.repaired { "yes" } else { "no" }.into(),
-        finding.problem.clone(),
-    ]
 }
 
 async fn hsm(session: &Session) -> Result<HsmView, CliError> {
@@ -192,68 +168,18 @@ fn row(replica: &ReplicaView) -> [String; 16] {
     ]
 }
 
-/// Waits until the frontend that answers sends a replica nothing any more, and nobody waits for anything from it.
-async fn wait_until_idle(session: &Session, name: &str) -> Result<(), CliError> {
-    let (begun, terminal) = (Instant::now(), std::io::stderr().is_terminal());
-    let mut told = false;
-    loop {
-        let hsm = hsm(session).await?;
-        let found = hsm.replicas.iter().find(|replica| replica.name == name);
-        let where_ = format!("on {} (instance {})", escape(&hsm.frontend), escape(&hsm.instance));
-        let left = found.and_then(left);
-        if told && terminal {
-            eprint!("\r\u{1b}[K");
-        }
-        let Some(left) = left else {
-            if let Output::Text = session.output {
-                print(&format!("{}: nothing is under way {where_}", escape(name)));
-            }
-            return Ok(());
-        };
-        if begun.elapsed() > DRAIN_PATIENCE {
-            return Err(CliError::Draining(format!(
-                "{} is still in use {where_} after {} s: {left}; it stays marked as drained, and 'ekm hsm status' shows how it goes on",
-                escape(name),
-                DRAIN_PATIENCE.as_secs()
-            )));
-        }
-        if terminal {
-            eprint!("{} {where_}: {left}", escape(name));
-            told = true;
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-/// Why a replica is not idle yet.
-fn left(replica: &ReplicaView) -> Option<String> {
-    match (replica.state.as_str(), replica.in_flight) {
-        ("drained" | "refused", 0) => None,
-        ("drained" | "refused", count) => Some(format!("{count} operations are under way")),
-        (state, _) => Some(format!("it is {} yet", escape(state))),
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use serde_json::json;
 
     use super::*;
 
-    fn replica(state: &str, in_flight: u32) -> ReplicaView {
+    pub(super) fn replica(state: &str, in_flight: u32) -> ReplicaView {
         serde_json::from_value(json!({
             "shard": "main", "name": "hsm-a", "state": state, "since": "2026-11-22T10:00:00Z", "reason": "r", "in_flight": in_flight, "queue": 0,
             "latency_us": 1234, "operations": 1, "faults": 2, "ejections": 3, "losses": 4, "missing_keys": 5,
         }))
         .unwrap()
-    }
-
-    #[test]
-    fn a_replica_is_idle_when_it_gets_nothing_new_and_has_nothing_left() {
-        assert_eq!(left(&replica("drained", 0)), None);
-        assert_eq!(left(&replica("refused", 0)), None, "nothing is sent to it either");
-        assert_eq!(left(&replica("drained", 2)), Some("2 operations are under way".into()));
-        assert_eq!(left(&replica("serving", 0)), Some("it is serving yet".into()), "the frontend has not heard of it");
     }
 
     #[test]
