@@ -225,7 +225,7 @@ pub(super) fn encode_answer(number: u32, outcome: Option<&Outcome>) -> Zeroizing
         Ok(Answer::Done) => Writer::new(3, 0).bytes(&took),
         Ok(Answer::Exported(wrapped)) => Writer::new(5, wrapped.len()).bytes(&took).bytes(wrapped),
         Ok(Answer::Exists) => Writer::new(6, 0).bytes(&took),
-        Ok(Answer::Signed(signature)) => Writer::new(7, signature.len()).bytes(&took).bytes(signature),
+        Ok(Answer::Signed(signature)) => Writer::new(9, signature.len()).bytes(&took).bytes(signature),
         // What was wrapped is never empty.
         Ok(Answer::Pair { public, wrapped }) => {
             let wrapped = wrapped.as_deref().unwrap_or_default();
@@ -261,7 +261,7 @@ pub(super) fn decode_answer(frame: &[u8]) -> Option<(u32, Option<Outcome>)> {
         }
         5 => Ok(Answer::Exported(reader.bytes()?.to_vec())),
         6 => Ok(Answer::Exists),
-        7 => Ok(Answer::Signed(reader.bytes()?.to_vec())),
+        9 => Ok(Answer::Signed(reader.bytes()?.to_vec())),
         8 => {
             let (public, wrapped) = (reader.bytes()?.to_vec(), reader.bytes()?);
             Ok(Answer::Pair { public, wrapped: (!wrapped.is_empty()).then(|| wrapped.to_vec()) })
