@@ -6,7 +6,7 @@ use crate::table::Expect::{Framing, Good, Refused};
 use crate::table::{Expect, Table, good_body, post, post_json};
 
 const UNKNOWN: Expect = Refused(404, "no key");
-const NO_VERB: Expect = Refused(404, "the URL does not end with ':wrap' or ':unwrap'");
+const NO_VERB: Expect = Refused(404, "the URL does not end with a method, such as ':wrap'");
 const NO_KEY: Expect = Refused(404, "the URL's path can name no key");
 const NOT_YET: Expect = Refused(501, "is not implemented");
 
