@@ -1,8 +1,7 @@
 //! The operations everything exists for.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use time::OffsetDateTime;
@@ -24,15 +23,9 @@ use crate::shard_name::ShardName;
 use crate::snapshot::{Key, Snapshot, Space};
 use crate::version::KeyVersion;
 
-/// A version is promoted when every frontend that was heard of within the last [`UNKNOWN_VERSIONS_AFTER`] × 2 holds it; all others must not
-/// call it unknown.
-pub const UNKNOWN_VERSIONS_AFTER: Duration = Duration::from_secs(30);
-
 /// Keys, and the means to use them.
 pub struct Ekm {
     snapshot: ArcSwap<Snapshot>,
-    keys_may_be_missing: AtomicBool,
-    versions_may_be_missing: AtomicBool,
     custodian: Custodian,
 }
 
@@ -74,8 +67,7 @@ pub struct Trace {
 impl Ekm {
     /// With a snapshot that may be empty: then every request answers 503 until [`Self::publish`].
     pub fn new(snapshot: Snapshot, custodian: Custodian) -> Self {
-        let [keys_may_be_missing, versions_may_be_missing] = [true, true].map(AtomicBool::new);
-        Self { snapshot: ArcSwap::from_pointee(snapshot), keys_may_be_missing, versions_may_be_missing, custodian }
+        Self { snapshot: ArcSwap::from_pointee(snapshot), custodian }
     }
 
     /// Takes over a newer snapshot. Requests under way finish with the one they have.
@@ -99,14 +91,7 @@ impl Ekm {
     pub async fn unwrap(&self, request: &Request<'_>, blob: &[u8], trace: &mut Trace) -> Result<Plaintext, Error> {
         let key = self.permitted(request, Verb::Unwrap, trace)?;
         let (id, sealed) = blob::parse(blob).ok_or(Error::UnwrapFailed)?;
-        let (state, version) = match key.version(id) {
-            Some(found) => found,
-            // Perhaps a version that a catalog we cannot read already has.
-            None if id.key == key.id && self.versions_may_be_missing.load(Ordering::Relaxed) => {
-                return Err(Error::CatalogStale);
-            }
-            None => return Err(Error::UnwrapFailed),
-        };
+        let (state, version) = key.version(id).ok_or(Error::UnwrapFailed)?;
         trace.used(version, &self.custodian);
         match state {
             VersionState::Pending | VersionState::Enabled => {}
@@ -144,7 +129,6 @@ impl Ekm {
         let key = match snapshot.key(request.path) {
             Ok(key) => key,
             Err(_) if !snapshot.can_deny() => return Err(Error::KeyUnavailable),
-            Err(_) if self.keys_may_be_missing.load(Ordering::Relaxed) => return Err(Error::CatalogStale),
             Err(not_found) => return Err(not_found.into()),
         };
         trace.key = Some(key.id);
@@ -212,17 +196,22 @@ impl Ekm {
         let space = match snapshot.space_at(request.path) {
             Ok(space) => space,
             Err(_) if snapshot.refused().len() > 0 || snapshot.revision() == 0 => return Err(Error::KeyUnavailable),
-            Err(_) if self.keys_may_be_missing.load(Ordering::Relaxed) => return Err(Error::CatalogStale),
             Err(not_found) => return Err(not_found.into()),
         };
         trace.shard = self.custodian.shards().iter().position(|shard| *shard.name() == space.shard);
         Ok(Arc::clone(space))
     }
 
-    /// Whether the snapshot has a key, or for verbs of crypto spaces a crypto space, under a path.
-    pub fn knows(&self, path: &KeyPath, verb: Verb) -> bool {
+    /// Whether the snapshot knows what a request is about: a crypto space, a key, and for unwrap the key's version that the blob names. What it
+    /// does not know may have been made by another frontend a moment ago, so it has to be brought up to date before anybody is told.
+    pub fn knows(&self, path: &KeyPath, verb: Verb, input: &[u8]) -> bool {
         let snapshot = self.snapshot.load();
-        if verb.is_for_spaces() { snapshot.space_at(path).is_ok() } else { snapshot.key(path).is_ok() }
+        if verb.is_for_spaces() {
+            return snapshot.space_at(path).is_ok();
+        }
+        let Ok(key) = snapshot.key(path) else { return false };
+        let named = if verb == Verb::Unwrap { blob::parse(input).map(|(id, _)| id) } else { None };
+        named.is_none_or(|id| id.key != key.id || key.version(id).is_some())
     }
 
     /// A real wrap and unwrap with a shard's health key, through the same custody and queue as any request.
@@ -237,13 +226,6 @@ impl Ekm {
             return Err(Error::HsmIntegrity("unwrap did not give back what was wrapped"));
         }
         Ok(())
-    }
-
-    /// How old the snapshot is: since when the catalog could not be read. After `unknown_keys_after` an unknown key is a 503 and not a
-    /// 404; an unknown version of a known key is one much sooner, since rotation goes on without this frontend.
-    pub fn set_snapshot_age(&self, age: Duration, unknown_keys_after: Duration) {
-        self.keys_may_be_missing.store(age > unknown_keys_after, Ordering::Relaxed);
-        self.versions_may_be_missing.store(age > UNKNOWN_VERSIONS_AFTER.min(unknown_keys_after), Ordering::Relaxed);
     }
 
     /// The snapshot in use.

@@ -30,7 +30,7 @@ mod version;
 pub mod xaes;
 
 pub use algorithm::{Algorithm, Curve, Hash, Scheme, SigningAlgorithm, UnknownAlgorithm};
-pub use ekm::{Ekm, Request, ToSign, Trace, UNKNOWN_VERSIONS_AFTER};
+pub use ekm::{Ekm, Request, ToSign, Trace};
 pub use error::{Blame, Error, NotInUse};
 pub use locked::{KeyArena, Locked, LockedKey};
 pub use path::{InvalidPath, KeyPath};

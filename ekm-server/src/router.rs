@@ -301,7 +301,7 @@ impl Called<'_> {
     async fn crypto(&self, verb: Verb, body: &[u8], record: &mut Record) -> Result<String, Error> {
         let (plane, limits) = (self.plane, self.plane.limits.fields);
         let CryptoRequest { input, aad, why } = wire::decode(verb, self.path, body, limits)?;
-        let request = self.request(verb, &why, &aad, record).await?;
+        let request = self.request(verb, &why, (input.as_bytes(), &aad), record).await?;
         let (ekm, trace) = (&plane.ekm, &mut record.trace);
         match input {
             Input::Wrap(plaintext) => {
@@ -322,7 +322,7 @@ impl Called<'_> {
 
     async fn control(&self, verb: Verb, body: &[u8], record: &mut Record) -> Result<String, Error> {
         let ControlRequest { algorithm, permissions, why } = dialect::decode(verb, body)?;
-        let request = self.request(verb, &why, &[], record).await?;
+        let request = self.request(verb, &why, (&[], &[]), record).await?;
         let (plane, trace) = (self.plane, &mut record.trace);
         match (verb, algorithm) {
             (Verb::CreateKey, Some(algorithm)) => {
@@ -342,7 +342,7 @@ impl Called<'_> {
         &'a self,
         verb: Verb,
         why: &'a Why,
-        aad: &'a [u8],
+        (input, aad): (&[u8], &'a [u8]),
         record: &mut Record,
     ) -> Result<ekm_core::Request<'a>, Error> {
         record.justification = Some(why.justification.clone());
@@ -351,9 +351,9 @@ impl Called<'_> {
         if Instant::now() >= self.deadline {
             return Err(Error::DeadlineExceeded("reading the body"));
         }
-        // Another frontend may have made it a moment ago. While the catalog cannot be followed, what is known here decides.
+        // Another frontend may have made it a moment ago: only the catalog itself can say that there is none.
         let (ekm, control) = (&self.plane.ekm, &self.plane.control);
-        if !ekm.knows(self.path, verb) && !control.is_cut_off() && !control.catch_up(self.deadline).await {
+        if !ekm.knows(self.path, verb, input) && (control.is_cut_off() || !control.catch_up(self.deadline).await) {
             return Err(Error::CatalogStale);
         }
         let &Self { path, caller, deadline, .. } = self;
