@@ -136,10 +136,20 @@ impl RequestLimits {
 }
 
 /// Takes what is left of a body that nobody wants. If an HTTP/2 answer ends before its request does, the stream is reset behind
-/// it (RFC 9113 §8.1), and some clients, curl 7.88 among them, then drop the answer. HTTP/1.1 has no such trouble.
-pub(crate) async fn discard(body: Body, max_bytes: usize, deadline: Instant) {
+/// it (RFC 9113 §8.1), and some clients, curl 7.88 among them, then drop the answer. Over HTTP/1.1 a connection that is closed before all was
+/// read is reset, and the answer may be lost with it. Whether it was read to its end.
+pub(crate) async fn discard(body: Body, max_bytes: usize, deadline: Instant) -> bool {
     let until = deadline.min(Instant::now() + Duration::from_secs(1));
-    let _ = tokio::time::timeout_at(until.into(), Limited::new(body, max_bytes).collect()).await;
+    let mut body = Limited::new(body, max_bytes);
+    let read = async {
+        loop {
+            match body.frame().await {
+                Some(Ok(_)) => {}
+                ended => return ended.is_none(),
+            }
+        }
+    };
+    tokio::time::timeout_at(until.into(), read).await.unwrap_or(false)
 }
 
 /// The EKM listener's only route. axum's patterns cannot say "ends with `:wrap`", so the verb is split off in [`split_verb`].
@@ -260,11 +270,11 @@ async fn serve(
         Ok::<_, Error>(Asked::Verb(caller, path, verb, body))
     }
     .await;
-    if read.is_err() && head.version == Version::HTTP_2 {
-        discard(body, 16 * plane.limits.body_bytes, deadline).await;
-    } else if read.is_err() && body.size_hint().lower() > plane.limits.body_bytes as u64 {
-        // hyper does not read it to its end, and closes; the client has to know (RFC 9112 §9.3).
-        *closes = true;
+    let too_long = body.size_hint().lower() > plane.limits.body_bytes as u64;
+    if read.is_err() && (head.version == Version::HTTP_2 || too_long) {
+        let ended = discard(body, 16 * plane.limits.body_bytes, deadline).await;
+        // hyper does not read the rest, and closes; the client has to know (RFC 9112 §9.3).
+        *closes |= !ended && head.version != Version::HTTP_2;
     }
     let (caller, path, verb, body) = match read? {
         Asked::Info => return Ok(dialect::encode_info()),
