@@ -100,7 +100,6 @@ const TARGETS: &[(u8, &str, Expect)] = &[
     (46, "/v0/keys/demo:getpublickey", NO_VERB),
     (46, "/v0/keys/demo:destroyKey", Refused(403, "does not allow this caller to destroyKey")),
     (46, "/v0/cryptospaces/demo:createKey", Refused(400, "algorithm: is missing")),
-    (46, "/v0/cryptospaces/demo:checkCryptoSpacePermissions", NOT_YET),
     (46, "/v0/keys/demo:confidentialwrap", NOT_YET),
     (46, "/v0/keys/demo:confidentialunwrap", NOT_YET),
 ];
