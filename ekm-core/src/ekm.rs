@@ -16,7 +16,7 @@ use crate::error::{Error, NotInUse};
 use crate::hsm::Timing;
 use crate::justification::Justification;
 use crate::path::KeyPath;
-use crate::policy::{self, Verb};
+use crate::policy::{self, Aspect, Verb};
 use crate::secret::Plaintext;
 use crate::shard_name::ShardName;
 use crate::snapshot::{Key, Snapshot};
@@ -65,6 +65,12 @@ pub struct Trace {
     pub shard: Option<usize>,
     /// The key, or this version, is to be destroyed: somebody still needs it.
     pub destroy_scheduled: bool,
+    /// What the key's policy found fault with.
+    pub denied_by: Option<Aspect>,
+    /// With [`Error::DenialPending`], when the answer becomes a denial.
+    pub denial_final_at: Option<OffsetDateTime>,
+    /// It gives no reason, and only a time of grace allows that.
+    pub by_grace: bool,
     /// The HSM's share of the time; zero for material in process.
     pub hsm: Timing,
 }
@@ -132,7 +138,15 @@ impl Ekm {
         let space = snapshot.space(key).ok_or(Error::KeyUnavailable)?;
         let &Request { caller, justification, resource, .. } = request;
         let question = policy::Request { caller, verb, justification, resource, now: OffsetDateTime::now_utc() };
-        policy::decide(policy, &question).map_err(Error::Denied)?;
+        if let Err(denial) = policy::decide(policy, &question) {
+            trace.denied_by = denial.aspect();
+            trace.denial_final_at = snapshot.denial_final_at(key, &question);
+            return Err(match trace.denial_final_at {
+                Some(_) => Error::DenialPending(denial),
+                None => Error::Denied(denial),
+            });
+        }
+        trace.by_grace = policy::by_grace(policy, &question);
         if space.state == SpaceState::Blocked {
             return Err(Error::NotInUse(NotInUse::SpaceBlocked));
         }

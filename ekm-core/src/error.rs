@@ -46,6 +46,9 @@ pub enum Error {
     /// An evaluated policy says no.
     #[error("{0}")]
     Denied(Denial),
+    /// An evaluated policy says no, and said yes before a change that is not final yet.
+    #[error("{0}; this is not final yet")]
+    DenialPending(Denial),
     /// An operator stopped it.
     #[error("{0}")]
     NotInUse(NotInUse),
@@ -166,6 +169,7 @@ impl Error {
             Self::UnwrapFailed => "unwrap_failed",
             Self::NotImplemented(_) => "not_implemented",
             Self::Denied(_) => "denied",
+            Self::DenialPending(_) => "denial_pending",
             Self::NotInUse(why) => why.code(),
             Self::HsmFault { .. } => "hsm_fault",
             Self::HsmTimeout => "hsm_timeout",
@@ -194,7 +198,7 @@ impl Error {
             | Self::InvalidRequest { .. }
             | Self::UnwrapFailed
             | Self::NotImplemented(_) => Blame::Caller,
-            Self::Denied(_) | Self::NotInUse(_) => Blame::Policy,
+            Self::Denied(_) | Self::DenialPending(_) | Self::NotInUse(_) => Blame::Policy,
             Self::HsmFault { .. }
             | Self::HsmTimeout
             | Self::HsmAway { .. }

@@ -381,6 +381,7 @@ mod tests {
             id: Uuid::new_v4(),
             space: Uuid::new_v4(),
             policy: Uuid::new_v4(),
+            replaced_policies: Vec::new(),
             purpose: Purpose::Wrap,
             state: KeyState::Enabled,
             destroy_at: None,

@@ -2,7 +2,7 @@
 
 use ekm_core::ShardName;
 use ekm_core::catalog::ledger::Change;
-use ekm_core::catalog::{ApprovalRecord, Custody, KeyRecord, PolicyRecord, SpaceRecord};
+use ekm_core::catalog::{ApprovalRecord, Custody, KeyRecord, PolicyRecord, ReplacedPolicy, SpaceRecord};
 use ekm_core::hsm::ReplicaStatus;
 use ekm_core::policy::{self, Policy};
 use serde::Deserialize;
@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use super::api::{
-    ApprovalView, ChangeView, Command, FieldChange, KeyView, PolicyView, ReplicaView, SpaceView, TokenView, VersionView,
+    ApprovalView, ChangeView, Command, FieldChange, FormerPolicyView, KeyView, PolicyView, ReplicaView, SpaceView,
+    TokenView, VersionView,
 };
 use super::error::AdminError;
 
@@ -21,13 +22,32 @@ pub(super) fn space(record: SpaceRecord, revision: u64) -> SpaceView {
 
 pub(super) fn policy(record: PolicyRecord, revision: u64) -> PolicyView {
     PolicyView {
-        policy: serde_json::from_str(&record.document).unwrap_or(Value::Null),
+        policy: document(&record.document),
+        justifications: justifications(&record.document),
+        not_final: not_final(&record.replaced),
         warnings: warnings(&record.document),
         name: record.name,
         id: record.id,
         description: record.description,
         revision,
     }
+}
+
+fn document(document: &str) -> Value {
+    serde_json::from_str(document).unwrap_or(Value::Null)
+}
+
+/// What each rule accepts, with presets written out.
+fn justifications(document: &str) -> Vec<String> {
+    let policy = Policy::parse(document).ok();
+    let rules = policy.iter().flat_map(|policy| policy.rules()).enumerate();
+    rules.map(|(index, rule)| format!("rule {}: {}", index + 1, rule.justifications)).collect()
+}
+
+fn not_final(replaced: &[ReplacedPolicy]) -> Vec<FormerPolicyView> {
+    let now = OffsetDateTime::now_utc();
+    let pending = replaced.iter().filter(|former| former.final_at > now);
+    pending.map(|former| FormerPolicyView { final_at: former.final_at, policy: document(&former.document) }).collect()
 }
 
 /// What the linter says about a policy.
@@ -52,6 +72,7 @@ pub(super) fn key(record: KeyRecord, space: String, policy: String, revision: u6
         id: record.id,
         space,
         policy,
+        policy_not_final: not_final(&record.replaced_policies),
         state: record.state,
         destroy_at: record.destroy_at,
         custody: record.custody,
@@ -129,11 +150,12 @@ pub(super) fn change(change: Change) -> ChangeView {
     }
 }
 
-/// What differs, field by field. What changes with every write is left out.
+/// What differs, field by field. What changes with every write, or only says in other words what changes, is left out.
 pub(super) fn difference(before: &Value, after: &Value) -> Vec<FieldChange> {
     let mut changes = Vec::new();
     compare("", before, after, &mut changes);
-    changes.retain(|change| !matches!(change.field.as_str(), "revision" | "warnings"));
+    let told_elsewhere = ["revision", "warnings", "justifications", "not_final", "policy_not_final"];
+    changes.retain(|change| !told_elsewhere.contains(&change.field.as_str()));
     changes
 }
 

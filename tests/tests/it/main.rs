@@ -19,6 +19,7 @@ mod catalog_tampering;
 mod cli;
 mod config;
 mod conformance;
+mod denials;
 mod docs;
 mod drill;
 mod fault_module;

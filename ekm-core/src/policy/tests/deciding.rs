@@ -185,7 +185,9 @@ fn an_explanation_shows_what_a_preset_stands_for_and_until_when_it_is_lenient() 
     let (passed, text) = because(&Justification::Known(Reason::Unspecified), "2026-11-22T12:00:00Z");
     assert!(passed && text.contains("'grace_until' tolerates it"), "{text}");
     let (passed, text) = because(&Justification::Unknown, "2026-11-22T12:00:00Z");
-    assert!(passed && text.starts_with("the request's is not one that this version knows, and 'unknown' is true; preset"));
+    assert!(
+        passed && text.starts_with("the request's is not one that this version knows, and 'unknown' is true; preset")
+    );
 }
 
 #[test]
