@@ -3,7 +3,7 @@
 # A rustup that setup.sh has just installed is not on the PATH of this shell yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help run test lint audit bench bench-catalog drill-catalog drill-hsm release
+.PHONY: help run test lint audit bench bench-device bench-catalog drill-catalog drill-hsm release
 
 help: ## List what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,11 @@ bench: ## CPU time per request, in a release build
 	@sh scripts/setup.sh test
 	cargo build --locked --release --bin ekm --bin ekm-bench
 	target/release/ekm-bench
+
+bench-device: ## Throughput with an HSM that takes 1 ms for each call, in a release build
+	@sh scripts/setup.sh test
+	cargo build --locked --release -p ekm-server -p ekm-loadtest -p ekm-pkcs11-fault
+	target/release/ekm-bench --device-ms 1 --sessions 16
 
 bench-catalog: ## A catalog of a million keys beside one of a hundred, in a release build (5 minutes)
 	@sh scripts/setup.sh test

@@ -16,10 +16,10 @@ use crate::error::{Error, NotInUse};
 use crate::hsm::Timing;
 use crate::justification::Justification;
 use crate::path::KeyPath;
-use crate::policy::{self, Aspect, Verb};
+use crate::policy::{self, Aspect, Denial, Verb};
 use crate::secret::Plaintext;
 use crate::shard_name::ShardName;
-use crate::snapshot::{Key, Snapshot};
+use crate::snapshot::{Key, Snapshot, Space};
 use crate::version::KeyVersion;
 
 /// A version is promoted when every frontend that was heard of within the last [`UNKNOWN_VERSIONS_AFTER`] × 2 holds it; all others must not
@@ -136,27 +136,72 @@ impl Ekm {
         // Their rows may have been refused; without them nothing can be decided, so nothing is denied.
         let policy = snapshot.policy(key).ok_or(Error::KeyUnavailable)?;
         let space = snapshot.space(key).ok_or(Error::KeyUnavailable)?;
-        let &Request { caller, justification, resource, .. } = request;
-        let question = policy::Request { caller, verb, justification, resource, now: OffsetDateTime::now_utc() };
-        if let Err(denial) = policy::decide(policy, &question) {
-            trace.denied_by = denial.aspect();
-            trace.denial_final_at = snapshot.denial_final_at(key, &question);
-            return Err(match trace.denial_final_at {
-                Some(_) => Error::DenialPending(denial),
-                None => Error::Denied(denial),
-            });
-        }
+        let question = question(request, verb);
+        let final_at = || snapshot.denial_final_at(key, &question);
+        judged(policy::decide(policy, &question), final_at, trace)?;
         trace.by_grace = policy::by_grace(policy, &question);
+        if verb == Verb::DestroyKey {
+            return Ok(Arc::clone(key)); // whatever state it is in
+        }
         if space.state == SpaceState::Blocked {
             return Err(Error::NotInUse(NotInUse::SpaceBlocked));
         }
         match key.state {
             KeyState::Enabled => {}
+            KeyState::DestroyScheduled if key.destroyed_by_caller => return Err(Error::NotInUse(NotInUse::Destroyed)),
             KeyState::DestroyScheduled => trace.destroy_scheduled = true,
             KeyState::Disabled => return Err(Error::NotInUse(NotInUse::KeyDisabled)),
             KeyState::Destroyed => return Err(Error::NotInUse(NotInUse::Destroyed)),
         }
         Ok(Arc::clone(key))
+    }
+
+    /// The key to destroy, if the path names one and its policy allows that.
+    pub fn permitted_to_destroy(&self, request: &Request<'_>, trace: &mut Trace) -> Result<Arc<Key>, Error> {
+        self.permitted(request, Verb::DestroyKey, trace)
+    }
+
+    /// The crypto space under a path, if its policy allows a verb there.
+    pub fn permitted_in_space(
+        &self,
+        request: &Request<'_>,
+        verb: Verb,
+        trace: &mut Trace,
+    ) -> Result<Arc<Space>, Error> {
+        let space = self.known_space(request, trace)?;
+        let snapshot = self.snapshot.load();
+        let policy = match &space.creation {
+            Some(creation) => Some(snapshot.creation_policy(creation).ok_or(Error::KeyUnavailable)?),
+            None => None,
+        };
+        let question = question(request, verb);
+        let final_at = || snapshot.denial_in_space_final_at(space.creation.as_ref()?, &question);
+        judged(policy::decide_in_space(policy.map(AsRef::as_ref), &question), final_at, trace)?;
+        trace.by_grace = policy.is_some_and(|policy| policy::by_grace(policy, &question));
+        if space.state == SpaceState::Blocked {
+            return Err(Error::NotInUse(NotInUse::SpaceBlocked));
+        }
+        Ok(space)
+    }
+
+    /// The crypto space under a path.
+    pub fn known_space(&self, request: &Request<'_>, trace: &mut Trace) -> Result<Arc<Space>, Error> {
+        let snapshot = self.snapshot.load();
+        trace.revision = snapshot.revision();
+        let space = match snapshot.space_at(request.path) {
+            Ok(space) => space,
+            Err(_) if snapshot.refused().len() > 0 || snapshot.revision() == 0 => return Err(Error::KeyUnavailable),
+            Err(_) if self.keys_may_be_missing.load(Ordering::Relaxed) => return Err(Error::CatalogStale),
+            Err(not_found) => return Err(not_found.into()),
+        };
+        trace.shard = self.custodian.shards().iter().position(|shard| *shard.name() == space.shard);
+        Ok(Arc::clone(space))
+    }
+
+    /// Whether the snapshot has a key, or for verbs of crypto spaces a crypto space, under a path.
+    pub fn knows(&self, path: &KeyPath, verb: Verb) -> bool {
+        let snapshot = self.snapshot.load();
+        if verb.is_for_spaces() { snapshot.space_at(path).is_ok() } else { snapshot.key(path).is_ok() }
     }
 
     /// A real wrap and unwrap with a shard's health key, through the same custody and queue as any request.
@@ -189,6 +234,26 @@ impl Ekm {
     pub fn custodian(&self) -> &Custodian {
         &self.custodian
     }
+}
+
+/// A denial is final unless a former policy, which `final_at` asks, allowed the same.
+fn judged(
+    decision: Result<(), Denial>,
+    final_at: impl FnOnce() -> Option<OffsetDateTime>,
+    trace: &mut Trace,
+) -> Result<(), Error> {
+    let Err(denial) = decision else { return Ok(()) };
+    trace.denied_by = denial.aspect();
+    trace.denial_final_at = final_at();
+    Err(match trace.denial_final_at {
+        Some(_) => Error::DenialPending(denial),
+        None => Error::Denied(denial),
+    })
+}
+
+fn question<'a>(request: &Request<'a>, verb: Verb) -> policy::Request<'a> {
+    let &Request { caller, justification, resource, .. } = request;
+    policy::Request { caller, verb, justification, resource, now: OffsetDateTime::now_utc() }
 }
 
 impl Trace {

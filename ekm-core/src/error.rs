@@ -2,7 +2,7 @@
 
 use crate::caller::TokenDefect;
 use crate::policy::Denial;
-use crate::snapshot::KeyNotFound;
+use crate::snapshot::{KeyNotFound, SpaceNotFound};
 
 /// Why a request has no result. The text is for the operator (audit line, log); what the caller reads is decided in the
 /// server's `status`, the one place that turns this into HTTP.
@@ -15,6 +15,9 @@ pub enum Error {
     /// The snapshot, which is current, has no key under this path.
     #[error("{0}")]
     KeyNotFound(#[from] KeyNotFound),
+    /// The snapshot, which is current, has no crypto space under this path.
+    #[error("{0}")]
+    SpaceNotFound(#[from] SpaceNotFound),
     /// No verb of the protocol, or a path that can name no key.
     #[error("{0}")]
     NoSuchMethod(&'static str),
@@ -38,6 +41,12 @@ pub enum Error {
     /// Wrong tag, wrong AAD, truncated, foreign: all the same, so that nobody learns which.
     #[error("the blob was not wrapped under this key, or with other additional authenticated data, or was changed")]
     UnwrapFailed,
+    /// createKey under a name that has a key already, of another kind.
+    #[error("there is a key for this relativeResourceName already, {0}")]
+    KeyExists(String),
+    /// createKey for an algorithm that nobody makes here.
+    #[error("{0}")]
+    AlgorithmNotOffered(String),
     /// A verb of the protocol that this version does not offer.
     #[error("the method {0} is not implemented")]
     NotImplemented(&'static str),
@@ -52,6 +61,9 @@ pub enum Error {
     /// An operator stopped it.
     #[error("{0}")]
     NotInUse(NotInUse),
+    /// The crypto space has as many keys as it may.
+    #[error("the crypto space has {0} keys, which is as many as it may; destroy some, or have its bound raised")]
+    TooManyKeys(u32),
 
     // The HSM's.
     /// The token failed at this operation.
@@ -90,6 +102,15 @@ pub enum Error {
     /// The issuer's keys could not be had, so a token can be neither accepted nor refused.
     #[error("the issuer's key set is not available; the token can be neither accepted nor refused")]
     IssuerUnavailable,
+    /// The catalog takes no change now.
+    #[error("the catalog cannot be changed now: {0}")]
+    CatalogUnavailable(String),
+    /// A new key that is being made, or not everywhere yet.
+    #[error("the key is still being made; the same request again gets it")]
+    KeyPending,
+    /// A new key could not be made.
+    #[error("the key could not be made: {0}")]
+    KeyGeneration(String),
     /// The catalog could not be read for so long that "there is no such key" would be a guess.
     #[error("the catalog has not been readable for too long to say that a key does not exist")]
     CatalogStale,
@@ -161,6 +182,13 @@ impl Error {
         match self {
             Self::Unauthenticated(_) => "unauthenticated",
             Self::KeyNotFound(_) => "key_not_found",
+            Self::SpaceNotFound(_) => "space_not_found",
+            Self::KeyExists(_) => "key_exists",
+            Self::AlgorithmNotOffered(_) => "algorithm_not_offered",
+            Self::TooManyKeys(_) => "too_many_keys",
+            Self::CatalogUnavailable(_) => "catalog_unavailable",
+            Self::KeyPending => "key_pending",
+            Self::KeyGeneration(_) => "key_generation",
             Self::NoSuchMethod(_) => "no_such_method",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::UnsupportedMediaType(_) => "unsupported_media_type",
@@ -191,6 +219,9 @@ impl Error {
         match self {
             Self::Unauthenticated(_)
             | Self::KeyNotFound(_)
+            | Self::SpaceNotFound(_)
+            | Self::KeyExists(_)
+            | Self::AlgorithmNotOffered(_)
             | Self::NoSuchMethod(_)
             | Self::MethodNotAllowed
             | Self::UnsupportedMediaType(_)
@@ -198,7 +229,7 @@ impl Error {
             | Self::InvalidRequest { .. }
             | Self::UnwrapFailed
             | Self::NotImplemented(_) => Blame::Caller,
-            Self::Denied(_) | Self::DenialPending(_) | Self::NotInUse(_) => Blame::Policy,
+            Self::Denied(_) | Self::DenialPending(_) | Self::NotInUse(_) | Self::TooManyKeys(_) => Blame::Policy,
             Self::HsmFault { .. }
             | Self::HsmTimeout
             | Self::HsmAway { .. }
@@ -206,7 +237,8 @@ impl Error {
             | Self::KeyUnavailable
             | Self::KeyExhausted
             | Self::Overloaded => Blame::Hsm,
-            Self::CatalogStale => Blame::Storage,
+            Self::CatalogStale | Self::CatalogUnavailable(_) => Blame::Storage,
+            Self::KeyPending | Self::KeyGeneration(_) => Blame::Hsm,
             Self::IssuerUnavailable => Blame::Issuer,
             Self::DeadlineExceeded(_) | Self::AuditUnavailable | Self::Internal(_) => Blame::Us,
         }

@@ -4,6 +4,7 @@
 //! A request enters at [`Ekm::wrap`] or [`Ekm::unwrap`] and passes, in this order, the [`Snapshot`] (is there such a key?),
 //! the [`policy`] (may this caller?), and the key's [`custody`] ([`hsm`] or [`software`]).
 
+mod algorithm;
 pub mod blob;
 pub mod caller;
 pub mod catalog;
@@ -26,11 +27,12 @@ pub mod software;
 mod version;
 pub mod xaes;
 
+pub use algorithm::{Algorithm, Curve, Hash, Scheme, SigningAlgorithm, UnknownAlgorithm};
 pub use ekm::{Ekm, Request, Trace, UNKNOWN_VERSIONS_AFTER};
 pub use error::{Blame, Error, NotInUse};
 pub use locked::{KeyArena, Locked, LockedKey};
 pub use path::{InvalidPath, KeyPath};
 pub use secret::Plaintext;
 pub use shard_name::{InvalidShardName, ShardName};
-pub use snapshot::{Key, KeyNotFound, Snapshot, Space};
+pub use snapshot::{Key, KeyNotFound, Snapshot, Space, SpaceNotFound};
 pub use version::{KeyVersion, Unusable, VersionState};

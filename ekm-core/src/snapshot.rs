@@ -8,10 +8,12 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::algorithm::Algorithm;
 use crate::blob::VersionId;
 use crate::catalog::replaced::Former;
 use crate::catalog::{
-    Custody, KeyRecord, KeyState, Kind, PolicyRecord, Purpose, Settings, SpaceRecord, SpaceState, VersionState,
+    Custody, KeyCreation, KeyRecord, KeyState, Kind, PolicyRecord, Purpose, Settings, SpaceRecord, SpaceState,
+    VersionState,
 };
 use crate::path::KeyPath;
 use crate::policy::{self, Policy};
@@ -29,6 +31,10 @@ pub struct Snapshot {
     policies: SharedMap<Uuid, Arc<Policy>>,
     /// What policies, and keys' choices of one, replaced a short while ago, under the id of the policy or key.
     former: SharedMap<Uuid, Arc<[Former]>>,
+    /// Keys that callers have made: crypto space and name at Cloud KMS.
+    created: SharedMap<(Uuid, Box<str>), Uuid>,
+    /// Keys of each crypto space that are not destroyed.
+    space_keys: Arc<HashMap<Uuid, u32>>,
     /// One for each shard.
     health: Arc<HashMap<ShardName, Arc<Key>>>,
     drained_replicas: Arc<BTreeSet<String>>,
@@ -48,8 +54,14 @@ pub struct Key {
     pub id: Uuid,
     /// What an operator said about it.
     pub state: KeyState,
+    /// What it does.
+    pub algorithm: Algorithm,
     /// Every path; the first one names it.
     pub paths: Vec<KeyPath>,
+    /// A caller has destroyed it, and it unwraps nothing any more.
+    pub destroyed_by_caller: bool,
+    /// What Cloud KMS called the key version that it is for, if a caller has made it.
+    pub created_for: Option<Box<str>>,
     purpose: Purpose,
     space: Uuid,
     policy: Uuid,
@@ -66,6 +78,9 @@ pub struct Space {
     pub state: SpaceState,
     /// Where the material of its keys' next versions lives.
     pub shard: ShardName,
+    /// Whether callers may make keys in it.
+    pub creation: Option<KeyCreation>,
+    id: Uuid,
 }
 
 /// The snapshot has no key under a path. Only a loaded snapshot can make one: that is how nothing else can become a 404.
@@ -73,6 +88,20 @@ pub struct Space {
 #[error("there is no key under this path")]
 pub struct KeyNotFound {
     _only_here: (),
+}
+
+/// As [`KeyNotFound`], for a crypto space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no crypto space under this path")]
+pub struct SpaceNotFound {
+    _only_here: (),
+}
+
+impl Space {
+    /// Never reused.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
 }
 
 impl Snapshot {
@@ -148,7 +177,17 @@ impl Snapshot {
         for path in &key.paths {
             self.paths.insert(path.clone(), Arc::clone(key));
         }
-        self.keys.insert(key.id, Arc::clone(key))
+        if let Some(name) = &key.created_for {
+            self.created.insert((key.space, name.clone()), key.id);
+        }
+        let before = self.keys.insert(key.id, Arc::clone(key));
+        let counts = |key: &Arc<Key>| u32::from(key.state != KeyState::Destroyed);
+        let (gone, come) = (before.as_ref().map_or(0, counts), counts(key));
+        if gone != come {
+            let count = Arc::make_mut(&mut self.space_keys).entry(key.space).or_default();
+            *count = *count + come - gone;
+        }
+        before
     }
 
     /// Leaves a row out, and remembers why: one bad row must not take the others' keys away.
@@ -201,7 +240,20 @@ impl Snapshot {
 
     /// Whether a request that the key's policy denies was allowed until a change that is not final yet; and when it will be.
     pub fn denial_final_at(&self, key: &Key, request: &policy::Request<'_>) -> Option<OffsetDateTime> {
-        let former = [key.policy, key.id].into_iter().filter_map(|id| self.former.get(&id));
+        self.formerly_allowed_until(&[key.policy, key.id], request)
+    }
+
+    /// The same for a verb of crypto spaces.
+    pub fn denial_in_space_final_at(
+        &self,
+        creation: &KeyCreation,
+        request: &policy::Request<'_>,
+    ) -> Option<OffsetDateTime> {
+        self.formerly_allowed_until(&[creation.policy], request)
+    }
+
+    fn formerly_allowed_until(&self, ids: &[Uuid], request: &policy::Request<'_>) -> Option<OffsetDateTime> {
+        let former = ids.iter().filter_map(|id| self.former.get(id));
         former.flat_map(|former| former.iter()).filter_map(|former| former.allowed_until(request)).max()
     }
 
@@ -214,6 +266,26 @@ impl Snapshot {
     /// A key's crypto space; `None` if its row was refused.
     pub fn space(&self, key: &Key) -> Option<&Arc<Space>> {
         self.spaces.get(&key.space)
+    }
+
+    /// A crypto space by its path.
+    pub fn space_at(&self, path: &KeyPath) -> Result<&Arc<Space>, SpaceNotFound> {
+        self.spaces.values().find(|space| space.path == *path).ok_or(SpaceNotFound { _only_here: () })
+    }
+
+    /// The policy for making keys in a crypto space; `None` if its row was refused.
+    pub fn creation_policy(&self, creation: &KeyCreation) -> Option<&Arc<Policy>> {
+        self.policies.get(&creation.policy)
+    }
+
+    /// The key that a caller has made under a name of Cloud KMS'.
+    pub fn created_for(&self, space: &Space, name: &str) -> Option<&Arc<Key>> {
+        self.keys.get(self.created.get(&(space.id, name.into()))?)
+    }
+
+    /// How many keys of a crypto space are not destroyed.
+    pub fn key_count(&self, space: &Space) -> u32 {
+        self.space_keys.get(&space.id).copied().unwrap_or_default()
     }
 
     /// The key behind a shard's `/healthz`, if the catalog has one.
@@ -274,7 +346,8 @@ impl Space {
     /// From the row with this id.
     pub(crate) fn new(row: Uuid, record: SpaceRecord) -> Result<Self, String> {
         same_id(row, record.id)?;
-        Ok(Self { path: record.path, state: record.state, shard: record.shard })
+        let SpaceRecord { id, path, state, shard, creation, .. } = record;
+        Ok(Self { path, state, shard, creation, id })
     }
 }
 
@@ -303,6 +376,9 @@ impl Key {
             id: record.id,
             state: record.state,
             paths: record.paths,
+            algorithm: record.algorithm,
+            destroyed_by_caller: record.destroyed_by_caller,
+            created_for: record.created_for.map(Into::into),
             purpose: record.purpose,
             space: record.space,
             policy: record.policy,

@@ -20,6 +20,7 @@ use crate::auth::Authenticator;
 use crate::background::{Unserved, watch_certificates, watch_hangup, watch_health, watch_versions};
 use crate::catalog::{self, Follower, Gate, Upkeep};
 use crate::config::Config;
+use crate::control::Control;
 use crate::custodian;
 use crate::health::Health;
 use crate::hsm_audit;
@@ -72,7 +73,9 @@ impl App {
         let authenticator = Authenticator::start(&config.auth, Arc::clone(&metrics)).await?;
         let ekm = Ekm::new(Snapshot::default(), custodian);
 
+        let (store, gate) = (Arc::new(store), Arc::new(Gate::default()));
         let plane = Arc::new(DataPlane {
+            control: Control::new(Arc::clone(&store), Arc::clone(&gate)),
             ekm,
             authenticator,
             audit,
@@ -85,7 +88,6 @@ impl App {
             instance: uuid::Uuid::new_v4().simple().to_string()[..12].to_owned(),
             next_request: AtomicU64::new(1),
         });
-        let (store, gate) = (Arc::new(store), Arc::new(Gate::default()));
         let key_file = catalog::key_file(config)?;
         let shared = (Arc::clone(&store), Arc::clone(&plane), Arc::clone(&gate));
         let mut follower = Follower::new(&config.catalog, shared.0, shared.1, shared.2, key_file);

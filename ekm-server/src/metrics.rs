@@ -23,7 +23,8 @@ pub struct Metrics {
     requests: IntCounterVec,
     /// Requests of the admin API by outcome.
     pub admin_requests: IntCounterVec,
-    request_seconds: [Histogram; 3],
+    /// By verb; the last one is for what is no verb of the protocol.
+    request_seconds: Vec<Histogram>,
     /// In the order of the configuration.
     shards: Vec<ShardMetrics>,
     hsm_state: IntGaugeVec,
@@ -111,7 +112,7 @@ impl Metrics {
         let metrics = Self {
             requests: make.counters("ekm_requests_total", "Requests by verb and outcome.", &["verb", "code"]),
             admin_requests: make.counters("ekm_admin_requests_total", "Admin requests by outcome.", &["code"]),
-            request_seconds: ["wrap", "unwrap", "-"].map(|verb| request_seconds.with_label_values(&[verb])),
+            request_seconds: verbs().map(|verb| request_seconds.with_label_values(&[verb])).collect(),
             shards,
             hsm_state: make.gauges(
                 "ekm_hsm_replica_state",
@@ -164,7 +165,7 @@ impl Metrics {
             registry,
         };
         // A counter that appears only with its first event cannot be alerted on.
-        for verb in ["wrap", "unwrap"] {
+        for verb in verbs().filter(|verb| *verb != "-") {
             for code in ["ok", "denied", "denial_pending"] {
                 metrics.requests.with_label_values(&[verb, code]);
             }
@@ -179,9 +180,8 @@ impl Metrics {
     /// Counts one request. `verb` is `None` for what is no verb of the protocol.
     pub fn observe(&self, verb: Option<Verb>, code: &str, total: Duration, trace: &Trace) {
         let (index, name) = match verb {
-            Some(verb @ Verb::Wrap) => (0, verb.name()),
-            Some(verb @ Verb::Unwrap) => (1, verb.name()),
-            None => (2, "-"),
+            Some(verb) => (verb as usize, verb.name()),
+            None => (Verb::ALL.len(), "-"),
         };
         self.requests.with_label_values(&[name, code]).inc();
         self.request_seconds[index].observe(total.as_secs_f64());
@@ -236,6 +236,11 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("writing to memory does not fail");
         text
     }
+}
+
+/// As labels.
+fn verbs() -> impl Iterator<Item = &'static str> {
+    Verb::ALL.iter().map(|verb| verb.name()).chain(["-"])
 }
 
 /// Takes over a count that is kept elsewhere.

@@ -10,6 +10,7 @@ use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::State;
 use bytes::Bytes;
+use ekm_core::caller::Caller;
 use ekm_core::policy::Verb;
 use ekm_core::{Ekm, Error, KeyPath, ShardName, Trace};
 use futures_util::FutureExt;
@@ -23,9 +24,11 @@ use crate::auth::Authenticator;
 use crate::background::Unserved;
 use crate::config::Config;
 use crate::connection::Peer;
+use crate::control::{self, Control};
+use crate::dialect::{self, ControlRequest};
 use crate::metrics::Metrics;
 use crate::status;
-use crate::wire::{self, Bounds, CryptoRequest, truncated};
+use crate::wire::{self, Bounds, CryptoRequest, Why, truncated};
 
 /// What the data plane works with; made once, shared by all requests.
 pub struct DataPlane {
@@ -33,6 +36,8 @@ pub struct DataPlane {
     pub ekm: Ekm,
     /// Who calls.
     pub authenticator: Authenticator,
+    /// The way to the catalog's database, for what cannot do without.
+    pub control: Control,
     /// What happened.
     pub audit: AuditLogs,
     /// How often and how fast.
@@ -252,7 +257,7 @@ fn new_record(plane: &DataPlane, request: &Request<Body>, peer: Option<SocketAdd
 /// The checks, cheapest first; each fills the record as far as it comes. Also for a path that names nothing, a stranger learns
 /// first that he is a stranger.
 async fn serve(
-    plane: &DataPlane,
+    plane: &Arc<DataPlane>,
     request: Request<Body>,
     record: &mut Record,
     deadline: Instant,
@@ -261,43 +266,106 @@ async fn serve(
     let read = async {
         let split = split_verb(head.uri.path());
         record.verb = split.as_ref().ok().map(|(_, verb)| *verb);
-        check_head(plane, &head)?;
+        let is_info = dialect::INFO_PATHS.contains(&head.uri.path());
+        check_head(plane, &head, if is_info { Method::GET } else { Method::POST })?;
         let caller = plane.authenticator.authenticate(&head.headers, deadline).await?;
         record.caller = Some(Arc::clone(&caller));
+        if is_info {
+            return Ok(Asked::Info);
+        }
         let (path, verb) = split?;
         check_media_type(&head.headers)?;
         let body = plane.limits.read(&mut body, deadline).await?;
-        Ok::<_, Error>((caller, path, verb, body))
+        Ok::<_, Error>(Asked::Verb(caller, path, verb, body))
     }
     .await;
     if read.is_err() && head.version == Version::HTTP_2 {
         discard(body, 16 * plane.limits.body_bytes, deadline).await;
     }
-    let (caller, path, verb, body) = read?;
-    let request = wire::decode(verb, &path, &body, plane.limits.fields)?;
-    record.justification = Some(request.justification.clone());
-    record.unknown_reason.clone_from(&request.unknown_reason);
-    record.relative_resource_name.clone_from(&request.relative_resource_name);
-    record.is_key_health_check = request.is_key_health_check;
-    if Instant::now() >= deadline {
-        return Err(Error::DeadlineExceeded("reading the body"));
-    }
-    let CryptoRequest { input, aad, justification, relative_resource_name, .. } = request;
-    let request = ekm_core::Request {
-        path: &path,
-        caller: &caller,
-        justification: &justification,
-        resource: relative_resource_name.as_deref(),
-        aad: &aad,
-        deadline,
+    let (caller, path, verb, body) = match read? {
+        Asked::Info => return Ok(dialect::encode_info()),
+        Asked::Verb(caller, path, verb, body) => (caller, path, verb, body),
     };
-    let (ekm, trace) = (&plane.ekm, &mut record.trace);
+    let called = Called { plane, path: &path, caller: &caller, deadline };
     match verb {
-        Verb::Wrap => ekm.wrap(&request, input, trace).await.map(|blob| wire::encode_wrapped(&blob)),
-        Verb::Unwrap => {
-            let unwrapped = ekm.unwrap(&request, input.as_bytes(), trace).await;
-            unwrapped.map(|plaintext| wire::encode_unwrapped(&plaintext))
+        Verb::Wrap | Verb::Unwrap => called.crypto(verb, &body, record).await,
+        // On the heap: futures that every request would carry about, and few use.
+        Verb::CreateKey | Verb::DestroyKey | Verb::CheckCryptoSpacePermissions => {
+            Box::pin(called.control(verb, &body, record)).await
         }
+    }
+}
+
+/// What a request turned out to be, when it has been read.
+enum Asked {
+    /// getInfo.
+    Info,
+    Verb(Arc<Caller>, KeyPath, Verb, Bytes),
+}
+
+/// Who calls what, and until when.
+struct Called<'a> {
+    plane: &'a Arc<DataPlane>,
+    path: &'a KeyPath,
+    caller: &'a Caller,
+    deadline: Instant,
+}
+
+impl Called<'_> {
+    async fn crypto(&self, verb: Verb, body: &[u8], record: &mut Record) -> Result<String, Error> {
+        let (plane, limits) = (self.plane, self.plane.limits.fields);
+        let CryptoRequest { input, aad, why } = wire::decode(verb, self.path, body, limits)?;
+        let request = self.request(verb, &why, &aad, record).await?;
+        let (ekm, trace) = (&plane.ekm, &mut record.trace);
+        match verb {
+            Verb::Wrap => ekm.wrap(&request, input, trace).await.map(|blob| wire::encode_wrapped(&blob)),
+            _ => {
+                let unwrapped = ekm.unwrap(&request, input.as_bytes(), trace).await;
+                unwrapped.map(|plaintext| wire::encode_unwrapped(&plaintext))
+            }
+        }
+    }
+
+    async fn control(&self, verb: Verb, body: &[u8], record: &mut Record) -> Result<String, Error> {
+        let ControlRequest { algorithm, permissions, why } = dialect::decode(verb, body)?;
+        let request = self.request(verb, &why, &[], record).await?;
+        let (plane, trace) = (self.plane, &mut record.trace);
+        match (verb, algorithm) {
+            (Verb::CreateKey, Some(algorithm)) => {
+                let created = control::create_key(plane, &request, algorithm, trace).await;
+                created.map(|path| dialect::encode_created(&path))
+            }
+            (Verb::DestroyKey, _) => control::destroy_key(plane, &request, trace).await.map(|()| "{}".into()),
+            _ => {
+                let held = control::check_permissions(plane, &request, &permissions, trace);
+                held.map(|held| dialect::encode_permissions(&held))
+            }
+        }
+    }
+
+    /// The request as the core wants it, when all of it has been read.
+    async fn request<'a>(
+        &'a self,
+        verb: Verb,
+        why: &'a Why,
+        aad: &'a [u8],
+        record: &mut Record,
+    ) -> Result<ekm_core::Request<'a>, Error> {
+        record.justification = Some(why.justification.clone());
+        record.unknown_reason.clone_from(&why.unknown_reason);
+        record.relative_resource_name.clone_from(&why.resource);
+        record.is_key_health_check = why.is_key_health_check;
+        if Instant::now() >= self.deadline {
+            return Err(Error::DeadlineExceeded("reading the body"));
+        }
+        // Another frontend may have made it a moment ago. While the catalog cannot be followed, what is known here decides.
+        let (ekm, control) = (&self.plane.ekm, &self.plane.control);
+        if !ekm.knows(self.path, verb) && !control.is_cut_off() && !control.catch_up(self.deadline).await {
+            return Err(Error::CatalogStale);
+        }
+        let &Self { path, caller, deadline, .. } = self;
+        let (justification, resource) = (&why.justification, why.resource.as_deref());
+        Ok(ekm_core::Request { path, caller, justification, resource, aad, deadline })
     }
 }
 
@@ -309,31 +377,22 @@ fn ok(json: String) -> Response<Full<Bytes>> {
 
 /// `v0/keys/demo` and `wrap` from `/v0/keys/demo:wrap`; `%3A` is a colon too.
 fn split_verb(path: &str) -> Result<(KeyPath, Verb), Error> {
-    let no_method = || Error::NoSuchMethod("the URL does not end with ':wrap' or ':unwrap'");
+    let no_method = || Error::NoSuchMethod("the URL does not end with a method, such as ':wrap'");
     let last = path.rfind('/').map_or(0, |at| at + 1);
     let plain = path[last..].rfind(':').map(|at| (last + at, 1));
     let encoded = path[last..].to_ascii_lowercase().rfind("%3a").map(|at| (last + at, 3));
     let (at, length) = plain.max(encoded).ok_or_else(no_method)?;
-    let verb = match &path[at + length..] {
-        "wrap" => Verb::Wrap,
-        "unwrap" => Verb::Unwrap,
-        "asymmetricSign" => return Err(Error::NotImplemented("asymmetricSign")),
-        "getPublicKey" => return Err(Error::NotImplemented("getPublicKey")),
-        "createKey" => return Err(Error::NotImplemented("createKey")),
-        "destroyKey" => return Err(Error::NotImplemented("destroyKey")),
-        "checkCryptoSpacePermissions" => return Err(Error::NotImplemented("checkCryptoSpacePermissions")),
-        "confidentialwrap" | "confidential-wrap" => return Err(Error::NotImplemented("confidentialwrap")),
-        "confidentialunwrap" | "confidential-unwrap" => return Err(Error::NotImplemented("confidentialunwrap")),
-        _ => return Err(no_method()),
-    };
+    let name = &path[at + length..];
+    let verb =
+        dialect::verb(name).ok_or_else(|| dialect::not_offered(name).map_or_else(no_method, Error::NotImplemented))?;
     let path =
         KeyPath::parse_encoded(&path[..at]).map_err(|_| Error::NoSuchMethod("the URL's path can name no key"))?;
     Ok((path, verb))
 }
 
 /// What the head alone decides.
-fn check_head(plane: &DataPlane, head: &request::Parts) -> Result<(), Error> {
-    if head.method != Method::POST {
+fn check_head(plane: &DataPlane, head: &request::Parts, method: Method) -> Result<(), Error> {
+    if head.method != method {
         return Err(Error::MethodNotAllowed);
     }
     let invalid = |problem: &str| Error::InvalidRequest { field: "header", problem: problem.into() };

@@ -15,6 +15,7 @@ use serde_json::json;
 enum Rpc {
     InvalidArgument = 3,
     NotFound = 5,
+    AlreadyExists = 6,
     PermissionDenied = 7,
     ResourceExhausted = 8,
     FailedPrecondition = 9,
@@ -28,13 +29,16 @@ fn mapping(error: &Error) -> (StatusCode, Rpc) {
     match error {
         Error::Unauthenticated(_) => (StatusCode::UNAUTHORIZED, Rpc::Unauthenticated),
         Error::Denied(_) => (StatusCode::FORBIDDEN, Rpc::PermissionDenied),
-        Error::KeyNotFound(_) | Error::NoSuchMethod(_) => (StatusCode::NOT_FOUND, Rpc::NotFound),
+        Error::KeyNotFound(_) | Error::SpaceNotFound(_) | Error::NoSuchMethod(_) => {
+            (StatusCode::NOT_FOUND, Rpc::NotFound)
+        }
         Error::InvalidRequest { .. } | Error::UnwrapFailed => (StatusCode::BAD_REQUEST, Rpc::InvalidArgument),
         Error::UnsupportedMediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, Rpc::InvalidArgument),
         Error::Misdirected => (StatusCode::MISDIRECTED_REQUEST, Rpc::InvalidArgument),
         Error::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, Rpc::Unimplemented),
-        Error::NotImplemented(_) => (StatusCode::NOT_IMPLEMENTED, Rpc::Unimplemented),
-        Error::NotInUse(_) => (StatusCode::BAD_REQUEST, Rpc::FailedPrecondition),
+        Error::KeyExists(_) => (StatusCode::CONFLICT, Rpc::AlreadyExists),
+        Error::NotImplemented(_) | Error::AlgorithmNotOffered(_) => (StatusCode::NOT_IMPLEMENTED, Rpc::Unimplemented),
+        Error::NotInUse(_) | Error::TooManyKeys(_) => (StatusCode::BAD_REQUEST, Rpc::FailedPrecondition),
         // No other frontend would have more room: the device is the bottleneck.
         Error::Overloaded => (StatusCode::TOO_MANY_REQUESTS, Rpc::ResourceExhausted),
         Error::DenialPending(_)
@@ -46,6 +50,9 @@ fn mapping(error: &Error) -> (StatusCode, Rpc) {
         | Error::KeyExhausted
         | Error::IssuerUnavailable
         | Error::CatalogStale
+        | Error::CatalogUnavailable(_)
+        | Error::KeyPending
+        | Error::KeyGeneration(_)
         | Error::DeadlineExceeded(_)
         | Error::AuditUnavailable
         | Error::Internal(_) => (StatusCode::SERVICE_UNAVAILABLE, Rpc::Unavailable),
@@ -71,6 +78,7 @@ fn violation(denial: &Denial) -> Option<(&'static str, String)> {
         DenialReason::Resource => Some((RESOURCE, "is not accepted".into())),
         // Of no field: who called, with which verb, and when.
         DenialReason::NotAdmitted | DenialReason::Caller | DenialReason::Verb(_) | DenialReason::Time => None,
+        DenialReason::NoCreation => None,
     }
 }
 
@@ -128,6 +136,11 @@ mod tests {
         policy::admit(&[], &caller).unwrap_err()
     }
 
+    fn space_not_found() -> Error {
+        let path = KeyPath::parse("v0/cryptospaces/x").unwrap();
+        Snapshot::default().space_at(&path).err().unwrap().into()
+    }
+
     fn not_found() -> Error {
         Snapshot::default().key(&KeyPath::parse("v0/keys/none").unwrap()).err().unwrap().into()
     }
@@ -147,10 +160,19 @@ mod tests {
             | Error::KeyExhausted => {}
             Error::Overloaded | Error::IssuerUnavailable | Error::CatalogStale | Error::DeadlineExceeded(_) => {}
             Error::AuditUnavailable | Error::Internal(_) => {}
+            Error::SpaceNotFound(_) | Error::KeyExists(_) | Error::AlgorithmNotOffered(_) | Error::TooManyKeys(_) => {}
+            Error::CatalogUnavailable(_) | Error::KeyPending | Error::KeyGeneration(_) => {}
         };
         let rows = vec![
             (Error::Unauthenticated(TokenDefect::Missing), 401, 16),
             (not_found(), 404, 5),
+            (space_not_found(), 404, 5),
+            (Error::KeyExists("x".into()), 409, 6),
+            (Error::AlgorithmNotOffered("x".into()), 501, 12),
+            (Error::TooManyKeys(3), 400, 9),
+            (Error::CatalogUnavailable("x".into()), 503, 14),
+            (Error::KeyPending, 503, 14),
+            (Error::KeyGeneration("x".into()), 503, 14),
             (Error::NoSuchMethod("x"), 404, 5),
             (Error::MethodNotAllowed, 405, 12),
             (Error::UnsupportedMediaType("x"), 415, 3),

@@ -37,9 +37,10 @@ struct Body<'a> {
     additional_context: Option<Object<Context<'a>>>,
 }
 
+/// In whose name, and why; the same in every verb.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Context<'a> {
+pub(crate) struct Context<'a> {
     #[serde(borrow, alias = "relative_resource_name", alias = "RelativeResourceName")]
     relative_resource_name: Option<Text<'a>>,
     #[serde(alias = "access_reason_context")]
@@ -55,7 +56,7 @@ struct AccessReasonContext {
 
 /// A string of the body, not copied unless it has escapes.
 #[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
 /// An enum of proto3 JSON: name or number. How it is written, if we do not know it.
 struct Reason(Justification, Option<String>);
@@ -97,14 +98,40 @@ pub struct CryptoRequest {
     pub input: Plaintext,
     /// The caller's additional authenticated data; absent and empty are the same.
     pub aad: Vec<u8>,
+    /// In whose name, and why.
+    pub why: Why,
+}
+
+/// What additionalContext says.
+pub struct Why {
     /// Why.
     pub justification: Justification,
     /// How a reason that we do not know is written, cut at 64 bytes; for the audit line.
     pub unknown_reason: Option<String>,
     /// Google's name of the key version, cut at 1024 bytes; for the policy and the audit line.
-    pub relative_resource_name: Option<String>,
+    pub resource: Option<String>,
     /// Google's own probe; changes nothing but what audit and metrics say.
     pub is_key_health_check: bool,
+}
+
+impl Why {
+    pub(crate) fn of(context: Option<Context<'_>>) -> Self {
+        let reason =
+            context.as_ref().and_then(|context| context.access_reason_context.as_ref()).map(|Object(reason)| reason);
+        Self {
+            justification: match reason {
+                None => Justification::Missing,
+                // proto3 leaves out an enum whose value is 0, REASON_UNSPECIFIED.
+                Some(AccessReasonContext { reason: None }) => Justification::from_number(0),
+                Some(AccessReasonContext { reason: Some(Reason(justification, _)) }) => justification.clone(),
+            },
+            unknown_reason: reason.and_then(|context| context.reason.as_ref()?.1.clone()),
+            is_key_health_check: context.as_ref().and_then(|context| context.is_key_health_check).unwrap_or(false),
+            resource: context
+                .and_then(|context| context.relative_resource_name)
+                .map(|Text(name)| truncated(&name, 1024)),
+        }
+    }
 }
 
 /// How long decoded fields may be.
@@ -130,7 +157,7 @@ pub fn decode(verb: Verb, path: &KeyPath, body: &[u8], bounds: Bounds) -> Result
     let blob_bytes = bounds.plaintext_bytes + ekm_core::blob::OVERHEAD_BYTES;
     let (field, input, other, limit) = match verb {
         Verb::Wrap => ("plaintext", body.plaintext, body.wrapped_blob, bounds.plaintext_bytes),
-        Verb::Unwrap => ("wrappedBlob", body.wrapped_blob, body.plaintext, blob_bytes),
+        _ => ("wrappedBlob", body.wrapped_blob, body.plaintext, blob_bytes),
     };
     if other.is_some() {
         return Err(invalid("body", "plaintext and wrappedBlob exclude each other"));
@@ -141,24 +168,7 @@ pub fn decode(verb: Verb, path: &KeyPath, body: &[u8], bounds: Bounds) -> Result
         Some(aad) => bytes("additionalAuthenticatedData", aad, bounds.aad_bytes)?,
         None => Vec::new(),
     };
-    let context = body.additional_context.map(|Object(context)| context);
-    let reason =
-        context.as_ref().and_then(|context| context.access_reason_context.as_ref()).map(|Object(reason)| reason);
-    Ok(CryptoRequest {
-        input,
-        aad,
-        justification: match reason {
-            None => Justification::Missing,
-            // proto3 leaves out an enum whose value is 0, REASON_UNSPECIFIED.
-            Some(AccessReasonContext { reason: None }) => Justification::from_number(0),
-            Some(AccessReasonContext { reason: Some(Reason(justification, _)) }) => justification.clone(),
-        },
-        unknown_reason: reason.and_then(|context| context.reason.as_ref()?.1.clone()),
-        is_key_health_check: context.as_ref().and_then(|context| context.is_key_health_check).unwrap_or(false),
-        relative_resource_name: context
-            .and_then(|context| context.relative_resource_name)
-            .map(|Text(name)| truncated(&name, 1024)),
-    })
+    Ok(CryptoRequest { input, aad, why: Why::of(body.additional_context.map(|Object(context)| context)) })
 }
 
 /// The answer to wrap.
@@ -195,12 +205,12 @@ fn bytes(field: &'static str, Text(text): &Text<'_>, limit: usize) -> Result<Vec
     Ok(decoded)
 }
 
-fn invalid(field: &'static str, problem: impl Into<String>) -> Error {
+pub(crate) fn invalid(field: &'static str, problem: impl Into<String>) -> Error {
     Error::InvalidRequest { field, problem: problem.into() }
 }
 
 /// serde's texts can quote values of the request, so only place and kind are told.
-fn describe(error: &serde_json::Error) -> String {
+pub(crate) fn describe(error: &serde_json::Error) -> String {
     let what = match error.classify() {
         serde_json::error::Category::Eof => "ends too early",
         serde_json::error::Category::Syntax => "is not JSON",
@@ -242,9 +252,9 @@ mod tests {
         .unwrap();
         assert_eq!(request.input.as_bytes(), b"\xde\xad\xbe\xef");
         assert_eq!(request.aad, b"ctx");
-        assert_eq!(request.justification, Justification::Known(R::CustomerInitiatedAccess));
-        assert!(request.is_key_health_check);
-        assert!(request.relative_resource_name.unwrap().ends_with("cryptoKeyVersions/1"));
+        assert_eq!(request.why.justification, Justification::Known(R::CustomerInitiatedAccess));
+        assert!(request.why.is_key_health_check);
+        assert!(request.why.resource.unwrap().ends_with("cryptoKeyVersions/1"));
     }
 
     #[test]
@@ -274,7 +284,7 @@ mod tests {
             (r#"{"accessReasonContext":{"reason":"FOO"}}"#, Justification::Unknown),
         ] {
             let body = format!(r#"{{"plaintext":"AA==","additionalContext":{context}}}"#);
-            assert_eq!(wrap(&body).unwrap().justification, expected, "{context}");
+            assert_eq!(wrap(&body).unwrap().why.justification, expected, "{context}");
         }
     }
 

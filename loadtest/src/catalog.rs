@@ -16,7 +16,7 @@ use ekm_core::catalog::{
 };
 use ekm_core::custody::Custodian;
 use ekm_core::software::KeyFile;
-use ekm_core::{KeyPath, ShardName, Snapshot};
+use ekm_core::{Algorithm, KeyPath, ShardName, Snapshot};
 use ekm_loadtest::{cpu_seconds, measure, request, rss_mib, until_idle};
 use ekm_server::catalog::{Draft, Entry, initialise, load, open_store};
 use ekm_server::config::Config;
@@ -217,6 +217,7 @@ async fn add_space_and_policy(store: &ekm_storage::CatalogStore, key: &CatalogKe
         path: KeyPath::parse("v0/cryptospaces/bench").context("a path")?,
         state: SpaceState::Enabled,
         shard: ShardName::default(),
+        creation: None,
         labels: Default::default(),
         description: String::new(),
         created_at: draft.now(),
@@ -238,6 +239,9 @@ fn new_key(id: Uuid, space: Uuid, policy: Uuid, path: &KeyPath) -> KeyRecord {
         purpose: Purpose::Wrap,
         state: KeyState::Enabled,
         destroy_at: None,
+        algorithm: Algorithm::Symmetric,
+        created_for: None,
+        destroyed_by_caller: false,
         paths: vec![path.clone()],
         custody: Custody::Software,
         primary: 0,

@@ -3,21 +3,26 @@
 //! Starts `ekm dev` as a child, sends wraps and unwraps over TLS 1.3 keep-alive connections with token, policy, audit and metrics on,
 //! and divides the CPU time that the kernel charged to the child by the number of requests. CPU time and not wall time:
 //! client and server share the machine.
+//!
+//! With `--device-ms` it is throughput instead, with an HSM that takes so long (`device`).
+
+mod device;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
+use device::Device;
 use ekm_loadtest::{AAD, measure, request, rss_mib};
 use ekm_tests::{Ekm, base64, set_up};
 
 /// Measures what a request costs the server, in CPU time: wrap and unwrap with each custody.
 #[derive(Parser)]
 struct Args {
-    /// Open connections, each with one request at a time
-    #[arg(long, default_value_t = 16)]
-    connections: usize,
+    /// Open connections, each with one request at a time; 16, or two for each session of `--device-ms`
+    #[arg(long)]
+    connections: Option<usize>,
     /// Time per measurement
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
     seconds: f64,
@@ -27,9 +32,21 @@ struct Args {
     /// Only this custody
     #[arg(long, value_enum)]
     custody: Option<Custody>,
+    /// Throughput with an HSM that takes so long for each encryption and each decryption, instead of CPU time
+    #[arg(long, value_name = "MILLISECONDS", conflicts_with = "custody")]
+    device_ms: Option<f64>,
+    /// That HSM's sessions
+    #[arg(long, default_value_t = 16, requires = "device_ms")]
+    sessions: usize,
     /// JSON instead of a table
     #[arg(long)]
     json: bool,
+}
+
+impl Args {
+    fn connections(&self) -> usize {
+        self.connections.unwrap_or(16)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -44,7 +61,12 @@ enum Custody {
 #[expect(clippy::print_stdout, reason = "the report")]
 fn main() -> Result<()> {
     let args = Args::parse();
-    ensure!(args.repeat > 0 && args.connections > 0, "nothing to measure");
+    ensure!(args.repeat > 0 && args.connections != Some(0) && args.sessions > 0, "nothing to measure");
+    if let Some(device_ms) = args.device_ms {
+        let Args { sessions, seconds, repeat, .. } = args;
+        let connections = args.connections.unwrap_or(2 * sessions);
+        return Device { device_ms, sessions, connections, seconds, repeat }.measure(args.json);
+    }
     let mut rows = Vec::new();
     for custody in [Custody::Software, Custody::Softhsm, Custody::SofthsmIsolated] {
         if args.custody.is_none_or(|only| only == custody) {
@@ -74,7 +96,9 @@ fn main() -> Result<()> {
     }
     println!(
         "median of {} x {} s, {} connections, client on the same machine",
-        args.repeat, args.seconds, args.connections
+        args.repeat,
+        args.seconds,
+        args.connections()
     );
     Ok(())
 }
@@ -100,7 +124,7 @@ fn measure_custody(args: &Args, custody: Custody, rows: &mut Vec<serde_json::Val
         let requests = Arc::new(vec![request]);
         let mut all = Vec::new();
         for _ in 0..args.repeat {
-            all.push(runtime.block_on(measure(&ekm, &requests, args.connections, args.seconds))?);
+            all.push(runtime.block_on(measure(&ekm, &requests, args.connections(), args.seconds))?);
         }
         all.sort_by(|a, b| a.cpu_us.total_cmp(&b.cpu_us));
         let median = &all[all.len() / 2];

@@ -27,7 +27,12 @@ impl Deployment {
 
     /// The same on a database that is there and empty.
     pub fn on(database: Database, arguments: &[&str]) -> Self {
-        let deployment = Self { database, first: set_up(arguments) };
+        Self::of(database, set_up(arguments))
+    }
+
+    /// The same with what `ekm dev` has set up in this directory.
+    pub fn of(database: Database, first: Directory) -> Self {
+        let deployment = Self { database, first };
         // On a loaded machine, connecting may take longer than the service waits.
         let mut attempts = (0..5).map(|_| deployment.catalog_command("migrate"));
         let migrated = attempts.find(|output| !String::from_utf8_lossy(&output.stderr).contains("catalog_unreachable"));
@@ -79,7 +84,8 @@ impl Deployment {
         let directory = self.directory();
         let file = directory.path().join("catalog.toml");
         let text = fs::read_to_string(directory.path().join("ekm.toml")).expect("ekm dev has been here");
-        fs::write(&file, self.config(text, "")).expect("writable");
+        let limits = "\n[limits]\nrequest_deadline_ms = 20000\n";
+        fs::write(&file, self.config(text, "") + limits).expect("writable");
         run_ekm(&["catalog", command, "--config", file.to_str().expect("ASCII")])
     }
 }

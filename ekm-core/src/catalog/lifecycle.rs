@@ -97,6 +97,13 @@ impl KeyRecord {
         }
     }
 
+    /// As [`Self::schedule_destruction`], but the caller says so whose data it protects: it does not unwrap any more.
+    pub fn destroy_for_caller(&mut self, now: OffsetDateTime, settings: &Settings) -> Result<Outcome, Impossible> {
+        let scheduled = self.schedule_destruction(now, settings)?;
+        let known = std::mem::replace(&mut self.destroyed_by_caller, true) || self.state == KeyState::Destroyed;
+        Ok(if known { scheduled } else { Outcome::Changed })
+    }
+
     /// Takes a scheduled destruction back. The key is disabled then.
     pub fn undelete(&mut self) -> Result<Outcome, Impossible> {
         match self.state {
@@ -104,6 +111,7 @@ impl KeyRecord {
             KeyState::DestroyScheduled => {
                 self.state = KeyState::Disabled;
                 self.destroy_at = None;
+                self.destroyed_by_caller = false;
                 Ok(Outcome::Changed)
             }
             KeyState::Enabled | KeyState::Disabled => Ok(Outcome::Unchanged),
@@ -359,6 +367,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::algorithm::Algorithm;
     use crate::blob::VersionId;
     use crate::catalog::Custody;
     use crate::path::KeyPath;
@@ -385,6 +394,9 @@ mod tests {
             purpose: Purpose::Wrap,
             state: KeyState::Enabled,
             destroy_at: None,
+            algorithm: Algorithm::Symmetric,
+            created_for: None,
+            destroyed_by_caller: false,
             paths: vec![KeyPath::parse("v0/keys/a").unwrap()],
             custody: Custody::HsmWrapped,
             primary: 0,

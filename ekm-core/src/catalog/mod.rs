@@ -12,7 +12,7 @@ pub use ledger::{CatalogKey, Head, SealedChange, SealedHead, SealedRow};
 pub use lifecycle::{Impossible, Outcome};
 pub use mirror::{Loading, Mirror, Tampered};
 pub use record::{
-    ApprovalRecord, ApprovalState, Custody, KeyRecord, KeyState, Kind, PolicyRecord, Purpose, RootRecord, Rotation,
-    Settings, SpaceRecord, SpaceState, StoredVersion, VersionRecord, VersionState,
+    ApprovalRecord, ApprovalState, Custody, KeyCreation, KeyRecord, KeyState, Kind, PolicyRecord, Purpose, RootRecord,
+    Rotation, Settings, SpaceRecord, SpaceState, StoredVersion, VersionRecord, VersionState,
 };
 pub use replaced::{ReplacedPolicy, denial_final_at, replaced};

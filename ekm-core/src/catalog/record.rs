@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::replaced::ReplacedPolicy;
+use crate::algorithm::Algorithm;
 use crate::blob::{Format, VersionId};
 use crate::path::KeyPath;
 use crate::shard_name::ShardName;
@@ -25,6 +26,9 @@ pub struct SpaceRecord {
     /// Where the material of its keys' next versions lives.
     #[serde(default, skip_serializing_if = "ShardName::is_main")]
     pub shard: ShardName,
+    /// Whether callers may make keys in it, by createKey.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub creation: Option<KeyCreation>,
     /// For people and filters.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -34,6 +38,21 @@ pub struct SpaceRecord {
     /// When it was made.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
+}
+
+/// What callers may make in a crypto space.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyCreation {
+    /// Who may, and later the policy of the keys that are made.
+    pub policy: Uuid,
+    /// How their material is kept.
+    pub custody: Custody,
+    /// Which keys; empty means any that is offered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub algorithms: Vec<Algorithm>,
+    /// How many keys of the space there may be at a time, destroyed ones not counted.
+    pub max_keys: u32,
 }
 
 /// A named policy; keys refer to it by id.
@@ -69,11 +88,20 @@ pub struct KeyRecord {
     pub replaced_policies: Vec<ReplacedPolicy>,
     /// What it is for.
     pub purpose: Purpose,
+    /// What it does, by Google's name.
+    #[serde(default, skip_serializing_if = "Algorithm::is_symmetric")]
+    pub algorithm: Algorithm,
     /// Whether it is in use.
     pub state: KeyState,
     /// When it will be destroyed; with [`KeyState::DestroyScheduled`] only.
     #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
     pub destroy_at: Option<OffsetDateTime>,
+    /// What Cloud KMS called the key version that it is for, if a caller has made it: the same again is the same key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_for: Option<String>,
+    /// A caller has destroyed it: it unwraps nothing any more, also while that can be taken back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub destroyed_by_caller: bool,
     /// Every path under which callers know it, the first one first. They stay when the key is destroyed: a path is never given
     /// out twice.
     pub paths: Vec<KeyPath>,

@@ -1,14 +1,17 @@
-//! Frames between a frontend and its HSM worker: a length, 4 bytes, little-endian, and that many bytes. They carry plaintext, so they are
-//! wiped, and no serialisation library sees them.
+//! What goes between a frontend and its HSM worker. They carry plaintext, so they are wiped, and no serialisation library sees them.
+//!
+//! Jobs and answers are messages: a number, 4 bytes, little-endian, by which the answer finds its job, and the rest. The socket keeps them
+//! apart. At the beginning there are texts, on another socket: a length, 4 bytes, and that many bytes.
 //!
 //! Both ends are the same program, so there is no version; what does not parse ends the connection.
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
 use uuid::Uuid;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::fault::{Class, Fault};
 use super::job::{Answer, Outcome, Request, TokenKey};
@@ -16,9 +19,9 @@ use crate::blob::{GcmSealed, VersionId};
 use crate::secret::Plaintext;
 
 /// Longer than any request: 64 KiB of plaintext and as much AAD.
-pub(super) const MAX_BYTES: usize = 1 << 20;
+pub(super) const MAX_BYTES: usize = 1 << 18;
 
-/// A frame that is being written; begins with room for its length.
+/// What is being written; begins with room for its length, or its number.
 struct Writer(Zeroizing<Vec<u8>>);
 
 impl Writer {
@@ -45,14 +48,13 @@ impl Writer {
         self.id(key.id).bytes(key.check_blob.as_deref().unwrap_or_default())
     }
 
-    fn finish(mut self) -> Zeroizing<Vec<u8>> {
-        let length = u32::try_from(self.0.len() - 4).unwrap_or(u32::MAX);
-        self.0[..4].copy_from_slice(&length.to_le_bytes());
+    fn numbered(mut self, number: u32) -> Zeroizing<Vec<u8>> {
+        self.0[..4].copy_from_slice(&number.to_le_bytes());
         self.0
     }
 }
 
-/// A frame that is being read, without its length.
+/// What is being read.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -89,7 +91,36 @@ impl<'a> Reader<'a> {
     }
 }
 
-pub(super) fn encode_request(request: &Request, confirm: bool) -> Zeroizing<Vec<u8>> {
+/// A job as a session sees it.
+pub(super) struct Order {
+    /// By which its answer finds it.
+    pub(super) number: u32,
+    /// After this nobody waits any more.
+    pub(super) deadline: Clock,
+    /// As in [`super::job::Job`].
+    pub(super) confirm: bool,
+    pub(super) request: Request,
+}
+
+/// A time that means the same in both processes: CLOCK_MONOTONIC, in nanoseconds.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Clock(u64);
+
+impl Clock {
+    pub(super) fn now() -> Self {
+        let now = clock_gettime(ClockId::Monotonic);
+        let (seconds, nanoseconds) = (u64::try_from(now.tv_sec), u64::try_from(now.tv_nsec));
+        Self(seconds.unwrap_or(0) * 1_000_000_000 + nanoseconds.unwrap_or(0))
+    }
+
+    pub(super) fn at(instant: Instant) -> Self {
+        let left = instant.saturating_duration_since(Instant::now());
+        Self(Self::now().0.saturating_add(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// The job without its number, for which there is room.
+pub(super) fn encode_order(request: &Request, confirm: bool, deadline: Clock) -> Zeroizing<Vec<u8>> {
     let frame = match request {
         Request::Wrap { key, aad, plaintext } => {
             let text = plaintext.as_bytes();
@@ -97,7 +128,7 @@ pub(super) fn encode_request(request: &Request, confirm: bool) -> Zeroizing<Vec<
         }
         Request::Unwrap { key, aad, sealed, checked } => {
             let frame = Writer::new(2, aad.len() + sealed.ciphertext.len()).key(key).bytes(aad);
-            frame.bytes(&sealed.nonce).bytes(&sealed.ciphertext).bytes(&[u8::from(confirm), u8::from(*checked)])
+            frame.bytes(&sealed.nonce).bytes(&sealed.ciphertext).bytes(&[u8::from(*checked)])
         }
         Request::Check { key } => Writer::new(3, 0).key(key),
         Request::Probe => Writer::new(4, 0),
@@ -115,12 +146,12 @@ pub(super) fn encode_request(request: &Request, confirm: bool) -> Zeroizing<Vec<
         }
         Request::Audit { key } => Writer::new(8, 0).key(key),
     };
-    frame.finish()
+    frame.bytes(&deadline.0.to_le_bytes()).bytes(&[u8::from(confirm)]).numbered(0)
 }
 
-pub(super) fn decode_request(frame: &[u8]) -> Option<(Request, bool)> {
+pub(super) fn decode_order(frame: &[u8]) -> Option<Order> {
     let mut reader = Reader(frame);
-    let (tag, mut confirm) = (reader.array::<1>()?, false);
+    let (number, tag) = (u32::from_le_bytes(reader.array()?), reader.array::<1>()?);
     let request = match tag[0] {
         1 => {
             let (key, aad) = (reader.key()?, reader.bytes()?.to_vec());
@@ -129,8 +160,7 @@ pub(super) fn decode_request(frame: &[u8]) -> Option<(Request, bool)> {
         2 => {
             let (key, aad) = (reader.key()?, reader.bytes()?.to_vec());
             let (nonce, ciphertext) = (reader.bytes()?.try_into().ok()?, reader.bytes()?.to_vec());
-            let [confirmed, checked] = *reader.bytes()? else { return None };
-            confirm = confirmed == 1;
+            let [checked] = *reader.bytes()? else { return None };
             Request::Unwrap { key, aad, sealed: GcmSealed { nonce, ciphertext }, checked: checked == 1 }
         }
         3 => Request::Check { key: reader.key()? },
@@ -147,10 +177,14 @@ pub(super) fn decode_request(frame: &[u8]) -> Option<(Request, bool)> {
         8 => Request::Audit { key: reader.key()? },
         _ => return None,
     };
-    reader.whole((request, confirm))
+    let deadline = Clock(u64::from_le_bytes(reader.bytes()?.try_into().ok()?));
+    let [confirm] = *reader.bytes()? else { return None };
+    reader.whole(Order { number, deadline, confirm: confirm == 1, request })
 }
 
-pub(super) fn encode_outcome((result, took): &Outcome) -> Zeroizing<Vec<u8>> {
+/// `None` for a job that was dropped, because nobody waits for it any more.
+pub(super) fn encode_answer(number: u32, outcome: Option<&Outcome>) -> Zeroizing<Vec<u8>> {
+    let Some((result, took)) = outcome else { return Writer::new(7, 0).numbered(number) };
     let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).to_le_bytes();
     let frame = match result {
         Ok(Answer::Wrapped(sealed)) => {
@@ -169,12 +203,16 @@ pub(super) fn encode_outcome((result, took): &Outcome) -> Zeroizing<Vec<u8>> {
             .bytes(function.as_bytes())
             .bytes(code.as_bytes()),
     };
-    frame.finish()
+    frame.numbered(number)
 }
 
-pub(super) fn decode_outcome(frame: &[u8]) -> Option<Outcome> {
+/// The reverse of [`encode_answer`].
+pub(super) fn decode_answer(frame: &[u8]) -> Option<(u32, Option<Outcome>)> {
     let mut reader = Reader(frame);
-    let tag = reader.array::<1>()?;
+    let (number, tag) = (u32::from_le_bytes(reader.array()?), reader.array::<1>()?);
+    if tag == [7] {
+        return reader.whole((number, None));
+    }
     let took = Duration::from_nanos(u64::from_le_bytes(reader.bytes()?.try_into().ok()?));
     let result = match tag[0] {
         1 => {
@@ -191,7 +229,7 @@ pub(super) fn decode_outcome(frame: &[u8]) -> Option<Outcome> {
         6 => Ok(Answer::Exists),
         _ => return None,
     };
-    reader.whole((result, took))
+    reader.whole((number, Some((result, took))))
 }
 
 fn class(name: &str) -> Option<Class> {
@@ -200,88 +238,32 @@ fn class(name: &str) -> Option<Class> {
     all.into_iter().find(|class| class.as_str() == name)
 }
 
-/// What has come in of one frame: one call of the kernel reads all of most frames. Wiped after use.
-pub(super) struct Inbox {
-    buffer: Zeroizing<Vec<u8>>,
-    filled: usize,
-    exact: bool,
-}
-
-impl Inbox {
-    pub(super) fn new() -> Self {
-        Self { buffer: Zeroizing::new(vec![0; 4096]), filled: 0, exact: false }
-    }
-
-    /// One that reads nothing beyond a frame: sockets may follow, which a plain read would lose.
-    pub(super) fn exact() -> Self {
-        Self { exact: true, ..Self::new() }
-    }
-
-    /// Where to read to.
-    pub(super) fn room(&mut self) -> &mut [u8] {
-        let end = match (self.exact, self.whole()) {
-            (false, _) => self.buffer.len(),
-            (true, None) => 4,
-            (true, Some(whole)) => whole,
-        };
-        &mut self.buffer[self.filled..end]
-    }
-
-    /// The frame's length with its length, once that has come.
-    fn whole(&self) -> Option<usize> {
-        let head = self.buffer[..self.filled].first_chunk()?;
-        Some(4 + u32::from_le_bytes(*head) as usize)
-    }
-
-    /// So much was read; none is the end of the connection. Whether the frame is whole.
-    pub(super) fn add(&mut self, length: usize) -> io::Result<bool> {
-        if length == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.filled += length;
-        let Some(whole) = self.whole() else { return Ok(false) };
-        if whole > 4 + MAX_BYTES || whole < self.filled {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame of more than 1 MiB, or two at once"));
-        }
-        if whole >= self.buffer.len() {
-            // Not by growing, which leaves an unwiped copy behind.
-            let mut larger = Zeroizing::new(vec![0; whole + 1]);
-            larger[..self.filled].copy_from_slice(&self.buffer[..self.filled]);
-            self.buffer = larger;
-        }
-        Ok(whole == self.filled)
-    }
-
-    /// The whole frame without its length, for `use_it`.
-    pub(super) fn take<T>(&mut self, use_it: impl FnOnce(&[u8]) -> T) -> T {
-        let used = use_it(&self.buffer[4..self.filled]);
-        self.buffer[..self.filled].zeroize();
-        self.filled = 0;
-        used
-    }
-
-    /// Reads one frame; `false` at the end of the connection.
-    pub(super) fn read(&mut self, stream: &mut impl Read) -> io::Result<bool> {
-        loop {
-            match stream.read(self.room()) {
-                Ok(0) if self.filled == 0 => return Ok(false),
-                Ok(length) if self.add(length)? => return Ok(true),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-}
-
 /// A frame of texts, for the beginning of a connection.
 pub(super) fn encode_texts(texts: &[&str]) -> Zeroizing<Vec<u8>> {
     let length = texts.iter().map(|text| text.len() + 4).sum();
-    texts.iter().fold(Writer::new(0, length), |frame, text| frame.bytes(text.as_bytes())).finish()
+    let frame = texts.iter().fold(Writer::new(0, length), |frame, text| frame.bytes(text.as_bytes()));
+    let length = u32::try_from(frame.0.len() - 4).unwrap_or(u32::MAX);
+    frame.numbered(length)
 }
 
-/// The reverse of [`encode_texts`].
-pub(super) fn decode_texts(frame: &[u8]) -> Option<Vec<Zeroizing<String>>> {
+/// Reads texts, and nothing beyond them: sockets may follow, which a plain read would lose. `None` at the end of the connection.
+pub(super) fn read_texts(stream: &mut impl Read) -> io::Result<Option<Vec<Zeroizing<String>>>> {
+    let mut head = [0; 4];
+    match stream.read_exact(&mut head) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    }
+    let length = u32::from_le_bytes(head) as usize;
+    let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
+    if length > MAX_BYTES {
+        return Err(invalid("texts of more than 256 KiB"));
+    }
+    let mut frame = Zeroizing::new(vec![0; length]);
+    stream.read_exact(&mut frame)?;
+    decode_texts(&frame).map(Some).ok_or_else(|| invalid("texts that do not parse"))
+}
+
+fn decode_texts(frame: &[u8]) -> Option<Vec<Zeroizing<String>>> {
     let mut reader = Reader(frame);
     if reader.array::<1>()? != [0] {
         return None;
@@ -323,64 +305,51 @@ mod tests {
                 Request::Discard { id },
             ];
             for request in requests {
-                let frame = encode_request(&request, confirm);
-                prop_assert_eq!(u32::from_le_bytes(frame[..4].try_into().unwrap()) as usize, frame.len() - 4);
-                let (decoded, confirmed) = decode_request(&frame[4..]).unwrap();
-                prop_assert_eq!(encode_request(&decoded, confirmed), frame.clone());
-                prop_assert!(decode_request(&frame[4..frame.len() - 1]).is_none());
+                let deadline = Clock(u64::from(number) << 17);
+                let mut frame = encode_order(&request, confirm, deadline);
+                frame[..4].copy_from_slice(&number.to_le_bytes());
+                let order = decode_order(&frame).unwrap();
+                prop_assert!((order.number, order.confirm, order.deadline) == (number, confirm, deadline));
+                prop_assert_eq!(&encode_order(&order.request, confirm, deadline)[4..], &frame[4..]);
+                prop_assert!(decode_order(&frame[..frame.len() - 1]).is_none());
             }
             let took = Duration::from_nanos(77);
             let fault = Fault { class: Class::Session, function: "C_Encrypt".into(), code: "CKR_OK".into() };
             let answers = [Ok(Answer::Wrapped(sealed)), Ok(Answer::Unwrapped(Plaintext::new(text))), Ok(Answer::Exported(blob)), Ok(Answer::Exists), Ok(Answer::Done), Err(fault)];
-            for answer in answers {
-                let frame = encode_outcome(&(answer, took));
-                let decoded = decode_outcome(&frame[4..]).unwrap();
-                prop_assert_eq!(decoded.1, took);
-                prop_assert_eq!(encode_outcome(&decoded), frame.clone());
-                prop_assert!(decode_outcome(&frame[4..frame.len() - 1]).is_none());
+            for outcome in answers.into_iter().map(|answer| Some((answer, took))).chain([None]) {
+                let frame = encode_answer(number, outcome.as_ref());
+                let (decoded, answer) = decode_answer(&frame).unwrap();
+                prop_assert_eq!(decoded, number);
+                prop_assert_eq!(answer.as_ref().map(|(_, took)| *took), outcome.map(|(_, took)| took));
+                prop_assert_eq!(encode_answer(number, answer.as_ref()), frame.clone());
+                prop_assert!(decode_answer(&frame[..frame.len() - 1]).is_none());
             }
         }
 
         #[test]
         fn no_bytes_panic(frame in bytes()) {
-            let _ = (decode_request(&frame), decode_outcome(&frame), decode_texts(&frame));
+            let _ = (decode_order(&frame), decode_answer(&frame), decode_texts(&frame));
         }
     }
 
     #[test]
-    fn an_inbox_gives_back_frames_of_any_length_however_they_come_and_refuses_endless_ones() {
-        for length in [0, 1, 4091, 4092, 4093, 100_000, MAX_BYTES - 1] {
-            let text = "x".repeat(length.saturating_sub(4));
-            let frame = encode_texts(&[&text]);
-            let mut inbox = Inbox::new();
-            for step in [1000, frame.len(), 4096] {
-                for part in frame.chunks(step) {
-                    let mut part = part;
-                    while !part.is_empty() {
-                        let room = inbox.room();
-                        let (now, later) = part.split_at(part.len().min(room.len()));
-                        room[..now.len()].copy_from_slice(now);
-                        let whole = inbox.add(now.len()).unwrap();
-                        part = later;
-                        assert_eq!(whole, part.is_empty() && std::ptr::eq(part.as_ptr(), frame.as_ptr_range().end));
-                    }
-                }
-                assert_eq!(*decode_texts_of(&mut inbox)[0], text);
-            }
-        }
-        let mut inbox = Inbox::new();
-        inbox.room()[..4].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(inbox.add(4).is_err());
-    }
-
-    fn decode_texts_of(inbox: &mut Inbox) -> Vec<Zeroizing<String>> {
-        inbox.take(decode_texts).unwrap()
+    fn texts_come_back_as_they_were_and_nothing_beyond_them_is_read() {
+        let long = "x".repeat(100_000);
+        let mut stream = [&encode_texts(&["a", "", "PIN", &long])[..], b"beyond"].concat();
+        let mut rest = &stream[..];
+        let texts = read_texts(&mut rest).unwrap().unwrap();
+        assert_eq!(texts.iter().map(|text| text.as_str()).collect::<Vec<_>>(), ["a", "", "PIN", &long]);
+        assert_eq!(rest, b"beyond");
+        assert!(read_texts(&mut &b""[..]).unwrap().is_none(), "the connection has ended");
+        stream.truncate(1000);
+        assert!(read_texts(&mut &stream[..]).is_err(), "it has ended too soon");
+        assert!(read_texts(&mut &u32::MAX.to_le_bytes()[..]).is_err(), "endless");
     }
 
     #[test]
-    fn texts_come_back_as_they_were() {
-        let frame = encode_texts(&["a", "", "PIN"]);
-        let texts = decode_texts(&frame[4..]).unwrap();
-        assert_eq!(texts.iter().map(|text| text.as_str()).collect::<Vec<_>>(), ["a", "", "PIN"]);
+    fn a_deadline_means_the_same_on_the_other_side() {
+        let later = Clock::at(Instant::now() + Duration::from_secs(5));
+        assert!(Clock::now() < later && later.0 <= Clock::now().0 + 5_000_000_000);
+        assert!(Clock::at(Instant::now()) <= Clock::now(), "what is over is over");
     }
 }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::fault::Fault;
-use super::job::Job;
+use super::job::{Job, Outcome, Patience, Request};
+use super::lane::Lane;
 use super::process::Process;
 use super::profile::ProfileName;
 use super::session::TokenSession;
@@ -21,8 +22,10 @@ const CONTROL_QUEUE: usize = 16;
 
 /// A way to a token.
 pub(super) struct Link {
-    /// Where jobs go in.
-    pub(super) jobs: Queues<flume::Sender<Job>>,
+    /// For requests.
+    pub(super) work: Queue,
+    /// For our own jobs, on a session that requests do not use: a probe that waited behind them would say nothing about the token.
+    pub(super) control: Queue,
     /// What is at its other end.
     pub(super) token: TokenInfo,
     /// Why it is of no use any more, once it is. Threads never say so.
@@ -30,25 +33,59 @@ pub(super) struct Link {
     pub(super) _hands: Hands,
 }
 
-/// Who takes jobs out. Dropping it ends them.
+/// Who works at the other end. Dropping it ends them.
 #[expect(dead_code, reason = "they are kept, and dropped")]
 pub(super) enum Hands {
     Threads(Threads),
     Process(Process),
 }
 
-/// The queues in front of a token's sessions: one end of each.
-pub(super) struct Queues<T> {
-    /// For requests.
-    pub(super) work: T,
-    /// For our own jobs, on a session that requests do not use: a probe that waited behind them would say nothing about the token.
-    pub(super) control: T,
+/// Where jobs go in, and wait for a session.
+pub(super) enum Queue {
+    Threads(flume::Sender<Job>),
+    Process(Arc<Lane>),
 }
 
-/// Where jobs go in, and where they come out. So many requests can wait.
-pub(super) fn queues(length: usize) -> (Queues<flume::Sender<Job>>, Queues<flume::Receiver<Job>>) {
-    let ((work, at_work), (control, in_control)) = (flume::bounded(length), flume::bounded(CONTROL_QUEUE));
-    (Queues { work, control }, Queues { work: at_work, control: in_control })
+/// Why a job was not done.
+pub(super) enum Undone {
+    /// Too many wait already.
+    Full,
+    /// The way is lost, or the job's time was over before a session came to it.
+    Dropped,
+}
+
+impl Queue {
+    /// How many jobs wait.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Threads(jobs) => jobs.len(),
+            Self::Process(lane) => lane.waiting(),
+        }
+    }
+
+    /// What comes of a job, and when a session took it. Whoever does not wait any more drops this.
+    pub(super) async fn ask(
+        &self,
+        request: &Arc<Request>,
+        confirm: bool,
+        deadline: Instant,
+        patience: Patience,
+    ) -> Result<(Instant, Outcome), Undone> {
+        let jobs = match self {
+            Self::Threads(jobs) => jobs,
+            Self::Process(lane) => return lane.ask(request, confirm, deadline, patience).await,
+        };
+        let (reply, answer) = oneshot::channel();
+        let job = Job { request: Arc::clone(request), confirm, deadline, reply };
+        match patience {
+            Patience::Request(_) => jobs.try_send(job).map_err(|refused| match refused {
+                flume::TrySendError::Full(_) => Undone::Full,
+                flume::TrySendError::Disconnected(_) => Undone::Dropped,
+            })?,
+            Patience::Own(_) => jobs.send_async(job).await.map_err(|_| Undone::Dropped)?,
+        }
+        answer.await.map_err(|_| Undone::Dropped)
+    }
 }
 
 /// A token as it describes itself.
@@ -96,13 +133,15 @@ impl Link {
         queue_length: usize,
     ) -> Result<Self, TokenError> {
         let Opened { info, sessions, control } = open_sessions(module, options, sessions)?;
-        let (jobs, queues) = queues(queue_length);
+        let (work, jobs) = flume::bounded(queue_length);
+        let (control_work, control_jobs) = flume::bounded(CONTROL_QUEUE);
         let mut threads = Threads { module: Arc::clone(module), running: Vec::new() };
-        threads.start("hsm-control".into(), control, queues.control)?;
+        threads.start("hsm-control".into(), control, control_jobs)?;
         for (number, session) in sessions.into_iter().enumerate() {
-            threads.start(format!("hsm-{number}"), session, queues.work.clone())?;
+            threads.start(format!("hsm-{number}"), session, jobs.clone())?;
         }
-        Ok(Self { jobs, token: info, lost: watch::channel(None).1, _hands: Hands::Threads(threads) })
+        let (work, control) = (Queue::Threads(work), Queue::Threads(control_work));
+        Ok(Self { work, control, token: info, lost: watch::channel(None).1, _hands: Hands::Threads(threads) })
     }
 
     /// Resolves with the reason when the link is of no use any more.

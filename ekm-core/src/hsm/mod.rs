@@ -5,7 +5,7 @@
 //! - [`Shard`]: chooses among replicas that hold the same keys, asks a second one if the first is late or fails.
 //! - [`Replica`]: one token, with its state (`health`), and the task that keeps it usable.
 //! - `link`: the bounded queue in front of its sessions. They run on threads of this process, or in a worker process of their own
-//!   (`process` is the frontend's side of it, [`worker`] the other, `frame` what goes between them).
+//!   (`process` and `lane` are the frontend's side of it, [`worker`] the other, `frame` what goes between them).
 //! - `session`: one logged-in session with its cache of key handles; blocking. `gcm`: the two calls that it makes.
 //!
 //! [`Module`] is the vendor's library, [`Token`] is found, logged in to and tested; [`fault`] is a failed call and what its return code
@@ -20,6 +20,7 @@ mod frame;
 mod gcm;
 mod health;
 mod job;
+mod lane;
 mod link;
 mod process;
 pub mod profile;

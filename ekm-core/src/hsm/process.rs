@@ -1,6 +1,4 @@
 //! The frontend's side of a worker process: started, given its PIN once, watched, and killed when a call hangs.
-//!
-//! Every session of the worker has a socket of its own, so that one that hangs holds up nobody.
 
 use std::io::{self, IoSliceMut, Write};
 use std::mem::MaybeUninit;
@@ -10,18 +8,18 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use secrecy::ExposeSecret;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
-use super::frame::{self, Inbox};
-use super::job::{Job, Outcome};
-use super::link::{Hands, Link, TokenInfo, queues};
+use super::frame;
+use super::lane::Lane;
+use super::link::{Hands, Link, Queue, TokenInfo};
 use super::token::{TokenError, TokenOptions, TokenSelector};
 
 /// From the start of a worker until it is logged in. HSMs on a network take their time; one that hangs must not hold it for ever.
@@ -42,7 +40,7 @@ pub struct WorkerCommand {
     pub hang_after: Duration,
 }
 
-/// A running worker, and who carries jobs to it.
+/// A running worker, and who hands out its answers.
 pub(super) struct Process {
     _worker: Worker,
     tasks: Vec<JoinHandle<()>>,
@@ -64,7 +62,7 @@ impl Drop for Worker {
     }
 }
 
-/// Starts a worker and waits until it has logged in. Blocking; within a runtime, whose tasks then carry the jobs.
+/// Starts a worker and waits until it has logged in. Blocking; within a runtime, whose tasks then hand out the answers.
 pub(super) fn open(
     command: &WorkerCommand,
     module: &Path,
@@ -90,26 +88,25 @@ pub(super) fn open(
     (&ours).write_all(&introduction(module, options, sessions)).map_err(began)?;
     let token = greeting(&ours).map_err(began)??;
 
-    let (jobs, queues) = queues(queue_length);
     let (loss, lost) = watch::channel(None);
     let (mut tasks, loss) = (Vec::new(), Arc::new(loss));
-    for number in 0..=token.sessions {
-        let stream = receive_socket(&ours).map_err(began)?;
-        let queue = if number == 0 { &queues.control } else { &queues.work };
-        // Our own jobs, such as making a key, may take longer than a request has time for.
-        let patience = if number == 0 { START_PATIENCE } else { command.hang_after };
-        tasks.push(tokio::spawn(carry(stream, queue.clone(), patience, Arc::clone(&loss))));
-    }
+    let mut lane = |sessions, hang_after| {
+        let lane = Arc::new(Lane::new(receive_socket(&ours).map_err(began)?, sessions, queue_length));
+        let (handing, loss) = (Arc::clone(&lane), Arc::clone(&loss));
+        tasks.push(tokio::spawn(async move { lose(&loss, handing.hand_out(hang_after).await) }));
+        Ok::<_, TokenError>(Queue::Process(lane))
+    };
+    // Our own jobs, such as making a key, may take longer than a request has time for.
+    let control = lane(1, START_PATIENCE)?;
+    let work = lane(token.sessions, command.hang_after)?;
     tasks.push(tokio::spawn(watch_end(ours, loss)));
-    Ok(Link { jobs, token, lost, _hands: Hands::Process(Process { _worker: worker, tasks }) })
+    Ok(Link { work, control, token, lost, _hands: Hands::Process(Process { _worker: worker, tasks }) })
 }
 
 /// What the worker says first: which token it has opened, or why it has not.
 fn greeting(control: &UnixStream) -> io::Result<Result<TokenInfo, TokenError>> {
-    let mut inbox = Inbox::exact();
-    let answered = inbox.read(&mut &*control)?;
     let ended = || io::Error::other("it ended before it was logged in");
-    let texts = answered.then(|| inbox.take(frame::decode_texts)).flatten().ok_or_else(ended)?;
+    let texts = frame::read_texts(&mut &*control)?.ok_or_else(ended)?;
     let texts: Vec<&str> = texts.iter().map(|text| text.as_str()).collect();
     match texts[..] {
         ["ready", label, profile, sessions] => Ok(Ok(TokenInfo {
@@ -133,62 +130,20 @@ fn introduction(module: &Path, options: &TokenOptions, sessions: Option<usize>) 
     frame::encode_texts(&[&module.to_string_lossy(), kind, name, options.pin.expose_secret(), profile, &sessions])
 }
 
-/// One socket of a session, sent along with one byte (unix(7), SCM_RIGHTS).
-fn receive_socket(control: &UnixStream) -> io::Result<tokio::net::UnixStream> {
+/// A socket to sessions, sent along with one byte (unix(7), SCM_RIGHTS).
+fn receive_socket(control: &UnixStream) -> io::Result<OwnedFd> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
     let received = recvmsg(control, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    let sockets = ancillary.drain().find_map(|message| match message {
+    let socket = ancillary.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next(),
         _ => None,
     });
-    match sockets {
-        Some(socket) if received.bytes == 1 => {
-            let stream = UnixStream::from(socket);
-            stream.set_nonblocking(true)?;
-            tokio::net::UnixStream::from_std(stream)
-        }
-        _ => Err(io::Error::other("it sent no socket for a session")),
-    }
-}
-
-/// Carries jobs to one session and answers back.
-async fn carry(
-    mut stream: tokio::net::UnixStream,
-    queue: flume::Receiver<Job>,
-    hang_after: Duration,
-    loss: Arc<watch::Sender<Option<String>>>,
-) {
-    let mut inbox = Inbox::new();
-    while let Ok(job) = queue.recv_async().await {
-        if job.abandoned() {
-            continue;
-        }
-        let taken = Instant::now();
-        let request = frame::encode_request(&job.request, job.confirm);
-        let reason = match tokio::time::timeout(hang_after, exchange(&mut stream, &request, &mut inbox)).await {
-            Ok(Ok(outcome)) => {
-                let _ = job.reply.send((taken, outcome));
-                continue;
-            }
-            Ok(Err(error)) => format!("its worker process has ended, or spoken nonsense: {error}"),
-            Err(_) => format!("a call has hung for {} ms; its worker process is killed", hang_after.as_millis()),
-        };
-        lose(&loss, reason);
-        return;
-    }
-}
-
-async fn exchange(stream: &mut tokio::net::UnixStream, request: &[u8], inbox: &mut Inbox) -> io::Result<Outcome> {
-    stream.write_all(request).await?;
-    loop {
-        let length = stream.read(inbox.room()).await?;
-        if inbox.add(length)? {
-            let outcome = inbox.take(frame::decode_outcome);
-            return outcome.ok_or_else(|| io::Error::other("an answer that does not parse"));
-        }
-    }
+    let none = || io::Error::other("it sent no socket for its sessions");
+    let socket = socket.filter(|_| received.bytes == 1).ok_or_else(none)?;
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    Ok(socket)
 }
 
 /// The worker holds the other end of the control socket as long as it lives.

@@ -13,8 +13,8 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use super::fault::{Class, Fault};
 use super::health::{Health, State, Verdict, pause, slow_limit};
-use super::job::{Answer, Job, Patience, Request, Timing, without_digest};
-use super::link::{Link, TokenInfo};
+use super::job::{Answer, Patience, Request, Timing, without_digest};
+use super::link::{Link, Queue, TokenInfo, Undone};
 use super::process::{self, WorkerCommand};
 use super::profile::ProfileName;
 use super::token::{Module, TokenError, TokenOptions, TokenSelector};
@@ -162,7 +162,7 @@ impl Replica {
             reason,
             token: link.as_ref().map(|link| link.token.clone()),
             in_flight: self.health.in_flight(),
-            queue: link.as_ref().map_or(0, |link| link.jobs.work.len()),
+            queue: link.as_ref().map_or(0, |link| link.work.len()),
             latency: self.health.latency(),
             operations: count(&counts.operations),
             faults: count(&counts.faults),
@@ -231,7 +231,7 @@ impl Replica {
             Patience::Own(deadline) => deadline,
         };
         let mut waiting = Waiting { replica: self, since: entered, answered: false };
-        let outcome = self.send(&link.jobs.work, request, confirm, deadline, patience).await;
+        let outcome = self.send(&link.work, request, confirm, deadline, patience).await;
         waiting.answered = true;
         let outcome = outcome.and_then(|(answer, timing)| {
             let answer = checked(request, answer).map_err(Failure::Fault)?;
@@ -279,40 +279,31 @@ impl Replica {
     pub(super) async fn control(&self, request: Request, within: Duration) -> Result<Answer, Failure> {
         let Some(link) = self.link.load_full() else { return Err(Failure::Away(self.health.now().2)) };
         let deadline = Instant::now() + within;
-        let sent = self.send(&link.jobs.control, &Arc::new(request), false, deadline, Patience::Own(deadline)).await;
+        let sent = self.send(&link.control, &Arc::new(request), false, deadline, Patience::Own(deadline)).await;
         sent.map(|(answer, _)| answer)
     }
 
     async fn send(
         &self,
-        queue: &flume::Sender<Job>,
+        queue: &Queue,
         request: &Arc<Request>,
         confirm: bool,
         deadline: Instant,
         patience: Patience,
     ) -> Result<(Answer, Timing), Failure> {
-        let (reply, answer) = oneshot::channel();
         let entered = Instant::now();
-        let job = Job { request: Arc::clone(request), confirm, deadline, reply };
-        let lost = || Failure::Away("the way to the token was lost".into());
-        match patience {
-            Patience::Request(_) => queue.try_send(job).map_err(|refused| match refused {
-                flume::TrySendError::Full(_) => Failure::Full,
-                flume::TrySendError::Disconnected(_) => lost(),
-            })?,
-            Patience::Own(_) => {
-                let sent = tokio::time::timeout_at(deadline.into(), queue.send_async(job)).await;
-                sent.map_err(|_| Failure::Timeout)?.map_err(|_| lost())?;
-            }
-        }
-        // Dropping `answer` tells the session that nobody waits any more. A job that waited until its end is dropped there, too.
-        match tokio::time::timeout_at(deadline.into(), answer).await {
+        // Not to wait any more tells the session. A job that waited until its end is dropped there, too.
+        let asked = queue.ask(request, confirm, deadline, patience);
+        match tokio::time::timeout_at(deadline.into(), asked).await {
             Ok(Ok((taken, (result, device)))) => {
                 let timing = Timing { queue: taken - entered, device, replica: 0 };
                 result.map(|answer| (answer, timing)).map_err(Failure::Fault)
             }
-            Ok(Err(_)) if Instant::now() < deadline => Err(lost()),
-            Ok(Err(_)) | Err(_) => Err(Failure::Timeout),
+            Ok(Err(Undone::Full)) => Err(Failure::Full),
+            Ok(Err(Undone::Dropped)) if Instant::now() < deadline => {
+                Err(Failure::Away("the way to the token was lost".into()))
+            }
+            Ok(Err(Undone::Dropped)) | Err(_) => Err(Failure::Timeout),
         }
     }
 

@@ -2,22 +2,30 @@
 //! hangs, or a library that crashes, costs this process and not the service.
 //!
 //! It knows no configuration and no catalog, and no network unless its HSM is on one ([`super::confine`]). On standard input it has a
-//! socket to its frontend, which tells it once which token to open, with the PIN; it answers with one socket for each session. When the
-//! frontend goes, it goes.
+//! socket to its frontend, which tells it once which token to open, with the PIN; it answers with two sockets: one for the session that
+//! does the frontend's own jobs, and one at which all others wait. When the frontend goes, it goes.
 
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::io::retry_on_intr;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv,
+    send, sendmsg, socketpair,
+};
 use rustix::process::{Signal, getpid, kill_process};
 use secrecy::SecretString;
+use zeroize::{Zeroize, Zeroizing};
 
-use super::frame::Inbox;
+use super::fault::Fault;
+use super::frame::{Clock, MAX_BYTES, Order};
+use super::job::{Answer, Request};
 use super::link::{Opened, open_sessions};
 use super::profile::Profile;
 use super::session::TokenSession;
@@ -27,13 +35,9 @@ use super::{confine, frame};
 /// A worker's whole life. Returns only if there is nothing to do: standard input is no frontend's socket.
 pub fn run() -> io::Result<()> {
     let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let mut inbox = Inbox::new();
-    if !inbox.read(&mut &control)? {
-        return Ok(());
-    }
-    let texts = inbox.take(frame::decode_texts);
-    let texts: Vec<&str> = texts.iter().flatten().map(|text| text.as_str()).collect();
-    let [module, kind, name, pin, profile, sessions] = texts[..] else {
+    let Some(texts) = frame::read_texts(&mut &control)? else { return Ok(()) };
+    let words: Vec<&str> = texts.iter().map(|text| text.as_str()).collect();
+    let [module, kind, name, pin, profile, sessions] = words[..] else {
         return Err(io::Error::other("'ekm hsm-worker' is started by 'ekm serve', and not by hand"));
     };
     let selector = match kind {
@@ -41,10 +45,10 @@ pub fn run() -> io::Result<()> {
         _ => TokenSelector::Label(name.into()),
     };
     let options = TokenOptions { selector, pin: SecretString::from(pin), profile: profile.parse().ok() };
-    let sessions = sessions.parse().ok();
-    drop(texts);
+    let (module, sessions) = (PathBuf::from(module), sessions.parse().ok());
+    drop(texts); // the PIN
     confine::confine()?;
-    let opened = Module::load(Path::new(module)).and_then(|module| open_sessions(&module, &options, sessions));
+    let opened = Module::load(&module).and_then(|module| open_sessions(&module, &options, sessions));
     match opened {
         Ok(opened) => {
             if !Profile::named(opened.info.profile).network {
@@ -55,7 +59,7 @@ pub fn run() -> io::Result<()> {
         Err(error) => refuse(&control, &error)?,
     }
     // Whatever ends the connection: the frontend is gone, or wants this process to be.
-    let _ = inbox.read(&mut &control);
+    let _ = (&control).read(&mut [0]);
     die()
 }
 
@@ -68,11 +72,16 @@ fn serve(control: &UnixStream, opened: Opened) -> io::Result<()> {
     let Opened { info, sessions, control: own } = opened;
     let count = sessions.len().to_string();
     (&*control).write_all(&frame::encode_texts(&["ready", &info.label, info.profile.as_str(), &count]))?;
-    for (number, session) in std::iter::once(own).chain(sessions).enumerate() {
-        let (ours, theirs) = UnixStream::pair()?;
+    for (name, sessions) in [("control", vec![own]), ("session", sessions)] {
+        let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
         send_socket(control, theirs.as_fd())?;
-        let named = thread::Builder::new().name(format!("session-{number}"));
-        named.spawn(move || answer(session, ours))?;
+        let ours = Arc::new(ours);
+        for (number, session) in sessions.into_iter().enumerate() {
+            let socket = Arc::clone(&ours);
+            let named = thread::Builder::new().name(format!("{name}-{number}"));
+            named.spawn(move || live(session, &socket))?;
+        }
     }
     Ok(())
 }
@@ -86,30 +95,70 @@ fn send_socket(control: &UnixStream, socket: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// A session's life.
-fn answer(mut session: TokenSession, mut stream: UnixStream) {
-    let mut inbox = Inbox::new();
-    let served = loop {
-        let request = match inbox.read(&mut stream) {
-            Ok(true) => inbox.take(frame::decode_request),
-            Ok(false) => break Ok(()),
-            Err(error) => break Err(error),
-        };
-        let Some((request, confirm)) = request else { break Err(io::Error::other("a request that does not parse")) };
-        let began = Instant::now();
-        let outcome = (session.serve(&request, confirm), began.elapsed());
-        if let Err(error) = stream.write_all(&frame::encode_outcome(&outcome)) {
-            break Err(error);
-        }
-    };
-    if let Err(error) = served {
+fn live(mut session: TokenSession, socket: &OwnedFd) {
+    if let Err(error) = answer(socket, |request, confirm| session.serve(request, confirm)) {
         tracing::debug!(%error, "a session's connection has ended");
     }
     // Frontends end all connections at once.
     die()
 }
 
+/// Takes jobs until the other end is gone. One whose time is over is not done any more.
+fn answer(socket: &OwnedFd, mut serve: impl FnMut(&Request, bool) -> Result<Answer, Fault>) -> io::Result<()> {
+    let mut inbox = Zeroizing::new(vec![0; MAX_BYTES]);
+    loop {
+        let (_, length) = retry_on_intr(|| recv(socket, &mut inbox[..], RecvFlags::empty()))?;
+        if length == 0 {
+            return Ok(());
+        }
+        let order = frame::decode_order(&inbox[..length]);
+        inbox[..length].zeroize();
+        let Order { number, deadline, confirm, request } =
+            order.ok_or_else(|| io::Error::other("a job that does not parse"))?;
+        let outcome = (Clock::now() < deadline).then(|| {
+            let began = Instant::now();
+            (serve(&request, confirm), began.elapsed())
+        });
+        let answer = frame::encode_answer(number, outcome.as_ref());
+        retry_on_intr(|| send(socket, &answer, SendFlags::NOSIGNAL))?;
+    }
+}
+
 /// At once, without the library's own clean-up, which may hang as well as any other call.
 fn die() -> ! {
     let _ = kill_process(getpid(), Signal::KILL);
     unreachable!("nobody survives SIGKILL")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_job_whose_time_is_over_does_not_reach_the_token() {
+        let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+        let (frontend, worker) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
+        let (now, later) = (Clock::now(), Clock::at(Instant::now() + Duration::from_secs(20)));
+        for (number, deadline) in [(1_u32, later), (2, now), (3, later)] {
+            let mut order = frame::encode_order(&Request::Probe, false, deadline);
+            order[..4].copy_from_slice(&number.to_le_bytes());
+            send(&frontend, &order, SendFlags::empty()).unwrap();
+        }
+        rustix::net::shutdown(&frontend, rustix::net::Shutdown::Write).unwrap();
+        let mut served = 0;
+        answer(&worker, |_, _| {
+            served += 1;
+            Ok(Answer::Done)
+        })
+        .unwrap();
+        assert_eq!(served, 2);
+        for (number, done) in [(1, true), (2, false), (3, true)] {
+            let mut inbox = [0; 100];
+            let length = recv(&frontend, &mut inbox[..], RecvFlags::empty()).unwrap().1;
+            let (answered, outcome) = frame::decode_answer(&inbox[..length]).unwrap();
+            assert_eq!((answered, outcome.is_some()), (number, done));
+        }
+    }
 }

@@ -95,6 +95,8 @@ pub enum DenialReason {
     Justification(&'static str),
     /// Rules name everything, but not for this time.
     Time,
+    /// Callers make no keys in this crypto space.
+    NoCreation,
 }
 
 impl Denial {
@@ -106,7 +108,7 @@ impl Denial {
     /// What failed, as a rule's field; none if no rule was asked.
     pub fn aspect(&self) -> Option<Aspect> {
         match self.reason {
-            DenialReason::NotAdmitted => None,
+            DenialReason::NotAdmitted | DenialReason::NoCreation => None,
             DenialReason::Caller => Some(Aspect::Callers),
             DenialReason::Verb(_) => Some(Aspect::Verbs),
             DenialReason::NoResource | DenialReason::Resource => Some(Aspect::Resources),
@@ -129,6 +131,7 @@ impl fmt::Display for Denial {
             DenialReason::Justification(given) => {
                 write!(f, "the key's policy does not accept the justification {given}")
             }
+            DenialReason::NoCreation => write!(f, "the crypto space does not let callers make keys"),
             DenialReason::Time => write!(f, "the key's policy does not allow this at this time"),
         }
     }
@@ -164,6 +167,12 @@ pub fn by_grace(policy: &Policy, request: &Request<'_>) -> bool {
     let fits = |rule: &Rule| Aspect::ALL.into_iter().all(|aspect| rule.passes(aspect, request));
     let lastingly = |rule: &Rule| rule.justifications.accept_lastingly(reason);
     tolerant.any(fits) && !policy.rules().iter().any(|rule| lastingly(rule) && fits(rule))
+}
+
+/// Decides about a verb for a crypto space, whose policy there is only if callers may make keys in it.
+pub fn decide_in_space(policy: Option<&Policy>, request: &Request<'_>) -> Result<(), Denial> {
+    let policy = policy.ok_or(Denial { reason: DenialReason::NoCreation })?;
+    decide(policy, request)
 }
 
 /// Decides whether a verified caller may use the service at all: its address is verified and fits a pattern.

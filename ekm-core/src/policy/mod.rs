@@ -18,7 +18,7 @@ mod window;
 
 use serde::{Deserialize, Serialize};
 
-pub use decide::{Aspect, Denial, DenialReason, Request, admit, by_grace, decide};
+pub use decide::{Aspect, Denial, DenialReason, Request, admit, by_grace, decide, decide_in_space};
 pub use explain::{Explanation, RuleExplanation, Test, explain};
 pub use justifications::Justifications;
 pub use lint::{Warning, admits_everybody, lint};
@@ -37,14 +37,37 @@ pub enum Verb {
     Wrap,
     /// Decrypt a data key.
     Unwrap,
+    /// Make a key in a crypto space.
+    CreateKey,
+    /// Destroy a key, softly.
+    DestroyKey,
+    /// Ask what is allowed in a crypto space.
+    CheckCryptoSpacePermissions,
 }
 
 impl Verb {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Wrap, Self::Unwrap, Self::CreateKey, Self::DestroyKey, Self::CheckCryptoSpacePermissions];
+
+    /// The reverse of [`Self::name`].
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|verb| verb.name() == name)
+    }
+
+    /// Whether it is for a crypto space and not for a key.
+    pub fn is_for_spaces(self) -> bool {
+        matches!(self, Self::CreateKey | Self::CheckCryptoSpacePermissions)
+    }
+
     /// The protocol's name, after the colon of the URL.
     pub fn name(self) -> &'static str {
         match self {
             Self::Wrap => "wrap",
             Self::Unwrap => "unwrap",
+            Self::CreateKey => "createKey",
+            Self::DestroyKey => "destroyKey",
+            Self::CheckCryptoSpacePermissions => "checkCryptoSpacePermissions",
         }
     }
 }
@@ -116,10 +139,10 @@ impl Policy {
         &self.rules
     }
 
-    /// Every caller, both verbs, every justification: the policy of `ekm dev`.
+    /// Every caller, every verb, every justification: the policy of `ekm dev`.
     pub fn allow_everybody() -> Self {
         let everybody = CallerPattern::try_from("*".to_owned()).expect("'*' is a pattern");
-        Self { rules: vec![Rule::for_callers(vec![everybody])] }
+        Self { rules: vec![Rule { verbs: Verb::ALL.to_vec(), ..Rule::for_callers(vec![everybody]) }] }
     }
 
     /// The JSON form that [`Policy::parse`] reads.

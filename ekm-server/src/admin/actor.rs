@@ -57,6 +57,7 @@ impl Actor {
             Command::SpaceCreate { .. }
             | Command::SpaceUpdate { .. }
             | Command::SpaceMove { .. }
+            | Command::SpaceSetCreation { .. }
             | Command::KeyMove { .. }
             | Command::PolicyCreate { .. }
             | Command::PolicySet { .. }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ekm_core::catalog::{ApprovalState, Custody, KeyState, SpaceState, VersionState};
-use ekm_core::{KeyPath, ShardName};
+use ekm_core::{Algorithm, KeyPath, ShardName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -62,6 +62,13 @@ pub enum Command {
         path: KeyPath,
         #[schema(value_type = String)]
         shard: ShardName,
+    },
+    /// Let callers make keys in a crypto space, by createKey, or (without `creation`) not any more.
+    SpaceSetCreation {
+        #[schema(value_type = String)]
+        path: KeyPath,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        creation: Option<CreationWish>,
     },
     /// Stop every key of a crypto space.
     SpaceBlock {
@@ -214,6 +221,24 @@ pub enum Command {
     CatalogExport {},
 }
 
+/// What callers may make in a crypto space.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreationWish {
+    /// A policy's name: it says who may, by its rules for `createKey` and `destroyKey`, and becomes the policy of the keys that are made.
+    pub policy: String,
+    /// Absent: what the configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub custody: Option<Custody>,
+    /// Google's names; none means any that is offered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub algorithms: Vec<Algorithm>,
+    /// How many keys the space may have at a time.
+    pub max_keys: u32,
+}
+
 /// The policy of a key: one that is there, or one of its own, which gets the key's path as its name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -279,6 +304,9 @@ pub struct SpaceView {
     /// The HSMs for its keys' next versions.
     #[schema(value_type = String)]
     pub shard: ShardName,
+    /// What callers may make in it; absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub creation: Option<CreationWish>,
     pub labels: BTreeMap<String, String>,
     pub description: String,
     #[serde(with = "time::serde::rfc3339")]
@@ -320,6 +348,12 @@ pub struct FormerPolicyView {
 /// A key.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct KeyView {
+    /// What Cloud KMS called the key version that it is for, if a caller has made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_for: Option<String>,
+    /// A caller has destroyed it: it unwraps nothing any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub destroyed_by_caller: bool,
     /// The first one names it.
     #[schema(value_type = Vec<String>)]
     pub paths: Vec<KeyPath>,

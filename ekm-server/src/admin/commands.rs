@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use ekm_core::catalog::ledger::Class;
 use ekm_core::catalog::{
-    self, Custody, Impossible, KeyRecord, KeyState, Kind, Outcome, PolicyRecord, ReplacedPolicy, Settings, SpaceRecord,
-    SpaceState, VersionRecord, VersionState,
+    self, Custody, Impossible, KeyCreation, KeyRecord, KeyState, Kind, Outcome, PolicyRecord, ReplacedPolicy, Settings,
+    SpaceRecord, SpaceState, VersionRecord, VersionState,
 };
 use ekm_core::custody::Custodian;
 use ekm_core::hsm::{Replica, Shard, State};
-use ekm_core::policy::{self, Policy};
-use ekm_core::{KeyPath, ShardName};
+use ekm_core::policy::{self, Policy, Verb};
+use ekm_core::{Algorithm, KeyPath, ShardName};
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
@@ -95,31 +95,56 @@ pub(super) async fn apply(
                 path: path.clone(),
                 state: SpaceState::Enabled,
                 shard,
+                creation: None,
                 labels: labels.clone(),
                 description: description.clone(),
                 created_at: draft.now(),
             };
             draft.name(Kind::Space, path.as_str(), record.id);
             draft.put(Kind::Space, record.id, &record)?;
-            Ok(Effect { after: view_space(&record), ..Effect::on(path) })
+            Ok(Effect { after: view_space(&record, None), ..Effect::on(path) })
         }
         Command::SpaceUpdate { path, labels, description } => {
             let (mut record, revision) = named::<SpaceRecord>(draft, Kind::Space, path.as_str()).await?;
             seen.must_be(revision)?;
-            let before = view_space(&record);
+            let before = view_space(&record, creation_policy(draft, &record).await?);
             (record.labels, record.description) = (labels.clone(), description.clone());
-            put_space(draft, &record, before, path)
+            put_space(draft, &record, before, path).await
         }
         Command::SpaceMove { path, shard } => {
             must_be_shard(custodian, shard)?;
             let (mut record, revision) = named::<SpaceRecord>(draft, Kind::Space, path.as_str()).await?;
             seen.may_be(revision)?;
-            let before = view_space(&record);
+            let before = view_space(&record, creation_policy(draft, &record).await?);
             record.shard = shard.clone();
-            let mut effect = put_space(draft, &record, before, path)?;
+            let mut effect = put_space(draft, &record, before, path).await?;
             effect.warnings.push(format!(
                 "keys that are there stay where they are until 'ekm key move' brings each of them to {shard}; 'ekm space move' does so for all"
             ));
+            Ok(effect)
+        }
+        Command::SpaceSetCreation { path, creation } => {
+            let (mut record, revision) = named::<SpaceRecord>(draft, Kind::Space, path.as_str()).await?;
+            seen.may_be(revision)?;
+            let before = view_space(&record, creation_policy(draft, &record).await?);
+            let (mut danger, mut warnings) = (None, Vec::new());
+            record.creation = match creation {
+                None => None,
+                Some(wish) => {
+                    let (policy, _) = named::<PolicyRecord>(draft, Kind::Policy, &wish.policy).await?;
+                    let document = parse_policy(&policy.document)?;
+                    if !document.rules().iter().any(|rule| rule.verbs.contains(&Verb::CreateKey)) {
+                        warnings.push(format!("no rule of {} allows createKey, so nobody can make a key", wish.policy));
+                    }
+                    danger = widening(path.as_str(), None, &document);
+                    let custody = wish.custody.unwrap_or_else(|| default_custody(custodian));
+                    let (algorithms, max_keys) = (wish.algorithms.clone(), wish.max_keys);
+                    Some(KeyCreation { policy: policy.id, custody, algorithms, max_keys })
+                }
+            };
+            let mut effect = put_space(draft, &record, before, path).await?;
+            (effect.danger, effect.class) = (danger, Class::Staged);
+            effect.warnings.extend(warnings);
             Ok(effect)
         }
         Command::SpaceBlock { path } => set_space(draft, path, SpaceState::Blocked, &seen).await,
@@ -181,6 +206,9 @@ pub(super) async fn apply(
                 purpose: catalog::Purpose::Wrap,
                 state: KeyState::Enabled,
                 destroy_at: None,
+                algorithm: Algorithm::Symmetric,
+                created_for: None,
+                destroyed_by_caller: false,
                 paths: vec![path.clone()],
                 custody,
                 primary: 0,
@@ -419,13 +447,18 @@ async fn set_space(
 ) -> Result<Effect, AdminError> {
     let (mut record, revision) = named::<SpaceRecord>(draft, Kind::Space, path.as_str()).await?;
     seen.may_be(revision)?;
-    let before = view_space(&record);
+    let before = view_space(&record, creation_policy(draft, &record).await?);
     record.set_state(state);
-    Ok(Effect { class: Class::Fast, ..put_space(draft, &record, before, path)? })
+    Ok(Effect { class: Class::Fast, ..put_space(draft, &record, before, path).await? })
 }
 
-fn put_space(draft: &mut Draft<'_>, record: &SpaceRecord, before: Value, path: &KeyPath) -> Result<Effect, AdminError> {
-    let after = view_space(record);
+async fn put_space(
+    draft: &mut Draft<'_>,
+    record: &SpaceRecord,
+    before: Value,
+    path: &KeyPath,
+) -> Result<Effect, AdminError> {
+    let after = view_space(record, creation_policy(draft, record).await?);
     let outcome = if before == after { Outcome::Unchanged } else { Outcome::Changed };
     draft.put(Kind::Space, record.id, record)?;
     Ok(Effect { before, after, outcome, ..Effect::on(path) })
@@ -643,8 +676,15 @@ fn imagined(key: Uuid, number: u32, custody: Custody, space: &SpaceRecord) -> Ve
     VersionRecord { id, custody, shard: space.shard.clone(), wrapped_material: None, check_blob: Vec::new() }
 }
 
-fn view_space(record: &SpaceRecord) -> Value {
-    to_json(&views::space(record.clone(), 0))
+/// The name of the policy for making keys in a space.
+async fn creation_policy(draft: &mut Draft<'_>, space: &SpaceRecord) -> Result<Option<String>, AdminError> {
+    let Some(creation) = &space.creation else { return Ok(None) };
+    let policy = draft.peek::<PolicyRecord>(Kind::Policy, creation.policy).await?;
+    Ok(policy.map(|policy| policy.name))
+}
+
+fn view_space(record: &SpaceRecord, creation_policy: Option<String>) -> Value {
+    to_json(&views::space(record.clone(), creation_policy, 0))
 }
 
 fn view_policy(record: &PolicyRecord) -> Value {

@@ -186,15 +186,33 @@ impl Admin {
     /// A crypto space by its path.
     pub async fn space(&self, path: &KeyPath) -> Result<SpaceView, AdminError> {
         let (record, revision) = self.named(Kind::Space, path.as_str()).await?;
-        Ok(views::space(record, revision))
+        let mut view = views::space(record, None, revision);
+        self.name_creation_policy(&mut view).await?;
+        Ok(view)
+    }
+
+    /// Puts a policy's name where its id is.
+    async fn name_creation_policy(&self, view: &mut SpaceView) -> Result<(), AdminError> {
+        if let Some(creation) = &mut view.creation
+            && let Ok(id) = creation.policy.parse()
+            && let Some((policy, _)) = self.record::<PolicyRecord>(Kind::Policy, id).await?
+        {
+            creation.policy = policy.name;
+        }
+        Ok(())
     }
 
     /// Crypto spaces.
     pub async fn spaces(&self, query: PageQuery) -> Result<Page<SpaceView>, AdminError> {
-        self.page(Kind::Space, &query.page_token, query.page_size, |record, revision| {
-            Ok(Some(views::space(record, revision)))
-        })
-        .await
+        let mut page: Page<SpaceView> = self
+            .page(Kind::Space, &query.page_token, query.page_size, |record, revision| {
+                Ok(Some(views::space(record, None, revision)))
+            })
+            .await?;
+        for view in &mut page.items {
+            self.name_creation_policy(view).await?;
+        }
+        Ok(page)
     }
 
     /// A policy by its name.
@@ -383,11 +401,10 @@ impl Admin {
             _ => return Err(AdminError::invalid("key", "name exactly one of key, policy_name and policy")),
         };
         let policy = Policy::parse(&document).map_err(|error| AdminError::invalid("policy", error.to_string()))?;
-        let verb = match request.verb.as_str() {
-            "wrap" => Verb::Wrap,
-            "unwrap" => Verb::Unwrap,
-            _ => return Err(AdminError::invalid("verb", "write wrap or unwrap")),
-        };
+        let verb = Verb::from_name(&request.verb).ok_or_else(|| {
+            let names: Vec<_> = Verb::ALL.iter().map(|verb| verb.name()).collect();
+            AdminError::invalid("verb", format!("write one of {}", names.join(", ")))
+        })?;
         let justification = request.justification.as_deref().map_or(Justification::Missing, Justification::from_name);
         let (email, issuer) = (request.caller.clone(), String::new());
         let caller = Caller { email, email_verified: true, subject: String::new(), issuer };

@@ -2,7 +2,7 @@
 
 use ekm_core::ShardName;
 use ekm_core::catalog::ledger::Change;
-use ekm_core::catalog::{ApprovalRecord, Custody, KeyRecord, PolicyRecord, ReplacedPolicy, SpaceRecord};
+use ekm_core::catalog::{ApprovalRecord, Custody, KeyCreation, KeyRecord, PolicyRecord, ReplacedPolicy, SpaceRecord};
 use ekm_core::hsm::ReplicaStatus;
 use ekm_core::policy::{self, Policy};
 use serde::Deserialize;
@@ -10,14 +10,21 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use super::api::{
-    ApprovalView, ChangeView, Command, FieldChange, FormerPolicyView, KeyView, PolicyView, ReplicaView, SpaceView,
-    TokenView, VersionView,
+    ApprovalView, ChangeView, Command, CreationWish, FieldChange, FormerPolicyView, KeyView, PolicyView, ReplicaView,
+    SpaceView, TokenView, VersionView,
 };
 use super::error::AdminError;
 
-pub(super) fn space(record: SpaceRecord, revision: u64) -> SpaceView {
-    let SpaceRecord { id, path, state, shard, labels, description, created_at } = record;
-    SpaceView { path, id, state, shard, labels, description, created_at, revision }
+/// A crypto space; `creation_policy` is the name of the policy that its `creation` refers to.
+pub(super) fn space(record: SpaceRecord, creation_policy: Option<String>, revision: u64) -> SpaceView {
+    let SpaceRecord { id, path, state, shard, creation, labels, description, created_at } = record;
+    let creation = creation.map(|KeyCreation { policy, custody, algorithms, max_keys }| CreationWish {
+        policy: creation_policy.unwrap_or_else(|| policy.to_string()),
+        custody: Some(custody),
+        algorithms,
+        max_keys,
+    });
+    SpaceView { path, id, state, shard, creation, labels, description, created_at, revision }
 }
 
 pub(super) fn policy(record: PolicyRecord, revision: u64) -> PolicyView {
@@ -68,6 +75,8 @@ pub(super) fn key(record: KeyRecord, space: String, policy: String, revision: u6
         destroy_at: version.destroy_at,
     });
     KeyView {
+        created_for: record.created_for,
+        destroyed_by_caller: record.destroyed_by_caller,
         paths: record.paths,
         id: record.id,
         space,

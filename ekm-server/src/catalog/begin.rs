@@ -11,7 +11,7 @@ use ekm_core::catalog::{
 use ekm_core::custody::Custodian;
 use ekm_core::policy::Policy;
 use ekm_core::software::{self, KeyFile};
-use ekm_core::{KeyPath, ShardName};
+use ekm_core::{Algorithm, KeyPath, ShardName};
 use ekm_storage::{CatalogStore, OldKey};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -79,6 +79,7 @@ async fn begin(
         path: KeyPath::parse(HEALTH_SPACE).expect("a constant"),
         state: SpaceState::Enabled,
         shard: ShardName::default(),
+        creation: None,
         labels: Default::default(),
         description: "The service's own; holds the keys behind /healthz.".into(),
         created_at: now,
@@ -125,6 +126,9 @@ fn health_key(made: VersionRecord, space: Uuid, policy: Uuid, now: OffsetDateTim
         purpose: Purpose::Health,
         state: KeyState::Enabled,
         destroy_at: None,
+        algorithm: Algorithm::Symmetric,
+        created_for: None,
+        destroyed_by_caller: false,
         paths: Vec::new(),
         custody: made.custody,
         primary: 1,
@@ -255,6 +259,7 @@ async fn take_over(
                 path,
                 state,
                 shard: ShardName::default(),
+                creation: None,
                 labels: Default::default(),
                 description: String::new(),
                 created_at: now,
@@ -286,6 +291,9 @@ async fn take_over(
         purpose: Purpose::Wrap,
         state: old.state,
         destroy_at: None,
+        algorithm: Algorithm::Symmetric,
+        created_for: None,
+        destroyed_by_caller: false,
         paths: old.paths.clone(),
         custody: old.versions.last().map_or(default_custody(custodian), |version| version.custody),
         primary: old.primary,

@@ -18,6 +18,8 @@ use crate::router::DataPlane;
 
 /// Between two attempts to listen.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+/// Between two looks at the catalog, however often somebody wants one.
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// How long a follower of the database may lag behind a hint before the leader is asked.
 const LAG_PATIENCE: Duration = Duration::from_secs(1);
 /// How often the copy on disk is confirmed while nothing changes.
@@ -29,6 +31,8 @@ pub struct Gate {
     mirror: Mutex<Option<Arc<Mirror>>>,
     changed: Notify,
     problem: Mutex<Option<String>>,
+    /// When the last look at the catalog began that came to an end, well or not.
+    looked: watch::Sender<Option<(Instant, bool)>>,
 }
 
 impl Gate {
@@ -40,6 +44,16 @@ impl Gate {
     /// Something was changed here: look at once.
     pub fn nudge(&self) {
         self.changed.notify_one();
+    }
+
+    /// Looks at the catalog at once, together with everybody who wants that now, and waits until what was found is in use. False if it
+    /// could not be read, or not by `until`.
+    pub async fn catch_up(&self, until: Instant) -> bool {
+        let (asked, mut looked) = (Instant::now(), self.looked.subscribe());
+        self.nudge();
+        let since = |looked: &Option<(Instant, bool)>| looked.is_some_and(|(began, _)| began >= asked);
+        let seen = tokio::time::timeout_at(until.into(), looked.wait_for(since)).await;
+        matches!(seen, Ok(Ok(seen)) if seen.is_some_and(|(_, well)| well))
     }
 
     /// Why the catalog could not be followed the last time.
@@ -154,6 +168,7 @@ impl Follower {
         // Connections belong to the runtime that made them.
         self.store.look_again(false).await;
         let (mut listener, mut connecting) = (None, None::<Connecting>);
+        let mut looked_at = Instant::now();
         let (mut tried_at, mut expected) = (None::<Instant>, None::<(u64, Instant)>);
         loop {
             tokio::select! {
@@ -166,12 +181,12 @@ impl Follower {
                 // Beside the polling: servers that are gone are waited for.
                 connecting = Some(tokio::spawn(async move { store.listen().await }));
             }
-            let pause =
+            let interval =
                 if expected.is_some() { self.poll_interval.min(Duration::from_millis(20)) } else { self.poll_interval };
             let gate = Arc::clone(&self.gate);
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return,
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(interval) => {}
                 () = gate.changed.notified() => {}
                 connected = finished(&mut connecting) => {
                     connecting = None;
@@ -189,10 +204,15 @@ impl Follower {
                     }
                 },
             }
+            // Whoever asks for keys that are not there must not keep the database busy.
+            let pause = MIN_POLL_INTERVAL.saturating_sub(looked_at.elapsed());
+            tokio::time::sleep(pause).await;
+            looked_at = Instant::now();
             let caught_up = tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return,
                 caught_up = self.catch_up() => caught_up,
             };
+            self.gate.looked.send_replace(Some((looked_at, caught_up.is_ok())));
             match caught_up {
                 Ok(()) => {
                     self.gate.set_problem(None);

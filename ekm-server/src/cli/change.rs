@@ -162,6 +162,7 @@ fn target(command: &Command) -> String {
         C::SpaceCreate { path, .. }
         | C::SpaceUpdate { path, .. }
         | C::SpaceMove { path, .. }
+        | C::SpaceSetCreation { path, .. }
         | C::SpaceBlock { path }
         | C::SpaceUnblock { path }
         | C::KeyCreate { path, .. }

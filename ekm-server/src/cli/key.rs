@@ -202,7 +202,7 @@ pub(super) struct UpdateArgs {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum CustodyName {
+pub(super) enum CustodyName {
     /// An object on the token that never leaves it
     Hsm,
     /// In the catalog, wrapped by the HSM's root key

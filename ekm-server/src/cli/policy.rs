@@ -106,7 +106,7 @@ struct ExplainArgs {
     #[arg(long, value_name = "EMAIL")]
     caller: String,
     /// What is asked for
-    #[arg(long, value_parser = ["wrap", "unwrap"])]
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(Verb::ALL.map(Verb::name)))]
     verb: String,
     /// The Key Access Justification, such as CUSTOMER_INITIATED_ACCESS [default: a request without one]
     #[arg(long, value_name = "REASON")]
@@ -327,7 +327,7 @@ fn explain_here(policy: &Policy, args: &ExplainArgs) -> Value {
     let justification = args.justification.as_deref().map_or(Justification::Missing, Justification::from_name);
     let request = Request {
         caller: &caller,
-        verb: if args.verb == Verb::Wrap.name() { Verb::Wrap } else { Verb::Unwrap },
+        verb: Verb::from_name(&args.verb).expect("one of the values that clap accepts"),
         resource: args.resource.as_deref(),
         justification: &justification,
         now: args.at.unwrap_or_else(OffsetDateTime::now_utc),

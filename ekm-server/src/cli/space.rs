@@ -3,17 +3,17 @@
 use std::io::IsTerminal;
 
 use clap::{Args, Subcommand};
-use ekm_core::catalog::VersionState;
-use ekm_core::{KeyPath, ShardName};
+use ekm_core::catalog::{Custody, VersionState};
+use ekm_core::{Algorithm, KeyPath, ShardName};
 
 use serde_json::json;
 
 use super::change::{ChangeArgs, Session, changed_labels, describe, exit, label};
 use super::client::{Client, ServerArgs};
 use super::error::{CliError, Exit};
-use super::key::UpdateArgs;
-use super::output::{fields, labels, print, print_json, print_list, time};
-use crate::admin::api::{Command, KeyView, SpaceView, VersionView};
+use super::key::{CustodyName, UpdateArgs};
+use super::output::{escape, fields, labels, print, print_json, print_list, time};
+use crate::admin::api::{Command, CreationWish, KeyView, SpaceView, VersionView};
 use crate::process::Output;
 
 #[derive(Args)]
@@ -82,6 +82,32 @@ enum SpaceCommand {
         #[command(flatten)]
         change: ChangeArgs,
     },
+    /// Let callers make keys in a crypto space, as Cloud KMS does on connections whose key management mode is CLOUD_KMS
+    AllowCreation {
+        /// Its path
+        path: KeyPath,
+        /// Who may, by its rules for createKey and destroyKey; it becomes the policy of the keys that are made
+        #[arg(long, value_name = "NAME")]
+        policy: String,
+        /// How many keys the space may have at a time
+        #[arg(long, value_name = "N", default_value_t = 1000)]
+        max_keys: u32,
+        /// Only keys of this algorithm, by Google's name; repeat for more [default: any]
+        #[arg(long = "algorithm", value_name = "NAME")]
+        algorithms: Vec<Algorithm>,
+        /// How their material is kept [default: what the configuration says]
+        #[arg(long)]
+        custody: Option<CustodyName>,
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Let callers make no more keys in a crypto space; those that are there go on
+    DenyCreation {
+        /// Its path
+        path: KeyPath,
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
     /// Stop every key of a crypto space: wrap and unwrap answer FAILED_PRECONDITION
     Block {
         /// Its path
@@ -113,10 +139,25 @@ pub(super) async fn run(args: SpaceArgs) -> Result<Exit, CliError> {
             (change, Command::SpaceUpdate { path, labels, description }, Some(seen.revision))
         }
         SpaceCommand::Move { path, to, change } => return move_keys(&session, path, to, &change).await,
+        SpaceCommand::AllowCreation { path, policy, max_keys, algorithms, custody, change } => {
+            let custody = custody.map(Into::into);
+            let creation = Some(CreationWish { policy, custody, algorithms, max_keys });
+            (change, Command::SpaceSetCreation { path, creation }, None)
+        }
+        SpaceCommand::DenyCreation { path, change } => {
+            (change, Command::SpaceSetCreation { path, creation: None }, None)
+        }
         SpaceCommand::Block { path, change } => (change, Command::SpaceBlock { path }, None),
         SpaceCommand::Unblock { path, change } => (change, Command::SpaceUnblock { path }, None),
     };
     session.change(&change, command, if_revision).await
+}
+
+fn creation(wish: &CreationWish) -> String {
+    let names: Vec<_> = wish.algorithms.iter().map(|algorithm| algorithm.name()).collect();
+    let algorithms = if names.is_empty() { "any algorithm".into() } else { names.join(", ") };
+    let custody = wish.custody.map_or("", Custody::name);
+    format!("by policy {}, up to {} keys, custody {custody}, {algorithms}", escape(&wish.policy), wish.max_keys)
 }
 
 /// The space first, so that nothing new is made where its keys leave; then key by key, so that nothing is lost when it is stopped.
@@ -192,6 +233,7 @@ async fn show(session: &Session, path: &KeyPath) -> Result<Exit, CliError> {
             ("id", space.id.to_string()),
             ("state", space.state.name().into()),
             ("shard", space.shard.to_string()),
+            ("creation", space.creation.as_ref().map_or("none: callers make no keys".into(), creation)),
             ("labels", labels(&space.labels)),
             ("description", space.description),
             ("created", time(space.created_at)),

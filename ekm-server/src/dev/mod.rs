@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use ekm_core::KeyPath;
+use ekm_core::policy::Verb;
 use serde_json::json;
 
-use crate::admin::api::{ChangeRequest, Command, PolicyChoice};
+use crate::admin::api::{ChangeRequest, Command, CreationWish, PolicyChoice};
 use crate::admin::{Actor, AdminError, AdminPlane, Role};
 use crate::app::{App, termination};
 use crate::config::Config;
@@ -28,6 +29,8 @@ use setup::Setup;
 
 const SPACE_PATH: &str = "v0/cryptospaces/demo";
 const KEY_PATH: &str = "v0/keys/demo";
+/// For keys that callers make.
+const CREATION_POLICY: &str = "cloud-kms";
 const AUDIENCE: &str = "https://localhost";
 const CALLERS: &str = "service-*@gcp-sa-ekms.iam.gserviceaccount.com";
 const CALLER: &str = "service-123456789012@gcp-sa-ekms.iam.gserviceaccount.com";
@@ -176,9 +179,18 @@ async fn make_demo_key(app: &mut App) -> Result<(), StartError> {
         labels: BTreeMap::new(),
         description: "For trying things out.".into(),
     };
+    let rules = json!({"rules": [{"callers": [CALLERS], "verbs": Verb::ALL}]});
+    let policy = Command::PolicyCreate {
+        name: CREATION_POLICY.into(),
+        policy: rules,
+        description: "For keys that Cloud KMS makes itself.".into(),
+    };
+    let creation =
+        CreationWish { policy: CREATION_POLICY.into(), custody: None, algorithms: Vec::new(), max_keys: 1000 };
+    let creation = Command::SpaceSetCreation { path: path(SPACE_PATH), creation: Some(creation) };
     let actor = Actor { name: "ekm dev".into(), roles: vec![Role::KeyAdmin] };
     let admin = app.admin_service();
-    for command in [space, key] {
+    for command in [space, policy, creation, key] {
         let (reason, dry_run) = ("the first start of ekm dev".to_owned(), false);
         let request = ChangeRequest { command, reason, dry_run, if_revision: None, request_id: None };
         match admin.change(&actor, request).await {

@@ -13,8 +13,12 @@ use crate::hsm_drain::{serve, two_replicas};
 const KEY: &str = "v0/keys/orders";
 
 /// Two tokens, the named ones of which hold a replication key.
-fn with_replication_key(holders: &[&str]) -> Directory {
+pub(crate) fn with_replication_key(holders: &[&str]) -> Directory {
     let directory = two_replicas();
+    let file = directory.path().join("ekm.toml");
+    let config = fs::read_to_string(&file).unwrap();
+    let label = "[[shard]]\nreplication_key_label = \"ekm-replication\"\n";
+    fs::write(&file, config.replacen("[[shard]]\n", label, 1)).unwrap();
     holders.iter().for_each(|token| put_replication_key(&directory, token, 7));
     directory
 }
@@ -35,7 +39,7 @@ pub(crate) fn put_replication_key(directory: &Directory, token: &str, byte: u8) 
 }
 
 fn start(directory: &Directory) -> Ekm {
-    serve(directory, |config| config.replace("[[shard]]\n", "[[shard]]\nreplication_key_label = \"ekm-replication\"\n"))
+    serve(directory, |config| config)
 }
 
 /// The token's objects, the newest last.

@@ -19,6 +19,7 @@ mod catalog_tampering;
 mod cli;
 mod config;
 mod conformance;
+mod control_plane;
 mod denials;
 mod docs;
 mod drill;

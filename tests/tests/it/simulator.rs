@@ -16,13 +16,13 @@ use serde_json::{Value, json};
 use crate::cli::{Run, finish};
 
 /// A project of its own, whose issuer is that of a data directory of `ekm dev`.
-struct Project {
+pub(crate) struct Project {
     dev: PathBuf,
-    files: tempfile::TempDir,
+    pub(crate) files: tempfile::TempDir,
 }
 
 impl Project {
-    fn of(dev: &Directory) -> Self {
+    pub(crate) fn of(dev: &Directory) -> Self {
         Self { dev: dev.path().to_owned(), files: tempfile::tempdir().unwrap() }
     }
 
@@ -41,7 +41,7 @@ impl Project {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Run {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Run {
         finish(self.command(arguments))
     }
 
@@ -51,7 +51,7 @@ impl Project {
 
     /// The JSON of a command that fails with this error.
     #[track_caller]
-    fn fails(&self, arguments: &[&str], name: &str) -> Value {
+    pub(crate) fn fails(&self, arguments: &[&str], name: &str) -> Value {
         let run = self.run(&[arguments, &["--output", "json"]].concat()).ends(1);
         let json = run.json();
         assert_eq!(json["error"]["name"], name, "{json:#}");
@@ -68,12 +68,12 @@ impl Project {
     }
 
     /// A file to encrypt.
-    fn data(&self) -> &str {
+    pub(crate) fn data(&self) -> &str {
         fs::write(self.files.path().join("data"), DATA).unwrap();
         "data"
     }
 
-    fn read(&self, file: &str) -> Vec<u8> {
+    pub(crate) fn read(&self, file: &str) -> Vec<u8> {
         fs::read(self.files.path().join(file)).unwrap()
     }
 

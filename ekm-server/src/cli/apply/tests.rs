@@ -54,6 +54,7 @@ fn carry_out_on(there: &mut There, command: &Command, revision: u64) {
             id: Uuid::new_v4(),
             state: SpaceState::Enabled,
             shard: shard.clone().unwrap_or_default(),
+            creation: None,
             labels: labels.clone(),
             description: description.clone(),
             created_at: OffsetDateTime::UNIX_EPOCH,
@@ -89,6 +90,8 @@ fn carry_out_on(there: &mut There, command: &Command, revision: u64) {
             assert!(there.spaces.iter().any(|there| there.path == *space), "spaces come before keys");
             let policy = set_policy(there, path, policy);
             there.keys.push(KeyView {
+                created_for: None,
+                destroyed_by_caller: false,
                 paths: vec![path.clone()],
                 id: Uuid::new_v4(),
                 space: space.to_string(),
