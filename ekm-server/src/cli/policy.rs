@@ -143,7 +143,7 @@ pub(super) struct ChoiceArgs {
     #[command(flatten)]
     source: Source,
     /// With --caller: which justifications are good enough, one of 'ekm policy presets' [default: any]
-    #[arg(long, value_name = "PRESET", requires = "callers", value_parser = preset)]
+    #[arg(long, value_name = "PRESET", conflicts_with_all = ["policy", "policy_file"], value_parser = preset)]
     justifications: Option<Preset>,
 }
 
