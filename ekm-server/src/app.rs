@@ -28,6 +28,7 @@ use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::ops::{self, Ops};
 use crate::router::{self, DataPlane, FailureLog, RequestLimits};
+use crate::shapes::Shapes;
 use crate::start_error::StartError;
 use crate::tls::{self, Certificate, CertificateError};
 
@@ -57,14 +58,19 @@ pub struct Drained {
 
 impl App {
     /// Opens the HSM, the catalog, and the listeners. Everything that can fail at start fails here; an HSM that is away may come later.
-    pub async fn build(config: &Config) -> Result<Self, StartError> {
+    pub async fn build(config: &Config, shapes: Option<Shapes>) -> Result<Self, StartError> {
         let custodian = custodian::open_for_service(config).await?;
         let store = catalog::open_store(&config.catalog, false).await?;
-        Self::build_with(config, custodian, store).await
+        Self::build_with(config, custodian, store, shapes).await
     }
 
     /// As [`Self::build`], with a custodian and a catalog that are open already: a token is logged in once per process.
-    pub async fn build_with(config: &Config, custodian: Custodian, store: CatalogStore) -> Result<Self, StartError> {
+    pub async fn build_with(
+        config: &Config,
+        custodian: Custodian,
+        store: CatalogStore,
+        shapes: Option<Shapes>,
+    ) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::new(config.profile.name(), custodian.shards()));
         let (certificate, key) = (&config.server.certificate_file, &config.server.private_key_file);
         let certificate = Arc::new(Certificate::load(certificate, key)?);
@@ -78,6 +84,7 @@ impl App {
             control: Control::new(Arc::clone(&store), Arc::clone(&gate)),
             ekm,
             authenticator,
+            shapes,
             audit,
             metrics: Arc::clone(&metrics),
             hosts: config.server.hosts.get_ref().clone(),

@@ -27,6 +27,7 @@ pub mod ops;
 mod process;
 mod remote;
 pub mod router;
+pub mod shapes;
 mod simulator;
 mod socket_file;
 pub mod start_error;

@@ -27,6 +27,7 @@ use crate::connection::Peer;
 use crate::control::{self, Control};
 use crate::dialect::{self, ControlRequest};
 use crate::metrics::Metrics;
+use crate::shapes::Shapes;
 use crate::status;
 use crate::wire::{self, Bounds, CryptoRequest, Why, truncated};
 
@@ -40,6 +41,8 @@ pub struct DataPlane {
     pub control: Control,
     /// What happened.
     pub audit: AuditLogs,
+    /// How requests look, if somebody wants to know.
+    pub shapes: Option<Shapes>,
     /// How often and how fast.
     pub metrics: Arc<Metrics>,
     /// Hosts that we answer for; empty means any.
@@ -196,11 +199,13 @@ async fn answer(State(plane): State<Arc<DataPlane>>, request: Request<Body>) -> 
     let record = new_record(&plane, &request, peer);
     let request_id = HeaderValue::from_str(&record.request_id).expect("hexadecimal digits and a hyphen");
     let mut open = Open { plane: &plane, record: Some(record), started };
-    let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
+    // hyper honours Transfer-Encoding over a Content-Length beside it, and does not say that there was one; a proxy in front might see it
+    // the other way round. Ending the connection leaves nothing to smuggle into (RFC 9112 §6.1).
+    let mut closes = request.headers().contains_key(header::TRANSFER_ENCODING);
 
     let record = open.record.as_mut().expect("just put there");
     // A panic costs the request that caused it, and nobody else.
-    let outcome = AssertUnwindSafe(serve(&plane, request, record, deadline)).catch_unwind().await;
+    let outcome = AssertUnwindSafe(serve(&plane, request, record, deadline, &mut closes)).catch_unwind().await;
     let outcome = outcome.unwrap_or_else(|_| {
         plane.metrics.panics.inc();
         Err(Error::Internal("the handler panicked"))
@@ -224,9 +229,7 @@ async fn answer(State(plane): State<Arc<DataPlane>>, request: Request<Body>) -> 
     }
     plane.metrics.observe(verb, code, total, &trace);
     response.headers_mut().insert("x-request-id", request_id);
-    if chunked {
-        // hyper honours Transfer-Encoding over a Content-Length beside it, and does not say that there was one; a proxy in front
-        // might see it the other way round. Ending the connection leaves nothing to smuggle into (RFC 9112 §6.1).
+    if closes {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -261,6 +264,7 @@ async fn serve(
     request: Request<Body>,
     record: &mut Record,
     deadline: Instant,
+    closes: &mut bool,
 ) -> Result<String, Error> {
     let (head, mut body) = request.into_parts();
     let read = async {
@@ -276,11 +280,17 @@ async fn serve(
         let (path, verb) = split?;
         check_media_type(&head.headers)?;
         let body = plane.limits.read(&mut body, deadline).await?;
+        if let Some(shapes) = &plane.shapes {
+            shapes.record(&head, verb, &body);
+        }
         Ok::<_, Error>(Asked::Verb(caller, path, verb, body))
     }
     .await;
     if read.is_err() && head.version == Version::HTTP_2 {
         discard(body, 16 * plane.limits.body_bytes, deadline).await;
+    } else if read.is_err() && body.size_hint().lower() > plane.limits.body_bytes as u64 {
+        // hyper does not read it to its end, and closes; the client has to know (RFC 9112 §9.3).
+        *closes = true;
     }
     let (caller, path, verb, body) = match read? {
         Asked::Info => return Ok(dialect::encode_info()),

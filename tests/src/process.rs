@@ -98,6 +98,11 @@ impl Ekm {
 
     /// As [`Self::serve`], for a service that listens and may not be ready for long.
     pub fn serve_unready(directory: &Directory, edit: impl FnOnce(String) -> String) -> Self {
+        Self::serve_with(directory, &[], edit)
+    }
+
+    /// The same with further arguments.
+    pub fn serve_with(directory: &Directory, arguments: &[&str], edit: impl FnOnce(String) -> String) -> Self {
         let config = directory.path().join("serve.toml");
         let text = fs::read_to_string(directory.path().join("ekm.toml")).expect("ekm dev has been here");
         let text = text.replace(":8443", ":0").replace(":9443", ":0").replace("\"warn\"", "\"info\"");
@@ -105,7 +110,7 @@ impl Ekm {
         fs::write(&config, edit(text + limits)).expect("writable");
         let logged_before = read_log(directory).len();
         let mut command = Command::new(ekm_binary());
-        command.arg("serve").arg("--config").arg(&config).stdin(Stdio::null()).stdout(Stdio::null());
+        command.arg("serve").arg("--config").arg(&config).args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
         let mut child = command.stderr(log_file(directory)).spawn().expect("ekm starts");
         let begun = Instant::now();
         let addresses = loop {

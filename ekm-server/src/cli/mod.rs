@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::dev;
 use crate::hardening;
 use crate::process::{runtime, start_process};
+use crate::shapes::Shapes;
 use crate::start_error::StartError;
 pub use error::CliError;
 use error::Exit;
@@ -98,6 +99,9 @@ struct ServeArgs {
     /// The configuration file; samples are in deploy/config/
     #[arg(long, env = "EKM_CONFIG", value_name = "FILE")]
     config: PathBuf,
+    /// Append to this file how requests look: names and types, never values. For finding out what Google sends
+    #[arg(long, value_name = "FILE")]
+    record_shapes: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -146,7 +150,8 @@ fn serve(args: &ServeArgs) -> Result<(), StartError> {
     start_process(&config)?;
     runtime()?.block_on(async {
         let stop = termination().await.map_err(StartError::io("cannot listen to signals"))?;
-        let app = App::build(&config).await?;
+        let shapes = args.record_shapes.as_deref().map(Shapes::open).transpose();
+        let app = App::build(&config, shapes.map_err(StartError::io("cannot open the file for shapes"))?).await?;
         let (ekm, ops) = app.addresses()?;
         let (version, profile) = (env!("CARGO_PKG_VERSION"), config.profile.name());
         let admin = app.admin().and_then(AdminPlane::address).map(tracing::field::display);

@@ -128,7 +128,7 @@ async fn serve(config: &Config, setup: &Setup, args: &DevArgs) -> Result<(), Sta
     let store = catalog::open_store(&config.catalog, true).await?;
     store.migrate().await?;
     catalog::initialise(&store, &custodian, catalog::key_file(config)?.as_ref()).await?;
-    let mut app = App::build_with(config, custodian, store).await?;
+    let mut app = App::build_with(config, custodian, store, None).await?;
     make_demo_key(&mut app).await?;
     let (ekm, ops) = app.addresses()?;
     let ready = Ready {

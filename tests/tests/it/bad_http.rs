@@ -333,3 +333,13 @@ fn a_body_that_was_not_read_is_never_taken_for_a_request() {
     assert_eq!(table.ekm.metric("ekm_requests_total{code=\"ok\",verb=\"wrap\"}"), 0.0);
     table.finish(&[]);
 }
+
+#[test]
+fn a_body_that_is_refused_unread_ends_the_connection_and_the_answer_says_so() {
+    let ekm = Ekm::dev(&[]);
+    let (mut connection, token) = (ekm.connect(), ekm.ready.token.clone());
+    let answer = connection.post("/v0/keys/demo:wrap", &token, &"x".repeat(1 << 20));
+    assert_eq!((answer.status, answer.header("connection")), (400, Some("close")));
+    let answer = ekm.connect().post("/v0/keys/demo:wrap", &token, "x");
+    assert_eq!((answer.status, answer.header("connection")), (400, None), "what was read costs nothing");
+}

@@ -326,3 +326,25 @@ fn a_whole_life_from_connection_to_restoration_on_two_frontends_with_postgresql_
     run(&a, &["key", "enable", path]).ends(0);
     b.eventually("brought back", || b.try_unwrap(path, &blob) == 200);
 }
+
+#[test]
+fn the_recorder_of_shapes_writes_each_shape_once_and_no_value() {
+    let directory = set_up(&[]);
+    let file = directory.path().join("shapes.jsonl");
+    let ekm = Ekm::serve_with(&directory, &["--record-shapes", file.to_str().unwrap()], |config| config);
+    ekm.eventually("ready", || ekm.ops("/readyz").status == 200);
+    for version in 1..=3 {
+        created(&ekm, version);
+        ekm.wrap(b"the secret", b"the aad");
+    }
+    assert_eq!(ekm.post("/v0/keys/demo:wrap", "nonsense").status, 400);
+    let lines = || fs::read_to_string(&file).unwrap_or_default();
+    ekm.eventually("written", || lines().lines().count() == 3);
+    let shapes: Vec<Value> = lines().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let create = shapes.iter().find(|shape| shape["verb"] == "createKey").unwrap();
+    assert_eq!(create["body"]["additionalContext"]["accessReasonContext"], json!({"reason": "string"}));
+    assert!(create["headers"].as_array().unwrap().contains(&json!("authorization")));
+    for value in [name(1).as_str(), SYMMETRIC, "CUSTOMER_INITIATED", "demo", &ekm.ready.token, "nonsense"] {
+        assert!(!lines().contains(value), "{value}");
+    }
+}
