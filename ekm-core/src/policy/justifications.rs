@@ -79,7 +79,7 @@ impl From<Preset> for Justifications {
 
 impl Default for Justifications {
     fn default() -> Self {
-        Self { preset: None, ..Preset::Any.into() }
+        Self { preset: None, allowed: None, missing: true, unknown: true, grace_until: None }
     }
 }
 
