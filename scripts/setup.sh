@@ -15,6 +15,7 @@ need curl curl
 if [ "$1" = test ]; then
     need_file /usr/lib/softhsm/libsofthsm2.so softhsm2
     need sqlite3 sqlite3
+    need openssl openssl # verifies signatures
     ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing="$missing faketime" # clocks that jump
     # The tokens besides SoftHSM: opencryptoki's, and kryoptic, which is built from source.
     ls /usr/lib/*/libopencryptoki.so.0 >/dev/null 2>&1 && [ -x /usr/sbin/pkcsslotd ] || missing="$missing opencryptoki"

@@ -1,13 +1,13 @@
-//! The two operations everything exists for.
+//! The operations everything exists for.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::algorithm::{Hash, SigningAlgorithm};
 use crate::blob;
 use crate::caller::Caller;
 use crate::catalog::{Custody, KeyState, SpaceState, VersionState};
@@ -17,20 +17,15 @@ use crate::hsm::Timing;
 use crate::justification::Justification;
 use crate::path::KeyPath;
 use crate::policy::{self, Aspect, Denial, Verb};
+use crate::public_key::PublicKey;
 use crate::secret::Plaintext;
 use crate::shard_name::ShardName;
 use crate::snapshot::{Key, Snapshot, Space};
 use crate::version::KeyVersion;
 
-/// A version is promoted when every frontend that was heard of within the last [`UNKNOWN_VERSIONS_AFTER`] × 2 holds it; all others must not
-/// call it unknown.
-pub const UNKNOWN_VERSIONS_AFTER: Duration = Duration::from_secs(30);
-
 /// Keys, and the means to use them.
 pub struct Ekm {
     snapshot: ArcSwap<Snapshot>,
-    keys_may_be_missing: AtomicBool,
-    versions_may_be_missing: AtomicBool,
     custodian: Custodian,
 }
 
@@ -78,8 +73,7 @@ pub struct Trace {
 impl Ekm {
     /// With a snapshot that may be empty: then every request answers 503 until [`Self::publish`].
     pub fn new(snapshot: Snapshot, custodian: Custodian) -> Self {
-        let [keys_may_be_missing, versions_may_be_missing] = [true, true].map(AtomicBool::new);
-        Self { snapshot: ArcSwap::from_pointee(snapshot), keys_may_be_missing, versions_may_be_missing, custodian }
+        Self { snapshot: ArcSwap::from_pointee(snapshot), custodian }
     }
 
     /// Takes over a newer snapshot. Requests under way finish with the one they have.
@@ -103,14 +97,7 @@ impl Ekm {
     pub async fn unwrap(&self, request: &Request<'_>, blob: &[u8], trace: &mut Trace) -> Result<Plaintext, Error> {
         let key = self.permitted(request, Verb::Unwrap, trace)?;
         let (id, sealed) = blob::parse(blob).ok_or(Error::UnwrapFailed)?;
-        let (state, version) = match key.version(id) {
-            Some(found) => found,
-            // Perhaps a version that a catalog we cannot read already has.
-            None if id.key == key.id && self.versions_may_be_missing.load(Ordering::Relaxed) => {
-                return Err(Error::CatalogStale);
-            }
-            None => return Err(Error::UnwrapFailed),
-        };
+        let (state, version) = key.version(id).ok_or(Error::UnwrapFailed)?;
         trace.used(version, &self.custodian);
         match state {
             VersionState::Pending | VersionState::Enabled => {}
@@ -121,6 +108,26 @@ impl Ekm {
         self.custodian.unwrap(version, request.aad, sealed, request.deadline, &mut trace.hsm).await
     }
 
+    /// Signs data, or its digest, under a signing key.
+    pub async fn sign(&self, request: &Request<'_>, input: &ToSign, trace: &mut Trace) -> Result<Vec<u8>, Error> {
+        let key = self.permitted(request, Verb::AsymmetricSign, trace)?;
+        if key.state == KeyState::DestroyScheduled {
+            return Err(Error::NotInUse(NotInUse::KeyDestroyScheduled));
+        }
+        let version = key.primary();
+        trace.used(version, &self.custodian);
+        let digest = input.digest(public_key(version)?.algorithm())?;
+        self.custodian.sign(version, digest, request.deadline, &mut trace.hsm).await
+    }
+
+    /// The public half of a signing key, from the snapshot.
+    pub fn public_key(&self, request: &Request<'_>, trace: &mut Trace) -> Result<Arc<PublicKey>, Error> {
+        let key = self.permitted(request, Verb::GetPublicKey, trace)?;
+        let version = key.primary();
+        trace.used(version, &self.custodian);
+        public_key(version).cloned()
+    }
+
     /// The key, if the path names one, the policy allows this, and no operator stopped it: in this order.
     fn permitted(&self, request: &Request<'_>, verb: Verb, trace: &mut Trace) -> Result<Arc<Key>, Error> {
         let snapshot = self.snapshot.load();
@@ -128,7 +135,6 @@ impl Ekm {
         let key = match snapshot.key(request.path) {
             Ok(key) => key,
             Err(_) if !snapshot.can_deny() => return Err(Error::KeyUnavailable),
-            Err(_) if self.keys_may_be_missing.load(Ordering::Relaxed) => return Err(Error::CatalogStale),
             Err(not_found) => return Err(not_found.into()),
         };
         trace.key = Some(key.id);
@@ -137,8 +143,19 @@ impl Ekm {
         let policy = snapshot.policy(key).ok_or(Error::KeyUnavailable)?;
         let space = snapshot.space(key).ok_or(Error::KeyUnavailable)?;
         let question = question(request, verb);
-        let final_at = || snapshot.denial_final_at(key, &question);
-        judged(policy::decide(policy, &question), final_at, trace)?;
+        // Policies of keys that wrap say nothing of signing: whoever may use the key is told what it is, and not denied, which would
+        // disable his version for a mistyped path. Strangers are told nothing.
+        let is_for_another = verb != Verb::DestroyKey && !verb.uses(key.algorithm);
+        let with = |verb| policy::Request { verb, ..question };
+        let uses = || Verb::ALL.into_iter().filter(|verb| verb.uses(key.algorithm));
+        if !(is_for_another && uses().any(|verb| policy::decide(policy, &with(verb)).is_ok())) {
+            let formerly = uses().filter(|_| is_for_another).chain([verb]);
+            let final_at = || formerly.filter_map(|verb| snapshot.denial_final_at(key, &with(verb))).max();
+            judged(policy::decide(policy, &question), final_at, trace)?;
+        }
+        if is_for_another {
+            return Err(Error::WrongAlgorithm { verb: verb.name(), algorithm: key.algorithm.name() });
+        }
         trace.by_grace = policy::by_grace(policy, &question);
         if verb == Verb::DestroyKey {
             return Ok(Arc::clone(key)); // whatever state it is in
@@ -191,17 +208,22 @@ impl Ekm {
         let space = match snapshot.space_at(request.path) {
             Ok(space) => space,
             Err(_) if snapshot.refused().len() > 0 || snapshot.revision() == 0 => return Err(Error::KeyUnavailable),
-            Err(_) if self.keys_may_be_missing.load(Ordering::Relaxed) => return Err(Error::CatalogStale),
             Err(not_found) => return Err(not_found.into()),
         };
         trace.shard = self.custodian.shards().iter().position(|shard| *shard.name() == space.shard);
         Ok(Arc::clone(space))
     }
 
-    /// Whether the snapshot has a key, or for verbs of crypto spaces a crypto space, under a path.
-    pub fn knows(&self, path: &KeyPath, verb: Verb) -> bool {
+    /// Whether the snapshot knows what a request is about: a crypto space, a key, and for unwrap the key's version that the blob names. What it
+    /// does not know may have been made by another frontend a moment ago, so it has to be brought up to date before anybody is told.
+    pub fn knows(&self, path: &KeyPath, verb: Verb, input: &[u8]) -> bool {
         let snapshot = self.snapshot.load();
-        if verb.is_for_spaces() { snapshot.space_at(path).is_ok() } else { snapshot.key(path).is_ok() }
+        if verb.is_for_spaces() {
+            return snapshot.space_at(path).is_ok();
+        }
+        let Ok(key) = snapshot.key(path) else { return false };
+        let named = if verb == Verb::Unwrap { blob::parse(input).map(|(id, _)| id) } else { None };
+        named.is_none_or(|id| id.key != key.id || key.version(id).is_some())
     }
 
     /// A real wrap and unwrap with a shard's health key, through the same custody and queue as any request.
@@ -216,13 +238,6 @@ impl Ekm {
             return Err(Error::HsmIntegrity("unwrap did not give back what was wrapped"));
         }
         Ok(())
-    }
-
-    /// How old the snapshot is: since when the catalog could not be read. After `unknown_keys_after` an unknown key is a 503 and not a
-    /// 404; an unknown version of a known key is one much sooner, since rotation goes on without this frontend.
-    pub fn set_snapshot_age(&self, age: Duration, unknown_keys_after: Duration) {
-        self.keys_may_be_missing.store(age > unknown_keys_after, Ordering::Relaxed);
-        self.versions_may_be_missing.store(age > UNKNOWN_VERSIONS_AFTER.min(unknown_keys_after), Ordering::Relaxed);
     }
 
     /// The snapshot in use.
@@ -254,6 +269,37 @@ fn judged(
 fn question<'a>(request: &Request<'a>, verb: Verb) -> policy::Request<'a> {
     let &Request { caller, justification, resource, .. } = request;
     policy::Request { caller, verb, justification, resource, now: OffsetDateTime::now_utc() }
+}
+
+/// [`Ekm::permitted`] has seen that it is a signing key, and a row without a public key is refused.
+fn public_key(version: &KeyVersion) -> Result<&Arc<PublicKey>, Error> {
+    version.public_key().ok_or(Error::Internal("a signing key without a public key"))
+}
+
+/// What a caller wants to be signed.
+pub enum ToSign {
+    /// Data; it is hashed here.
+    Data(Plaintext),
+    /// Its digest, with the hash that made it if the caller says so.
+    Digest(Vec<u8>, Option<Hash>),
+}
+
+impl ToSign {
+    fn digest(&self, algorithm: SigningAlgorithm) -> Result<Vec<u8>, Error> {
+        let hash = algorithm.hash();
+        match self {
+            Self::Data(data) => Ok(hash.of(data.as_bytes())),
+            Self::Digest(digest, said) if said.unwrap_or(hash) == hash && digest.len() == hash.bytes() => {
+                Ok(digest.clone())
+            }
+            Self::Digest(digest, said) => {
+                let said = said.map_or_else(|| format!("{} bytes", digest.len()), |said| said.name().to_owned());
+                let wanted = format!("{} of {} bytes", hash.name(), hash.bytes());
+                let problem = format!("is {said}, and {} takes {wanted}", algorithm.name());
+                Err(Error::InvalidRequest { field: "digest", problem })
+            }
+        }
+    }
 }
 
 impl Trace {

@@ -41,6 +41,14 @@ pub enum Error {
     /// Wrong tag, wrong AAD, truncated, foreign: all the same, so that nobody learns which.
     #[error("the blob was not wrapped under this key, or with other additional authenticated data, or was changed")]
     UnwrapFailed,
+    /// The key is of another kind than the verb is for.
+    #[error("the key's algorithm is {algorithm}, which is not for {verb}")]
+    WrongAlgorithm {
+        /// What the caller asked for.
+        verb: &'static str,
+        /// What the key does.
+        algorithm: &'static str,
+    },
     /// createKey under a name that has a key already, of another kind.
     #[error("there is a key for this relativeResourceName already, {0}")]
     KeyExists(String),
@@ -139,8 +147,8 @@ pub enum NotInUse {
     /// All keys of the crypto space are stopped.
     #[error("the key's crypto space is blocked")]
     SpaceBlocked,
-    /// Wrapping would make data that is soon lost.
-    #[error("the key is to be destroyed, and wraps nothing any more")]
+    /// Wrapping would make data that is soon lost, and signing is for keys that stay.
+    #[error("the key is to be destroyed, and neither wraps nor signs any more")]
     KeyDestroyScheduled,
     /// The material is gone.
     #[error("the key, or the version that wrapped this blob, was destroyed")]
@@ -195,6 +203,7 @@ impl Error {
             Self::Misdirected => "misdirected",
             Self::InvalidRequest { .. } => "invalid_request",
             Self::UnwrapFailed => "unwrap_failed",
+            Self::WrongAlgorithm { .. } => "wrong_algorithm",
             Self::NotImplemented(_) => "not_implemented",
             Self::Denied(_) => "denied",
             Self::DenialPending(_) => "denial_pending",
@@ -228,6 +237,7 @@ impl Error {
             | Self::Misdirected
             | Self::InvalidRequest { .. }
             | Self::UnwrapFailed
+            | Self::WrongAlgorithm { .. }
             | Self::NotImplemented(_) => Blame::Caller,
             Self::Denied(_) | Self::DenialPending(_) | Self::NotInUse(_) | Self::TooManyKeys(_) => Blame::Policy,
             Self::HsmFault { .. }

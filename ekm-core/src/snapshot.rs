@@ -364,7 +364,7 @@ impl Key {
         same_id(row, record.id)?;
         record.check()?;
         let versions = record.versions.into_iter().map(|stored| {
-            let (state, wanted) = (stored.state, stored.into_record(record.id));
+            let (state, wanted) = (stored.state, stored.into_record(record.id, record.algorithm));
             let known = known.and_then(|key| key.version_at_all(wanted.id)).filter(|known| known.is_of(&wanted));
             (state, known.cloned().unwrap_or_else(|| Arc::new(KeyVersion::new(wanted))))
         });
@@ -374,9 +374,9 @@ impl Key {
             primary: Arc::clone(&primary.ok_or("it has no primary version")?.1),
             versions,
             id: record.id,
+            algorithm: record.algorithm,
             state: record.state,
             paths: record.paths,
-            algorithm: record.algorithm,
             destroyed_by_caller: record.destroyed_by_caller,
             created_for: record.created_for.map(Into::into),
             purpose: record.purpose,

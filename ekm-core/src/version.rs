@@ -10,7 +10,9 @@ use crate::error::Error;
 use crate::hsm::TokenKey;
 use crate::locked::LockedKey;
 use crate::nonces::NonceCount;
+use crate::public_key::PublicKey;
 use crate::shard_name::ShardName;
+use crate::signing_key::SigningKey;
 
 /// How soon a version that failed is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -26,6 +28,8 @@ pub struct KeyVersion {
     pub shard: ShardName,
     /// A blob with a known content: the known answer. Empty only while the version is being made.
     pub(crate) check_blob: Arc<[u8]>,
+    /// Of a signing key: its public half, which is its known answer.
+    pub(crate) public_key: Option<Arc<PublicKey>>,
     /// The material under the key file or the root key.
     pub(crate) wrapped_material: Box<[u8]>,
     /// Set when the version has been proven.
@@ -45,6 +49,8 @@ pub enum Material {
     OnToken,
     /// In locked memory of this process. The custody says with which cipher it is used.
     InProcess(LockedKey),
+    /// A private key in this process.
+    Signs(Arc<SigningKey>),
 }
 
 struct Failure {
@@ -94,6 +100,7 @@ impl KeyVersion {
             custody: record.custody,
             shard: record.shard,
             check_blob: record.check_blob.into(),
+            public_key: record.public_key,
             wrapped_material: record.wrapped_material.unwrap_or_default().into(),
             material: OnceLock::new(),
             failed: AtomicBool::new(false),
@@ -109,6 +116,7 @@ impl KeyVersion {
             && self.custody == record.custody
             && self.shard == record.shard
             && *self.check_blob == record.check_blob[..]
+            && self.public_key == record.public_key
             && *self.wrapped_material == *record.wrapped_material.as_deref().unwrap_or_default()
     }
 
@@ -129,7 +137,15 @@ impl KeyVersion {
 
     /// Its key on the token.
     pub(crate) fn token_key(&self) -> TokenKey {
-        TokenKey { id: self.id, check_blob: Some(Arc::clone(&self.check_blob)) }
+        match &self.public_key {
+            None => TokenKey { id: self.id, check_blob: Some(Arc::clone(&self.check_blob)), signs: None },
+            Some(public) => TokenKey { id: self.id, check_blob: None, signs: Some(Arc::clone(public)) },
+        }
+    }
+
+    /// Of a signing key: its public half.
+    pub fn public_key(&self) -> Option<&Arc<PublicKey>> {
+        self.public_key.as_ref()
     }
 
     /// Takes over what a passed test has opened.

@@ -94,9 +94,6 @@ pub async fn create_key(
         let text = format!("this crypto space makes {} only", offered.join(", "));
         return Err(Error::AlgorithmNotOffered(text));
     }
-    if !algorithm.is_symmetric() {
-        return Err(Error::AlgorithmNotOffered("this version makes EXTERNAL_SYMMETRIC_ENCRYPTION only".into()));
-    }
     if let Some(key) = plane.ekm.snapshot().created_for(&space, name) {
         trace.key = Some(key.id);
         return Ok(found(key, algorithm)?);
@@ -194,7 +191,7 @@ impl Order {
             return Err(Refusal::TooMany(count));
         }
         let id = VersionId { key: Uuid::now_v7(), number: 1 };
-        let made = plane.ekm.custodian().generate(self.creation.custody, &self.space.shard, id).await;
+        let made = plane.ekm.custodian().generate(self.algorithm, self.creation.custody, &self.space.shard, id).await;
         let made = made.map_err(|error| Refusal::Hsm(error.to_string()))?;
         let added = self.add(plane, made.clone()).await;
         match &added {
@@ -229,7 +226,7 @@ impl Order {
             space: self.space.id(),
             policy: self.creation.policy,
             replaced_policies: Vec::new(),
-            purpose: Purpose::Wrap,
+            purpose: Purpose::of(self.algorithm),
             algorithm: self.algorithm,
             state: KeyState::Enabled,
             destroy_at: None,

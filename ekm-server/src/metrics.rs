@@ -17,6 +17,9 @@ const BUCKETS_SECONDS: &[f64] = &[
     0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.0032, 0.0064, 0.0128, 0.0256, 0.04, 0.08, 0.1, 0.13, 0.15, 0.3, 1.0, 5.0,
 ];
 
+/// What an HSM is asked for: the first of [`Verb::ALL`].
+const OPERATIONS: [Verb; 3] = [Verb::Wrap, Verb::Unwrap, Verb::AsymmetricSign];
+
 /// Made once, passed down.
 pub struct Metrics {
     registry: Registry,
@@ -88,7 +91,7 @@ struct ShardMetrics {
 /// What is known of one replica.
 struct ReplicaMetrics {
     queue_seconds: Histogram,
-    operation_seconds: [Histogram; 2],
+    operation_seconds: [Histogram; 3],
     queue: IntGauge,
     in_flight: IntGauge,
     missing_keys: IntGauge,
@@ -193,7 +196,7 @@ impl Metrics {
         }
         let Some(shard) = trace.shard.and_then(|place| self.shards.get(place)) else { return };
         self.shard_requests.with_label_values(&[shard.name.as_str(), code]).inc();
-        if !trace.hsm.device.is_zero() && index < 2 {
+        if !trace.hsm.device.is_zero() && index < OPERATIONS.len() {
             let hsm = &shard.replicas[trace.hsm.replica];
             hsm.queue_seconds.observe(trace.hsm.queue.as_secs_f64());
             hsm.operation_seconds[index].observe(trace.hsm.device.as_secs_f64());
@@ -283,8 +286,7 @@ impl Maker<'_> {
         );
         let of = |labels: [&str; 2]| ReplicaMetrics {
             queue_seconds: queue_seconds.with_label_values(&labels),
-            operation_seconds: ["wrap", "unwrap"]
-                .map(|verb| operation.with_label_values(&[labels[0], labels[1], verb])),
+            operation_seconds: OPERATIONS.map(|verb| operation.with_label_values(&[labels[0], labels[1], verb.name()])),
             queue: queue.with_label_values(&labels),
             in_flight: in_flight.with_label_values(&labels),
             missing_keys: missing.with_label_values(&labels),

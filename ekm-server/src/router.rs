@@ -29,7 +29,7 @@ use crate::dialect::{self, ControlRequest};
 use crate::metrics::Metrics;
 use crate::shapes::Shapes;
 use crate::status;
-use crate::wire::{self, Bounds, CryptoRequest, Why, truncated};
+use crate::wire::{self, Bounds, CryptoRequest, Input, Why, truncated};
 
 /// What the data plane works with; made once, shared by all requests.
 pub struct DataPlane {
@@ -298,7 +298,9 @@ async fn serve(
     };
     let called = Called { plane, path: &path, caller: &caller, deadline };
     match verb {
-        Verb::Wrap | Verb::Unwrap => called.crypto(verb, &body, record).await,
+        Verb::Wrap | Verb::Unwrap | Verb::AsymmetricSign | Verb::GetPublicKey => {
+            called.crypto(verb, &body, record).await
+        }
         // On the heap: futures that every request would carry about, and few use.
         Verb::CreateKey | Verb::DestroyKey | Verb::CheckCryptoSpacePermissions => {
             Box::pin(called.control(verb, &body, record)).await
@@ -325,20 +327,28 @@ impl Called<'_> {
     async fn crypto(&self, verb: Verb, body: &[u8], record: &mut Record) -> Result<String, Error> {
         let (plane, limits) = (self.plane, self.plane.limits.fields);
         let CryptoRequest { input, aad, why } = wire::decode(verb, self.path, body, limits)?;
-        let request = self.request(verb, &why, &aad, record).await?;
+        let request = self.request(verb, &why, (input.as_bytes(), &aad), record).await?;
         let (ekm, trace) = (&plane.ekm, &mut record.trace);
-        match verb {
-            Verb::Wrap => ekm.wrap(&request, input, trace).await.map(|blob| wire::encode_wrapped(&blob)),
-            _ => {
-                let unwrapped = ekm.unwrap(&request, input.as_bytes(), trace).await;
+        match input {
+            Input::Wrap(plaintext) => {
+                ekm.wrap(&request, plaintext, trace).await.map(|blob| wire::encode_wrapped(&blob))
+            }
+            Input::Unwrap(blob) => {
+                let unwrapped = ekm.unwrap(&request, &blob, trace).await;
                 unwrapped.map(|plaintext| wire::encode_unwrapped(&plaintext))
             }
+            // On the heap, as those of the control plane.
+            Input::Sign(to_sign) => {
+                let signed = Box::pin(ekm.sign(&request, &to_sign, trace)).await;
+                signed.map(|signature| wire::encode_signed(&signature))
+            }
+            Input::GetPublicKey => ekm.public_key(&request, trace).map(|public| wire::encode_public_key(&public)),
         }
     }
 
     async fn control(&self, verb: Verb, body: &[u8], record: &mut Record) -> Result<String, Error> {
         let ControlRequest { algorithm, permissions, why } = dialect::decode(verb, body)?;
-        let request = self.request(verb, &why, &[], record).await?;
+        let request = self.request(verb, &why, (&[], &[]), record).await?;
         let (plane, trace) = (self.plane, &mut record.trace);
         match (verb, algorithm) {
             (Verb::CreateKey, Some(algorithm)) => {
@@ -358,7 +368,7 @@ impl Called<'_> {
         &'a self,
         verb: Verb,
         why: &'a Why,
-        aad: &'a [u8],
+        (input, aad): (&[u8], &'a [u8]),
         record: &mut Record,
     ) -> Result<ekm_core::Request<'a>, Error> {
         record.justification = Some(why.justification.clone());
@@ -368,9 +378,9 @@ impl Called<'_> {
         if Instant::now() >= self.deadline {
             return Err(Error::DeadlineExceeded("reading the body"));
         }
-        // Another frontend may have made it a moment ago. While the catalog cannot be followed, what is known here decides.
+        // Another frontend may have made it a moment ago: only the catalog itself can say that there is none.
         let (ekm, control) = (&self.plane.ekm, &self.plane.control);
-        if !ekm.knows(self.path, verb) && !control.is_cut_off() && !control.catch_up(self.deadline).await {
+        if !ekm.knows(self.path, verb, input) && (control.is_cut_off() || !control.catch_up(self.deadline).await) {
             return Err(Error::CatalogStale);
         }
         let &Self { path, caller, deadline, .. } = self;
@@ -460,6 +470,10 @@ mod tests {
             ("/v0/keys/demo%3Aunwrap", Some(("v0/keys/demo", Verb::Unwrap))),
             ("/v0/keys/demo%3aunwrap", Some(("v0/keys/demo", Verb::Unwrap))),
             ("/demo:wrap", Some(("demo", Verb::Wrap))),
+            ("/v0/keys/demo:asymmetricSign", Some(("v0/keys/demo", Verb::AsymmetricSign))),
+            ("/v0/keys/demo%3AgetPublicKey", Some(("v0/keys/demo", Verb::GetPublicKey))),
+            ("/v0/keys/demo:asymmetricsign", None),
+            ("/v0/keys/demo:get_public_key", None),
             ("/v0/keys/demo:wrapp", None),
             ("/v0/keys/demo:WRAP", None),
             ("/v0/keys/demo:", None),

@@ -38,7 +38,10 @@ fn mapping(error: &Error) -> (StatusCode, Rpc) {
         Error::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, Rpc::Unimplemented),
         Error::KeyExists(_) => (StatusCode::CONFLICT, Rpc::AlreadyExists),
         Error::NotImplemented(_) | Error::AlgorithmNotOffered(_) => (StatusCode::NOT_IMPLEMENTED, Rpc::Unimplemented),
-        Error::NotInUse(_) | Error::TooManyKeys(_) => (StatusCode::BAD_REQUEST, Rpc::FailedPrecondition),
+        // As Cloud KMS itself says it: INVALID_ARGUMENT would be taken for a ciphertext that is no good.
+        Error::NotInUse(_) | Error::TooManyKeys(_) | Error::WrongAlgorithm { .. } => {
+            (StatusCode::BAD_REQUEST, Rpc::FailedPrecondition)
+        }
         // No other frontend would have more room: the device is the bottleneck.
         Error::Overloaded => (StatusCode::TOO_MANY_REQUESTS, Rpc::ResourceExhausted),
         Error::DenialPending(_)
@@ -151,7 +154,7 @@ mod tests {
             Error::Unauthenticated(_) | Error::KeyNotFound(_) | Error::NoSuchMethod(_) | Error::MethodNotAllowed => {}
             Error::UnsupportedMediaType(_) | Error::Misdirected | Error::InvalidRequest { .. } => {}
             Error::UnwrapFailed | Error::NotImplemented(_) | Error::Denied(_) | Error::NotInUse(_) => {}
-            Error::DenialPending(_) => {}
+            Error::DenialPending(_) | Error::WrongAlgorithm { .. } => {}
             Error::HsmFault { .. }
             | Error::HsmTimeout
             | Error::HsmAway { .. }
@@ -179,6 +182,7 @@ mod tests {
             (Error::Misdirected, 421, 3),
             (Error::InvalidRequest { field: "plaintext", problem: "x".into() }, 400, 3),
             (Error::UnwrapFailed, 400, 3),
+            (Error::WrongAlgorithm { verb: "wrap", algorithm: "EC_SIGN_P256_SHA256" }, 400, 9),
             (Error::NotImplemented("createKey"), 501, 12),
             (Error::Denied(denial()), 403, 7),
             (Error::DenialPending(denial()), 503, 14),

@@ -12,7 +12,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use ekm_core::json::Object;
 use ekm_core::justification::Justification;
 use ekm_core::policy::Verb;
-use ekm_core::{Error, KeyPath, Plaintext};
+use ekm_core::{Error, Hash, KeyPath, Plaintext, PublicKey, ToSign};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -21,7 +21,7 @@ const READING: GeneralPurposeConfig =
 const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, READING);
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, READING);
 
-/// Every field that wrap or unwrap may carry.
+/// Every field that a verb may carry. The names of asymmetricSign's are likely, not certain.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Body<'a> {
@@ -31,6 +31,10 @@ struct Body<'a> {
     plaintext: Option<Text<'a>>,
     #[serde(borrow, alias = "wrapped_blob")]
     wrapped_blob: Option<Text<'a>>,
+    #[serde(borrow)]
+    data: Option<Text<'a>>,
+    #[serde(borrow)]
+    digest: Option<GivenDigest<'a>>,
     #[serde(borrow, alias = "additional_authenticated_data")]
     additional_authenticated_data: Option<Text<'a>>,
     #[serde(borrow, alias = "additional_context")]
@@ -52,6 +56,25 @@ pub(crate) struct Context<'a> {
 #[derive(Deserialize)]
 struct AccessReasonContext {
     reason: Option<Reason>,
+}
+
+/// Bytes, or a message that says by its field which hash has made them.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum GivenDigest<'a> {
+    #[serde(borrow)]
+    Bytes(Text<'a>),
+    Named(#[serde(borrow)] Object<NamedDigest<'a>>),
+}
+
+#[derive(Deserialize)]
+struct NamedDigest<'a> {
+    #[serde(borrow)]
+    sha256: Option<Text<'a>>,
+    #[serde(borrow)]
+    sha384: Option<Text<'a>>,
+    #[serde(borrow)]
+    sha512: Option<Text<'a>>,
 }
 
 /// A string of the body, not copied unless it has escapes.
@@ -92,10 +115,22 @@ impl<'de> Deserialize<'de> for Reason {
     }
 }
 
-/// A request to wrap or unwrap, decoded.
+/// What to work on, by verb.
+pub enum Input {
+    /// wrap: the data key.
+    Wrap(Plaintext),
+    /// unwrap: the blob.
+    Unwrap(Vec<u8>),
+    /// asymmetricSign.
+    Sign(ToSign),
+    /// getPublicKey needs nothing.
+    GetPublicKey,
+}
+
+/// A request, decoded.
 pub struct CryptoRequest {
-    /// What to work on: the data key to wrap, or the blob to unwrap.
-    pub input: Plaintext,
+    /// What to work on.
+    pub input: Input,
     /// The caller's additional authenticated data; absent and empty are the same.
     pub aad: Vec<u8>,
     /// In whose name, and why.
@@ -137,16 +172,17 @@ impl Why {
 /// How long decoded fields may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Plaintext of wrap. A blob may be longer by the blob format's overhead.
+    /// Plaintext of wrap, data of asymmetricSign. A blob may be longer by the blob format's overhead.
     pub plaintext_bytes: usize,
     /// Additional authenticated data.
     pub aad_bytes: usize,
 }
 
-/// Decodes a body of wrap or unwrap.
+/// Decodes a body.
 pub fn decode(verb: Verb, path: &KeyPath, body: &[u8], bounds: Bounds) -> Result<CryptoRequest, Error> {
     // As a whole, since the parser does not look into unknown fields.
     let body = std::str::from_utf8(body).map_err(|_| invalid("body", "is not JSON: it is not UTF-8"))?;
+    let body = if verb == Verb::GetPublicKey && body.is_empty() { "{}" } else { body };
     let Object(body): Object<Body<'_>> =
         serde_json::from_str(body).map_err(|error| invalid("body", describe(&error)))?;
     if let Some(Text(stated)) = &body.key_path
@@ -154,21 +190,49 @@ pub fn decode(verb: Verb, path: &KeyPath, body: &[u8], bounds: Bounds) -> Result
     {
         return Err(invalid("keyPath", "does not agree with the path in the URL"));
     }
-    let blob_bytes = bounds.plaintext_bytes + ekm_core::blob::OVERHEAD_BYTES;
-    let (field, input, other, limit) = match verb {
-        Verb::Wrap => ("plaintext", body.plaintext, body.wrapped_blob, bounds.plaintext_bytes),
-        _ => ("wrappedBlob", body.wrapped_blob, body.plaintext, blob_bytes),
+    let input = match verb {
+        Verb::Wrap if body.wrapped_blob.is_some() => return Err(invalid("body", EXCLUSIVE)),
+        Verb::Unwrap if body.plaintext.is_some() => return Err(invalid("body", EXCLUSIVE)),
+        Verb::Wrap => Input::Wrap(Plaintext::new(required("plaintext", body.plaintext, bounds.plaintext_bytes)?)),
+        Verb::Unwrap => {
+            let limit = bounds.plaintext_bytes + ekm_core::blob::OVERHEAD_BYTES;
+            Input::Unwrap(required("wrappedBlob", body.wrapped_blob, limit)?)
+        }
+        Verb::AsymmetricSign => Input::Sign(to_sign(body.data, body.digest, bounds.plaintext_bytes)?),
+        Verb::GetPublicKey => Input::GetPublicKey,
+        Verb::CreateKey | Verb::DestroyKey | Verb::CheckCryptoSpacePermissions => {
+            return Err(Error::Internal("a call of the control plane was read as one of the data plane"));
+        }
     };
-    if other.is_some() {
-        return Err(invalid("body", "plaintext and wrappedBlob exclude each other"));
-    }
-    let input = input.ok_or_else(|| invalid(field, "is missing"))?;
-    let input = Plaintext::new(bytes(field, &input, limit)?);
     let aad = match &body.additional_authenticated_data {
         Some(aad) => bytes("additionalAuthenticatedData", aad, bounds.aad_bytes)?,
         None => Vec::new(),
     };
     Ok(CryptoRequest { input, aad, why: Why::of(body.additional_context.map(|Object(context)| context)) })
+}
+
+const EXCLUSIVE: &str = "plaintext and wrappedBlob exclude each other";
+
+fn required(field: &'static str, value: Option<Text<'_>>, limit: usize) -> Result<Vec<u8>, Error> {
+    bytes(field, &value.ok_or_else(|| invalid(field, "is missing"))?, limit)
+}
+
+/// The data, or its digest. That the digest fits the key is seen where the key is known.
+fn to_sign(data: Option<Text<'_>>, digest: Option<GivenDigest<'_>>, limit: usize) -> Result<ToSign, Error> {
+    let given = |text: &Text<'_>| bytes("digest", text, Hash::Sha512.bytes());
+    match (data, digest) {
+        (Some(_), Some(_)) => Err(invalid("body", "data and digest exclude each other")),
+        (data, None) => Ok(ToSign::Data(Plaintext::new(required("data", data, limit)?))),
+        (None, Some(GivenDigest::Bytes(text))) => Ok(ToSign::Digest(given(&text)?, None)),
+        (None, Some(GivenDigest::Named(Object(NamedDigest { sha256, sha384, sha512 })))) => {
+            let named = [(Hash::Sha256, sha256), (Hash::Sha384, sha384), (Hash::Sha512, sha512)];
+            let mut named = named.into_iter().filter_map(|(hash, text)| Some((hash, text?)));
+            match (named.next(), named.next()) {
+                (Some((hash, text)), None) => Ok(ToSign::Digest(given(&text)?, Some(hash))),
+                _ => Err(invalid("digest", "names exactly one of sha256, sha384 and sha512")),
+            }
+        }
+    }
 }
 
 /// The answer to wrap.
@@ -179,6 +243,17 @@ pub fn encode_wrapped(blob: &[u8]) -> String {
 /// The answer to unwrap.
 pub fn encode_unwrapped(plaintext: &Plaintext) -> String {
     answer("plaintext", plaintext.as_bytes())
+}
+
+/// The answer to asymmetricSign.
+pub fn encode_signed(signature: &[u8]) -> String {
+    answer("signature", signature)
+}
+
+/// The answer to getPublicKey.
+pub fn encode_public_key(public: &PublicKey) -> String {
+    let (pem, algorithm) = (public.pem(), public.algorithm().name());
+    serde_json::json!({"publicKey": pem, "algorithm": algorithm}).to_string()
 }
 
 fn answer(field: &str, value: &[u8]) -> String {
@@ -236,6 +311,76 @@ mod tests {
 
     fn wrap(body: &str) -> Result<CryptoRequest, Error> {
         decode(Verb::Wrap, &KeyPath::parse("v0/keys/demo").unwrap(), body.as_bytes(), BOUNDS)
+    }
+
+    impl Input {
+        fn as_bytes(&self) -> &[u8] {
+            match self {
+                Self::Wrap(input) | Self::Sign(ToSign::Data(input)) => input.as_bytes(),
+                Self::Unwrap(input) | Self::Sign(ToSign::Digest(input, _)) => input,
+                Self::GetPublicKey => &[],
+            }
+        }
+    }
+
+    fn sign(body: &str) -> Result<CryptoRequest, Error> {
+        decode(Verb::AsymmetricSign, &KeyPath::parse("v0/keys/demo").unwrap(), body.as_bytes(), BOUNDS)
+    }
+
+    #[test]
+    fn data_or_a_digest_in_either_of_its_forms_is_what_is_to_be_signed() {
+        for (body, expected, hash) in [
+            (r#"{"data":"3q2+7w=="}"#, &b"\xde\xad\xbe\xef"[..], None),
+            (r#"{"data":"","digest":null,"plaintext":"AA=="}"#, b"", None),
+            (r#"{"digest":"3q2-7w"}"#, b"\xde\xad\xbe\xef", None),
+            (r#"{"digest":{"sha256":"AAEC"}}"#, b"\x00\x01\x02", Some(Hash::Sha256)),
+            (r#"{"digest":{"sha384":"AAEC","sha256":null,"other":1}}"#, b"\x00\x01\x02", Some(Hash::Sha384)),
+        ] {
+            let input = sign(body).unwrap().input;
+            assert_eq!(input.as_bytes(), expected, "{body}");
+            let Input::Sign(to_sign) = input else { panic!("{body}") };
+            assert!(
+                matches!(to_sign, ToSign::Data(_)) || matches!(to_sign, ToSign::Digest(_, said) if said == hash),
+                "{body}"
+            );
+        }
+        for (body, field) in [
+            ("{}", "data"),
+            (r#"{"plaintext":"AA=="}"#, "data"),
+            (r#"{"data":null,"digest":null}"#, "data"),
+            (r#"{"data":"AA==","digest":"AA=="}"#, "body"),
+            (r#"{"data":"!"}"#, "data"),
+            (r#"{"data":5}"#, "body"),
+            (r#"{"data":["AA=="]}"#, "body"),
+            (r#"{"digest":5}"#, "body"),
+            (r#"{"digest":["AA=="]}"#, "body"),
+            (r#"{"digest":{"sha256":5}}"#, "body"),
+            (r#"{"digest":"!"}"#, "digest"),
+            (r#"{"digest":{}}"#, "digest"),
+            (r#"{"digest":{"sha1":"AA=="}}"#, "digest"),
+            (r#"{"digest":{"sha256":"AA==","sha512":"AA=="}}"#, "digest"),
+            (r#"{"digest":{"sha256":"AA==","sha256":"AA=="}}"#, "body"),
+        ] {
+            match sign(body) {
+                Err(Error::InvalidRequest { field: got, .. }) => assert_eq!(got, field, "{body}"),
+                Err(other) => panic!("{body}: {other:?}"),
+                Ok(_) => panic!("{body} was accepted"),
+            }
+        }
+        let long = |field: &str, bytes: usize| {
+            format!(r#"{{"{field}":"{}"}}"#, base64::engine::general_purpose::STANDARD.encode(vec![7; bytes]))
+        };
+        assert!(sign(&long("data", 64)).is_ok() && sign(&long("data", 65)).is_err());
+        assert!(sign(&long("digest", 64)).is_ok() && sign(&long("digest", 65)).is_err());
+    }
+
+    #[test]
+    fn asking_for_a_public_key_needs_no_body_and_may_have_one() {
+        let ask =
+            |body: &str| decode(Verb::GetPublicKey, &KeyPath::parse("v0/keys/demo").unwrap(), body.as_bytes(), BOUNDS);
+        assert!(ask("").is_ok() && ask("{}").is_ok());
+        assert!(ask(r#"{"additionalContext":{"accessReasonContext":{"reason":5}}}"#).is_ok());
+        assert!(ask(" ").is_err() && ask("[]").is_err() && ask(r#"{"keyPath":"v0/keys/other"}"#).is_err());
     }
 
     fn unwrap(body: &str) -> Result<CryptoRequest, Error> {

@@ -182,7 +182,8 @@ impl Subject {
             for _ in 0..BATCH.min(keys - paths.len()) {
                 let path = KeyPath::parse(&format!("v0/keys/bench-{:07}", paths.len())).context("a path")?;
                 let id = VersionId { key: Uuid::now_v7(), number: 1 };
-                let made = custodian.generate(Custody::Software, &ShardName::default(), id).await?;
+                let made =
+                    custodian.generate(Algorithm::Symmetric, Custody::Software, &ShardName::default(), id).await?;
                 let mut record = new_key(id.key, space, policy, &path);
                 record.add_version(made, draft.now())?;
                 draft.name(Kind::Key, path.as_str(), id.key);

@@ -1,6 +1,6 @@
 //! `ekm-bench`: what a request costs the server, in CPU time.
 //!
-//! Starts `ekm dev` as a child, sends wraps and unwraps over TLS 1.3 keep-alive connections with token, policy, audit and metrics on,
+//! Starts `ekm dev` as a child, sends wraps, unwraps and P-256 signatures over TLS 1.3 keep-alive connections with token, policy, audit and metrics on,
 //! and divides the CPU time that the kernel charged to the child by the number of requests. CPU time and not wall time:
 //! client and server share the machine.
 //!
@@ -17,7 +17,7 @@ use device::Device;
 use ekm_loadtest::{AAD, measure, request, rss_mib};
 use ekm_tests::{Ekm, base64, set_up};
 
-/// Measures what a request costs the server, in CPU time: wrap and unwrap with each custody.
+/// Measures what a request costs the server, in CPU time: wrap, unwrap and a P-256 signature with each custody.
 #[derive(Parser)]
 struct Args {
     /// Open connections, each with one request at a time; 16, or two for each session of `--device-ms`
@@ -78,14 +78,14 @@ fn main() -> Result<()> {
         return Ok(());
     }
     println!(
-        "{:<18} {:<7} {:>16} {:>12} {:>8} {:>12}",
+        "{:<18} {:<14} {:>16} {:>12} {:>8} {:>12}",
         "custody", "verb", "server CPU us", "requests/s", "errors", "idle RSS MiB"
     );
     for row in &rows {
         let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
         let number = |name: &str| row[name].as_f64().unwrap_or_default();
         println!(
-            "{:<18} {:<7} {:>16.1} {:>12.0} {:>8} {:>12.1}",
+            "{:<18} {:<14} {:>16.1} {:>12.0} {:>8} {:>12.1}",
             text("custody"),
             text("verb"),
             number("server_cpu_us"),
@@ -103,6 +103,15 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// The command that makes a key for P-256 signatures.
+fn signing_key_create(path: &str) -> serde_json::Value {
+    let mut command = ekm_tests::key_create(path);
+    command["algorithm"] = "EC_SIGN_P256_SHA256".into();
+    command["policy"] =
+        serde_json::json!({"own": {"rules": [{"callers": [ekm_tests::CALLER], "verbs": ["asymmetricSign"]}]}});
+    command
+}
+
 fn measure_custody(args: &Args, custody: Custody, rows: &mut Vec<serde_json::Value>) -> Result<()> {
     let production = |text: String| text.replace("_deadline_ms = 20000", "_deadline_ms = 100");
     let (name, ekm) = match custody {
@@ -117,10 +126,15 @@ fn measure_custody(args: &Args, custody: Custody, rows: &mut Vec<serde_json::Val
     let idle_rss_mib = rss_mib(ekm.pid())?;
     let blob = ekm.wrap(&[7; 32], AAD.as_bytes());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    for verb in ["wrap", "unwrap"] {
-        let (field, input) =
-            if verb == "wrap" { ("plaintext", base64([7; 32])) } else { ("wrappedBlob", blob.clone()) };
-        let request = request(&ekm.ready.key_path, verb, &ekm.ready.token, field, &input);
+    let signing_key = "v0/keys/bench-sign";
+    ekm.change_here(&signing_key_create(signing_key));
+    let wrapping_key = ekm.ready.key_path.as_str();
+    for (verb, key, field, input) in [
+        ("wrap", wrapping_key, "plaintext", base64([7; 32])),
+        ("unwrap", wrapping_key, "wrappedBlob", blob),
+        ("asymmetricSign", signing_key, "data", base64([7; 32])),
+    ] {
+        let request = request(key, verb, &ekm.ready.token, field, &input);
         let requests = Arc::new(vec![request]);
         let mut all = Vec::new();
         for _ in 0..args.repeat {

@@ -179,6 +179,15 @@ impl KeyRecord {
             );
         }
         let first = self.versions.is_empty();
+        if !first {
+            self.may_be_rotated()?;
+        }
+        if self.algorithm.signing() != made.public_key.as_ref().map(|public| public.algorithm()) {
+            return impossible(
+                format!("what was made for {} is no key for {}", self.name(), self.algorithm.name()),
+                "try again",
+            );
+        }
         self.versions.push(StoredVersion {
             number: made.id.number,
             state: if first { VersionState::Enabled } else { VersionState::Pending },
@@ -188,6 +197,7 @@ impl KeyRecord {
             left_on: Default::default(),
             wrapped_material: made.wrapped_material,
             check_blob: made.check_blob,
+            public_key: made.public_key.map(|public| public.der().to_vec()),
             created_at: now,
         });
         if first {
@@ -199,12 +209,26 @@ impl KeyRecord {
         Ok(Outcome::Changed)
     }
 
+    /// At Cloud KMS each version of a signing key has a path of its own, since each has another public key.
+    pub fn may_be_rotated(&self) -> Result<(), Impossible> {
+        match self.purpose {
+            Purpose::Sign => impossible(
+                format!(
+                    "{} signs, and a signing key has one version for ever: its public key is known to others",
+                    self.name()
+                ),
+                "make another key under another path, and a new version in Cloud KMS that names it",
+            ),
+            Purpose::Wrap | Purpose::Health => Ok(()),
+        }
+    }
+
     /// Puts a version into another shard, where [`crate::custody::Custodian::carry`] has made it usable.
     pub fn move_version(&mut self, from: &VersionRecord, carried: VersionRecord) -> Result<Outcome, Impossible> {
         let name = self.name();
-        let key = self.id;
+        let (key, algorithm) = (self.id, self.algorithm);
         let version = self.version_mut(from.id.number)?;
-        if version.clone().into_record(key) != *from {
+        if version.clone().into_record(key, algorithm) != *from {
             return impossible(format!("version {} of {name} has changed meanwhile", from.id.number), "try again");
         }
         if version.shard == carried.shard {
@@ -307,6 +331,9 @@ impl KeyRecord {
         if every_days == self.rotation.as_ref().map(|rotation| rotation.every_days) {
             return Ok(Outcome::Unchanged);
         }
+        if every_days.is_some() {
+            self.may_be_rotated()?;
+        }
         if every_days.is_some_and(|days| !(1..=3650).contains(&days)) {
             return impossible("a rotation period is 1 to 3650 days", "90 is usual");
         }
@@ -352,6 +379,13 @@ impl KeyRecord {
         if (self.purpose == Purpose::Health) != self.paths.is_empty() {
             return Err("only a health key has no path".into());
         }
+        if (self.purpose == Purpose::Sign) != self.algorithm.signing().is_some() {
+            return Err("its purpose and its algorithm contradict each other".into());
+        }
+        let has_public_key = |version: &StoredVersion| version.public_key.is_some();
+        if self.versions.iter().any(|version| has_public_key(version) != (self.purpose == Purpose::Sign)) {
+            return Err("a signing key has a public key, and no other key has".into());
+        }
         Ok(())
     }
 }
@@ -370,7 +404,10 @@ mod tests {
     use crate::algorithm::Algorithm;
     use crate::blob::VersionId;
     use crate::catalog::Custody;
+    use std::sync::Arc;
+
     use crate::path::KeyPath;
+    use crate::public_key::PublicKey;
     use crate::shard_name::ShardName;
 
     const NOW: OffsetDateTime = datetime!(2026-11-22 12:00 UTC);
@@ -382,6 +419,7 @@ mod tests {
             shard: ShardName::default(),
             wrapped_material: Some(vec![1]),
             check_blob: vec![2],
+            public_key: None,
         }
     }
 
@@ -392,9 +430,9 @@ mod tests {
             policy: Uuid::new_v4(),
             replaced_policies: Vec::new(),
             purpose: Purpose::Wrap,
+            algorithm: Algorithm::Symmetric,
             state: KeyState::Enabled,
             destroy_at: None,
-            algorithm: Algorithm::Symmetric,
             created_for: None,
             destroyed_by_caller: false,
             paths: vec![KeyPath::parse("v0/keys/a").unwrap()],
@@ -439,6 +477,31 @@ mod tests {
         assert_eq!((key.state, key.versions[0].wrapped_material.as_ref()), (KeyState::Destroyed, None));
         assert!(key.undelete().is_err() && key.enable().is_err() && key.add_version(made(&key), NOW).is_err());
         assert_eq!(key.paths.len(), 1, "the path stays taken");
+    }
+
+    #[test]
+    fn a_signing_key_has_one_version_with_a_public_key_and_is_never_rotated() {
+        let algorithm: Algorithm = "EC_SIGN_P256_SHA256".parse().unwrap();
+        let mut key = KeyRecord { purpose: Purpose::Sign, algorithm, versions: Vec::new(), ..key() };
+        assert!(key.add_version(made(&key), NOW).is_err(), "material for wrapping");
+        let public_key = Some(Arc::new(PublicKey::new(algorithm.signing().unwrap(), vec![3])));
+        let signing = VersionRecord { check_blob: Vec::new(), public_key, ..made(&key) };
+        assert_eq!(key.add_version(signing.clone(), NOW), Ok(Outcome::Changed));
+        assert_eq!((key.check(), key.version_record(&key.versions[0])), (Ok(()), signing.clone()));
+        let second = VersionRecord { id: VersionId { number: 2, ..signing.id }, ..signing };
+        let refused = key.add_version(second, NOW).unwrap_err().to_string();
+        assert!(refused.contains("a signing key has one version for ever"), "{refused}");
+        assert!(key.set_rotation(Some(90), NOW).is_err());
+        assert_eq!(key.set_rotation(None, NOW), Ok(Outcome::Unchanged));
+        for change in [
+            |key: &mut KeyRecord| key.versions[0].public_key = None,
+            |key: &mut KeyRecord| key.algorithm = Algorithm::Symmetric,
+            |key: &mut KeyRecord| key.purpose = Purpose::Wrap,
+        ] {
+            let mut changed = key.clone();
+            change(&mut changed);
+            assert!(changed.check().is_err(), "{changed:?}");
+        }
     }
 
     #[test]

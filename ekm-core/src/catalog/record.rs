@@ -2,6 +2,7 @@
 //! may mean something that this one would miss.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -11,6 +12,7 @@ use super::replaced::ReplacedPolicy;
 use crate::algorithm::Algorithm;
 use crate::blob::{Format, VersionId};
 use crate::path::KeyPath;
+use crate::public_key::PublicKey;
 use crate::shard_name::ShardName;
 
 /// A container of keys with a path of its own.
@@ -88,7 +90,7 @@ pub struct KeyRecord {
     pub replaced_policies: Vec<ReplacedPolicy>,
     /// What it is for.
     pub purpose: Purpose,
-    /// What it does, by Google's name.
+    /// What it does. [`Purpose::Sign`] says that it signs, and this says how.
     #[serde(default, skip_serializing_if = "Algorithm::is_symmetric")]
     pub algorithm: Algorithm,
     /// Whether it is in use.
@@ -147,9 +149,12 @@ pub struct StoredVersion {
     /// The material under the root key or the key file; never in the clear. Gone when destroyed.
     #[serde(default, with = "base64_option", skip_serializing_if = "Option::is_none")]
     pub wrapped_material: Option<Vec<u8>>,
-    /// The known answer of the version's known-answer test.
+    /// The known answer of the version's known-answer test. Empty for a signing key, whose known answer is `public_key`.
     #[serde(with = "base64_bytes")]
     pub check_blob: Vec<u8>,
+    /// Of a signing key: DER SubjectPublicKeyInfo.
+    #[serde(default, with = "base64_option", skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<Vec<u8>>,
     /// When it was made.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
@@ -266,14 +271,24 @@ pub struct VersionRecord {
     pub shard: ShardName,
     /// The material under the root key (`hsm-wrapped`) or the key file (`software`); never in the clear.
     pub wrapped_material: Option<Vec<u8>>,
-    /// The known text of [`crate::custody`], wrapped under this version when it was made: the known answer of every later start.
+    /// The known text of [`crate::custody`], wrapped under this version when it was made: the known answer of every later start. Empty for a
+    /// signing key.
     pub check_blob: Vec<u8>,
+    /// Of a signing key: its public half, which is its known answer.
+    pub public_key: Option<Arc<PublicKey>>,
+}
+
+impl Purpose {
+    /// Of a key that callers use.
+    pub fn of(algorithm: Algorithm) -> Self {
+        if algorithm.is_symmetric() { Self::Wrap } else { Self::Sign }
+    }
 }
 
 impl KeyRecord {
     /// What the custodian needs to use a version.
     pub fn version_record(&self, version: &StoredVersion) -> VersionRecord {
-        version.clone().into_record(self.id)
+        version.clone().into_record(self.id, self.algorithm)
     }
 
     /// The version with a number.
@@ -296,14 +311,17 @@ impl RootRecord {
             shard,
             wrapped_material: self.wrapped_material,
             check_blob: self.check_blob,
+            public_key: None,
         }
     }
 }
 
 impl StoredVersion {
     /// As [`KeyRecord::version_record`].
-    pub(crate) fn into_record(self, key: Uuid) -> VersionRecord {
+    pub(crate) fn into_record(self, key: Uuid, algorithm: Algorithm) -> VersionRecord {
+        let public_key = |(algorithm, der)| Arc::new(PublicKey::new(algorithm, der));
         VersionRecord {
+            public_key: algorithm.signing().zip(self.public_key).map(public_key),
             id: VersionId { key, number: self.number },
             custody: self.custody,
             shard: self.shard,
@@ -368,6 +386,8 @@ words! {
     Purpose {
         /// wrap and unwrap, called by Cloud KMS.
         Wrap = "wrap",
+        /// asymmetricSign and getPublicKey, called by Cloud KMS.
+        Sign = "sign",
         /// The service's own wrap and unwrap behind `/healthz`; it has no path, so nobody else can use it.
         Health = "health",
     }

@@ -1,15 +1,19 @@
 //! Making keys, and looking after them: on every replica of their shard, and from one shard to another.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::{CHECK_TEXT, Custodian, material_context, own_patience, seal};
+use crate::algorithm::{Algorithm, SigningAlgorithm};
 use crate::blob::{self, Format, Sealed, VersionId};
 use crate::catalog::{Custody, RootRecord, VersionRecord};
 use crate::error::Error;
-use crate::hsm::{MakeError, Replica, Shard, Timing, TokenError, TokenKey};
+use crate::hsm::{Made, MakeError, Replica, Shard, Timing, TokenError, TokenKey};
 use crate::secret::Plaintext;
 use crate::shard_name::ShardName;
+use crate::signing_key::SigningFailed;
 use crate::software::{SoftwareError, random};
 use crate::version::{KeyVersion, Unusable};
 
@@ -59,7 +63,10 @@ pub enum GenerateError {
         /// So many have to.
         wanted: usize,
     },
-    /// The new key does not do its first wrap or unwrap.
+    /// This process could not make a key pair.
+    #[error(transparent)]
+    Signing(#[from] SigningFailed),
+    /// The new key does not do its first wrap, unwrap or signature.
     #[error("the new key does not work: {0}")]
     FirstUse(String),
     /// It cannot go to another shard.
@@ -79,7 +86,8 @@ impl Custodian {
     pub async fn generate_root(&self, shard: &ShardName) -> Result<RootRecord, GenerateError> {
         let root = VersionId { key: Uuid::new_v4(), number: 1 };
         let shard = self.hsm_for(Custody::HsmWrapped, shard)?;
-        let made = make(shard, root, ROOT_LABEL, async |wrapped_material| {
+        let made = make(shard, root, ROOT_LABEL, None, async |made| {
+            let wrapped_material = made.wrapped.clone();
             Ok(RootRecord { id: root.key, wrapped_material, check_blob: first_wrap(shard, root).await? })
         });
         let made = made.await?;
@@ -90,6 +98,56 @@ impl Custodian {
     /// Makes the material of a new key version and its check blob, and proves both. On a token, what does not work is taken away again.
     pub async fn generate(
         &self,
+        algorithm: Algorithm,
+        custody: Custody,
+        shard: &ShardName,
+        id: VersionId,
+    ) -> Result<VersionRecord, GenerateError> {
+        match algorithm {
+            Algorithm::Symmetric => self.generate_symmetric(custody, shard, id).await,
+            Algorithm::Signing(algorithm) => self.generate_pair(algorithm, custody, shard, id).await,
+        }
+    }
+
+    /// A signing key. What takes an HSM seconds with RSA, takes this process seconds of one thread.
+    async fn generate_pair(
+        &self,
+        algorithm: SigningAlgorithm,
+        custody: Custody,
+        shard: &ShardName,
+        id: VersionId,
+    ) -> Result<VersionRecord, GenerateError> {
+        let (shard, wrapped, public_key) = match custody {
+            Custody::Software => {
+                let file = self.key_file.as_ref().ok_or(GenerateError::NotConfigured(custody))?;
+                let (pkcs8, public_key) = self.signing.generate(algorithm).await?;
+                (ShardName::default(), file.wrap_material(id, &pkcs8)?, public_key)
+            }
+            Custody::HsmWrapped => {
+                let hsm = self.hsm_for(custody, shard)?;
+                hsm.root().ok_or_else(|| GenerateError::NoRootKey(shard.clone()))?;
+                let (pkcs8, public_key) = self.signing.generate(algorithm).await?;
+                let wrapped = self.wrap_secret(shard, &material_context(id), &pkcs8).await?;
+                (shard.clone(), wrapped, public_key)
+            }
+            Custody::Hsm => {
+                let hsm = self.hsm_for(custody, shard)?;
+                return make(hsm, id, &object_label(id), Some(algorithm), async |made| {
+                    let key = TokenKey { id, check_blob: None, signs: made.public_key.clone() };
+                    hsm.require_copies(&key).await.map_err(|error| not_made(id, error))?;
+                    let (wrapped_material, shard, check_blob) = (made.wrapped.clone(), shard.clone(), Vec::new());
+                    let public_key = made.public_key.clone();
+                    self.first_use(VersionRecord { id, custody, shard, wrapped_material, check_blob, public_key }).await
+                })
+                .await;
+            }
+        };
+        let (wrapped_material, check_blob, public_key) = (Some(wrapped), Vec::new(), Some(Arc::new(public_key)));
+        self.first_use(VersionRecord { id, custody, shard, wrapped_material, check_blob, public_key }).await
+    }
+
+    async fn generate_symmetric(
+        &self,
         custody: Custody,
         shard: &ShardName,
         id: VersionId,
@@ -98,7 +156,7 @@ impl Custodian {
             Custody::Software => {
                 let file = self.key_file.as_ref().ok_or(GenerateError::NotConfigured(custody))?;
                 let material = Zeroizing::new(random()?);
-                let wrapped = file.wrap_material(id, &material)?;
+                let wrapped = file.wrap_material(id, &material[..])?;
                 self.first_use(in_process_record(custody, ShardName::default(), id, &material, wrapped)?).await
             }
             Custody::HsmWrapped => {
@@ -110,10 +168,11 @@ impl Custodian {
             }
             Custody::Hsm => {
                 let hsm = self.hsm_for(custody, shard)?;
-                make(hsm, id, &object_label(id), async |wrapped_material| {
+                make(hsm, id, &object_label(id), None, async |made| {
                     let check_blob = first_wrap(hsm, id).await?;
-                    let shard = shard.clone();
-                    self.first_use(VersionRecord { id, custody, shard, wrapped_material, check_blob }).await
+                    let (shard, wrapped_material) = (shard.clone(), made.wrapped.clone());
+                    let public_key = None;
+                    self.first_use(VersionRecord { id, custody, shard, wrapped_material, check_blob, public_key }).await
                 })
                 .await
             }
@@ -226,15 +285,16 @@ impl From<Unusable> for GenerateError {
     }
 }
 
-/// Makes a key on the tokens, and has it proven; takes it away again if that fails. `prove` gets it wrapped by the replication key.
+/// Makes a key on the tokens, and has it proven; takes it away again if that fails.
 async fn make<T>(
     shard: &Shard,
     id: VersionId,
     label: &str,
-    prove: impl AsyncFnOnce(Option<Vec<u8>>) -> Result<T, GenerateError>,
+    signs: Option<SigningAlgorithm>,
+    prove: impl AsyncFnOnce(&Made) -> Result<T, GenerateError>,
 ) -> Result<T, GenerateError> {
-    let made = shard.generate_key(id, label).await.map_err(|error| not_made(id, error))?;
-    let proven = prove(made.wrapped.clone()).await;
+    let made = shard.generate_key(id, label, signs).await.map_err(|error| not_made(id, error))?;
+    let proven = prove(&made).await;
     if proven.is_err()
         && let Err(error) = shard.discard_made(&made).await
     {
@@ -245,12 +305,12 @@ async fn make<T>(
 
 /// A new key's check blob, once enough replicas have shown by it that they hold the same key.
 async fn first_wrap(shard: &Shard, id: VersionId) -> Result<Vec<u8>, GenerateError> {
-    let (key, aad) = (TokenKey { id, check_blob: None }, blob::bound_aad(Format::Gcm, id, b""));
+    let (key, aad) = (TokenKey { id, check_blob: None, signs: None }, blob::bound_aad(Format::Gcm, id, b""));
     let (text, mut timing) = (Plaintext::new(CHECK_TEXT.to_vec()), Timing::default());
     let sealed = shard.wrap(key, aad, text, false, own_patience(), &mut timing).await;
     let sealed = sealed.map_err(|error| GenerateError::FirstUse(error.to_string()))?;
     let check_blob = blob::encode(id, &Sealed::Gcm(sealed));
-    let key = TokenKey { id, check_blob: Some(check_blob.as_slice().into()) };
+    let key = TokenKey { id, check_blob: Some(check_blob.as_slice().into()), signs: None };
     shard.require_copies(&key).await.map_err(|error| not_made(id, error))?;
     Ok(check_blob)
 }
@@ -287,5 +347,6 @@ pub(super) fn in_process_record(
 ) -> Result<VersionRecord, SoftwareError> {
     let format = custody.format();
     let sealed = seal(format, material, &blob::bound_aad(format, id, b""), CHECK_TEXT)?;
-    Ok(VersionRecord { id, custody, shard, wrapped_material: Some(wrapped), check_blob: blob::encode(id, &sealed) })
+    let (wrapped_material, check_blob) = (Some(wrapped), blob::encode(id, &sealed));
+    Ok(VersionRecord { id, custody, shard, wrapped_material, check_blob, public_key: None })
 }

@@ -4,7 +4,9 @@
 //! an HSM that is away holds up the start.
 
 mod making;
+mod signing;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
@@ -22,6 +24,7 @@ use crate::version::{KeyVersion, Material, Unusable};
 use crate::xaes;
 
 pub use making::{Finding, GenerateError};
+use signing::Signing;
 
 /// What is wrapped into every key version's check blob, without AAD: the known answer of its known-answer test.
 pub(crate) const CHECK_TEXT: &[u8; 32] = b"external key manager, check blob";
@@ -35,13 +38,15 @@ pub struct Custodian {
     shards: Vec<Shard>,
     keys: KeyArena,
     unsettled: Unsettled,
+    signing: Signing,
 }
 
 impl Custodian {
     /// With what there is; shards have different names. Their replicas may come later: versions that wait for them prove themselves with
     /// their next use.
     pub fn new(key_file: Option<KeyFile>, shards: Vec<Shard>) -> Self {
-        Self { key_file, shards, keys: KeyArena::default(), unsettled: Unsettled::default() }
+        let (keys, unsettled, signing) = Default::default();
+        Self { key_file, shards, keys, unsettled, signing }
     }
 
     /// The shards that this process is configured for.
@@ -106,6 +111,27 @@ impl Custodian {
                 noting_a_loss(version, wrapped).map(Sealed::Checked)
             }
             Material::InProcess(key) => seal(format, key, &aad, plaintext.as_bytes()).map_err(|_| NO_RANDOM),
+            Material::Signs(_) => Err(OTHER_KIND),
+        }
+    }
+
+    /// Signs a digest under a signing key. Its length is the algorithm's. A signature that does not verify never leaves.
+    pub async fn sign(
+        &self,
+        version: &KeyVersion,
+        digest: Vec<u8>,
+        deadline: Instant,
+        timing: &mut Timing,
+    ) -> Result<Vec<u8>, Error> {
+        let patience = Patience::Request(deadline);
+        let public = version.public_key.as_ref().ok_or(OTHER_KIND)?;
+        match self.material(version, patience).await? {
+            Material::OnToken => {
+                let signed = self.shard_of(version)?.sign(version.token_key(), digest, patience, timing).await;
+                noting_a_loss(version, signed)
+            }
+            Material::Signs(key) => self.signing.sign(key, public, digest, deadline).await,
+            Material::InProcess(_) => Err(OTHER_KIND),
         }
     }
 
@@ -131,6 +157,7 @@ impl Custodian {
             }
             (Material::OnToken, Sealed::Xaes(_)) => Err(Error::UnwrapFailed),
             (Material::InProcess(key), sealed) => open(key, &aad, &sealed).ok_or(Error::UnwrapFailed),
+            (Material::Signs(_), _) => Err(OTHER_KIND),
         }
     }
 
@@ -174,14 +201,16 @@ impl Custodian {
                 return Ok(Material::OnToken);
             }
             (Custody::HsmWrapped, _) => {
-                let material =
-                    self.unwrap_secret_within(&version.shard, &material_context(id), wrapped, patience).await?;
-                let material = <[u8; 32]>::try_from(material.as_bytes()).map(Zeroizing::new);
-                material.map_err(|_| Unusable::Lasting("its material is not 32 bytes long".into()))?
+                self.unwrap_secret_within(&version.shard, &material_context(id), wrapped, patience).await?
             }
             (Custody::Software, Some(file)) => file.unwrap_material(id, wrapped).map_err(lasting)?,
             (Custody::Software, None) => return Err(lasting(GenerateError::NotConfigured(version.custody))),
         };
+        if let Some(public) = &version.public_key {
+            return self.signing.prove(material, Arc::clone(public)).await.map(Material::Signs);
+        }
+        let material = <[u8; 32]>::try_from(material.as_bytes()).map(Zeroizing::new);
+        let material = material.map_err(|_| Unusable::Lasting("its material is not 32 bytes long".into()))?;
         let key = self.keys.store(&material).map_err(|error| lasting(SoftwareError::from(error)))?;
         let wrong = || Unusable::Lasting("its check blob does not open to the known text".into());
         let (named, sealed) = blob::parse(&version.check_blob).ok_or_else(wrong)?;
@@ -210,7 +239,7 @@ impl Custodian {
     pub async fn wrap_secret(&self, shard: &ShardName, context: &[u8], secret: &[u8]) -> Result<Vec<u8>, Unusable> {
         let shard = self.here(shard)?;
         let root = shard.root().ok_or_else(|| lasting(format!("the shard '{}' has no root key", shard.name())))?;
-        let (key, aad) = (TokenKey { id: root, check_blob: None }, blob::secret_aad(root, context));
+        let (key, aad) = (TokenKey { id: root, check_blob: None, signs: None }, blob::secret_aad(root, context));
         let (secret, mut timing) = (Plaintext::new(secret.to_vec()), Timing::default());
         let wrapped = shard.wrap(key, aad, secret, false, own_patience(), &mut timing).await;
         Ok(blob::encode(root, &Sealed::Gcm(wrapped.map_err(|error| under_root(root, error))?)))
@@ -233,7 +262,7 @@ impl Custodian {
         let Some((root, Sealed::Gcm(sealed))) = blob::parse(blob) else {
             return Err(lasting("what should be wrapped by the root key is no blob of format 1"));
         };
-        let (key, aad) = (TokenKey { id: root, check_blob: None }, blob::secret_aad(root, context));
+        let (key, aad) = (TokenKey { id: root, check_blob: None, signs: None }, blob::secret_aad(root, context));
         let unwrapped = shard.unwrap(key, aad, sealed, false, patience, &mut Timing::default()).await;
         unwrapped.map_err(|error| under_root(root, error))
     }
@@ -254,6 +283,9 @@ impl Custodian {
         self.unsettled.put_back(ids);
     }
 }
+
+/// [`crate::Ekm`] asks a key only for what its algorithm does.
+const OTHER_KIND: Error = Error::Internal("a key was asked for what another kind of key does");
 
 const NO_RANDOM: Error = Error::Internal("the operating system gives no random numbers");
 
@@ -313,6 +345,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::algorithm::Algorithm;
     use crate::version::VersionState;
 
     fn custodian() -> Custodian {
@@ -391,7 +424,8 @@ mod tests {
     #[test]
     fn a_version_is_unproven_until_its_first_use_and_failed_if_its_material_does_not_open() {
         let (custodian, id) = (custodian(), id());
-        let record = wait(custodian.generate(Custody::Software, &ShardName::default(), id)).unwrap();
+        let record =
+            wait(custodian.generate(Algorithm::Symmetric, Custody::Software, &ShardName::default(), id)).unwrap();
         let version = custodian.version(&record);
         assert_eq!(version.state(), VersionState::Unproven);
         wrap(&custodian, &version, b"", b"text").unwrap();
@@ -424,8 +458,9 @@ mod tests {
     #[test]
     fn whoever_waits_for_a_proof_waits_no_longer_than_the_deadline() {
         let (custodian, id) = (custodian(), id());
-        let version =
-            custodian.version(&wait(custodian.generate(Custody::Software, &ShardName::default(), id)).unwrap());
+        let version = custodian.version(
+            &wait(custodian.generate(Algorithm::Symmetric, Custody::Software, &ShardName::default(), id)).unwrap(),
+        );
         let held = version.proving.try_lock().unwrap();
         let (text, deadline) = (Plaintext::new(vec![1]), Instant::now() + Duration::from_millis(50));
         let error = wait(custodian.wrap(&version, b"", text, deadline, &mut Timing::default())).err().unwrap();

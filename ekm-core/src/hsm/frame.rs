@@ -15,11 +15,18 @@ use zeroize::Zeroizing;
 
 use super::fault::{Class, Fault};
 use super::job::{Answer, Outcome, Request, TokenKey};
+use crate::algorithm::SigningAlgorithm;
 use crate::blob::{GcmSealed, VersionId};
+use crate::public_key::PublicKey;
 use crate::secret::Plaintext;
 
 /// Longer than any request: 64 KiB of plaintext and as much AAD.
 pub(super) const MAX_BYTES: usize = 1 << 18;
+
+/// In the place of a signing algorithm: the key is none for signatures.
+const NO_SIGNATURES: u8 = u8::MAX;
+/// A public key of 4096 bits, and some more.
+const KEY_BYTES: usize = 600;
 
 /// What is being written; begins with room for its length, or its number.
 struct Writer(Zeroizing<Vec<u8>>);
@@ -45,7 +52,16 @@ impl Writer {
 
     fn key(self, key: &TokenKey) -> Self {
         // A check blob is never empty.
-        self.id(key.id).bytes(key.check_blob.as_deref().unwrap_or_default())
+        let frame = self.id(key.id).bytes(key.check_blob.as_deref().unwrap_or_default());
+        match &key.signs {
+            None => frame.signs(None),
+            Some(public) => frame.signs(Some(public.algorithm())).bytes(public.der()),
+        }
+    }
+
+    fn signs(mut self, algorithm: Option<SigningAlgorithm>) -> Self {
+        self.0.push(algorithm.map_or(NO_SIGNATURES, SigningAlgorithm::to_byte));
+        self
     }
 
     fn numbered(mut self, number: u32) -> Zeroizing<Vec<u8>> {
@@ -82,7 +98,16 @@ impl<'a> Reader<'a> {
 
     fn key(&mut self) -> Option<TokenKey> {
         let (id, check_blob) = (self.id()?, self.bytes()?);
-        Some(TokenKey { id, check_blob: (!check_blob.is_empty()).then(|| Arc::from(check_blob)) })
+        let signs = match self.signs()? {
+            None => None,
+            Some(algorithm) => Some(Arc::new(PublicKey::new(algorithm, self.bytes()?.to_vec()))),
+        };
+        Some(TokenKey { id, check_blob: (!check_blob.is_empty()).then(|| Arc::from(check_blob)), signs })
+    }
+
+    fn signs(&mut self) -> Option<Option<SigningAlgorithm>> {
+        let [byte] = self.array()?;
+        if byte == NO_SIGNATURES { Some(None) } else { SigningAlgorithm::from_byte(byte).map(Some) }
     }
 
     /// `value`, if nothing is left.
@@ -130,21 +155,23 @@ pub(super) fn encode_order(request: &Request, confirm: bool, deadline: Clock) ->
             let frame = Writer::new(2, aad.len() + sealed.ciphertext.len()).key(key).bytes(aad);
             frame.bytes(&sealed.nonce).bytes(&sealed.ciphertext).bytes(&[u8::from(*checked)])
         }
-        Request::Check { key } => Writer::new(3, 0).key(key),
+        Request::Check { key } => Writer::new(3, KEY_BYTES).key(key),
         Request::Probe => Writer::new(4, 0),
-        Request::Generate { id, label, replication } => {
+        Request::Generate { id, label, signs, replication } => {
             let replication = replication.as_deref().unwrap_or_default();
             Writer::new(5, label.len() + replication.len())
                 .id(*id)
+                .signs(*signs)
                 .bytes(label.as_bytes())
                 .bytes(replication.as_bytes())
         }
         Request::Discard { id } => Writer::new(6, 0).id(*id),
-        Request::Import { id, label, replication, wrapped } => {
-            let frame = Writer::new(7, label.len() + replication.len() + wrapped.len()).id(*id).bytes(label.as_bytes());
-            frame.bytes(replication.as_bytes()).bytes(wrapped)
+        Request::Import { id, label, signs, replication, wrapped } => {
+            let frame = Writer::new(7, label.len() + replication.len() + wrapped.len()).id(*id).signs(*signs);
+            frame.bytes(label.as_bytes()).bytes(replication.as_bytes()).bytes(wrapped)
         }
-        Request::Audit { key } => Writer::new(8, 0).key(key),
+        Request::Audit { key } => Writer::new(8, KEY_BYTES).key(key),
+        Request::Sign { key, digest } => Writer::new(9, KEY_BYTES + digest.len()).key(key).bytes(digest),
     };
     frame.bytes(&deadline.0.to_le_bytes()).bytes(&[u8::from(confirm)]).numbered(0)
 }
@@ -166,15 +193,16 @@ pub(super) fn decode_order(frame: &[u8]) -> Option<Order> {
         3 => Request::Check { key: reader.key()? },
         4 => Request::Probe,
         5 => {
-            let (id, label, replication) = (reader.id()?, reader.text()?, reader.text()?);
-            Request::Generate { id, label, replication: Some(replication).filter(|label| !label.is_empty()) }
+            let (id, signs, label, replication) = (reader.id()?, reader.signs()?, reader.text()?, reader.text()?);
+            Request::Generate { id, label, signs, replication: Some(replication).filter(|label| !label.is_empty()) }
         }
         6 => Request::Discard { id: reader.id()? },
         7 => {
-            let (id, label, replication) = (reader.id()?, reader.text()?, reader.text()?);
-            Request::Import { id, label, replication, wrapped: reader.bytes()?.to_vec() }
+            let (id, signs, label, replication) = (reader.id()?, reader.signs()?, reader.text()?, reader.text()?);
+            Request::Import { id, label, signs, replication, wrapped: reader.bytes()?.to_vec() }
         }
         8 => Request::Audit { key: reader.key()? },
+        9 => Request::Sign { key: reader.key()?, digest: reader.bytes()?.to_vec() },
         _ => return None,
     };
     let deadline = Clock(u64::from_le_bytes(reader.bytes()?.try_into().ok()?));
@@ -197,6 +225,12 @@ pub(super) fn encode_answer(number: u32, outcome: Option<&Outcome>) -> Zeroizing
         Ok(Answer::Done) => Writer::new(3, 0).bytes(&took),
         Ok(Answer::Exported(wrapped)) => Writer::new(5, wrapped.len()).bytes(&took).bytes(wrapped),
         Ok(Answer::Exists) => Writer::new(6, 0).bytes(&took),
+        Ok(Answer::Signed(signature)) => Writer::new(9, signature.len()).bytes(&took).bytes(signature),
+        // What was wrapped is never empty.
+        Ok(Answer::Pair { public, wrapped }) => {
+            let wrapped = wrapped.as_deref().unwrap_or_default();
+            Writer::new(8, public.len() + wrapped.len()).bytes(&took).bytes(public).bytes(wrapped)
+        }
         Err(Fault { class, function, code }) => Writer::new(4, function.len() + code.len())
             .bytes(&took)
             .bytes(class.as_str().as_bytes())
@@ -227,6 +261,11 @@ pub(super) fn decode_answer(frame: &[u8]) -> Option<(u32, Option<Outcome>)> {
         }
         5 => Ok(Answer::Exported(reader.bytes()?.to_vec())),
         6 => Ok(Answer::Exists),
+        9 => Ok(Answer::Signed(reader.bytes()?.to_vec())),
+        8 => {
+            let (public, wrapped) = (reader.bytes()?.to_vec(), reader.bytes()?);
+            Ok(Answer::Pair { public, wrapped: (!wrapped.is_empty()).then(|| wrapped.to_vec()) })
+        }
         _ => return None,
     };
     reader.whole((number, Some((result, took))))
@@ -291,17 +330,23 @@ mod tests {
             key: [u8; 16], number: u32, blob in bytes(), aad in bytes(), text in bytes(), nonce: [u8; 12], confirm: bool,
         ) {
             let id = VersionId { key: Uuid::from_bytes(key), number };
-            let key = TokenKey { id, check_blob: (!blob.is_empty()).then(|| blob.clone().into()) };
+            let key = TokenKey { id, check_blob: (!blob.is_empty()).then(|| blob.clone().into()), signs: None };
+            let algorithm = SigningAlgorithm::from_byte(number.to_le_bytes()[0] % 10);
+            let public = PublicKey::new(algorithm.unwrap(), blob.clone());
+            let private = TokenKey { signs: Some(Arc::new(public)), ..key.clone() };
             let sealed = GcmSealed { nonce, ciphertext: text.clone() };
             let requests = [
                 Request::Wrap { key: key.clone(), aad: aad.clone(), plaintext: Plaintext::new(text.clone()) },
                 Request::Unwrap { key: key.clone(), aad, sealed: sealed.clone(), checked: confirm },
                 Request::Check { key: key.clone() },
                 Request::Audit { key },
+                Request::Audit { key: private.clone() },
+                Request::Sign { key: private, digest: text.clone() },
                 Request::Probe,
-                Request::Generate { id, label: "ekm".into(), replication: None },
-                Request::Generate { id, label: "ekm".into(), replication: Some("by".into()) },
-                Request::Import { id, label: "ekm".into(), replication: "by".into(), wrapped: blob.clone() },
+                Request::Generate { id, label: "ekm".into(), signs: None, replication: None },
+                Request::Generate { id, label: "ekm".into(), signs: algorithm, replication: Some("by".into()) },
+                Request::Import { id, label: "ekm".into(), signs: None, replication: "by".into(), wrapped: blob.clone() },
+                Request::Import { id, label: "ekm".into(), signs: algorithm, replication: "by".into(), wrapped: blob.clone() },
                 Request::Discard { id },
             ];
             for request in requests {
@@ -315,7 +360,8 @@ mod tests {
             }
             let took = Duration::from_nanos(77);
             let fault = Fault { class: Class::Session, function: "C_Encrypt".into(), code: "CKR_OK".into() };
-            let answers = [Ok(Answer::Wrapped(sealed)), Ok(Answer::Unwrapped(Plaintext::new(text))), Ok(Answer::Exported(blob)), Ok(Answer::Exists), Ok(Answer::Done), Err(fault)];
+            let pair = Answer::Pair { public: text.clone(), wrapped: (!blob.is_empty()).then(|| blob.clone()) };
+            let answers = [Ok(pair), Ok(Answer::Signed(text.clone())), Ok(Answer::Wrapped(sealed)), Ok(Answer::Unwrapped(Plaintext::new(text))), Ok(Answer::Exported(blob)), Ok(Answer::Exists), Ok(Answer::Done), Err(fault)];
             for outcome in answers.into_iter().map(|answer| Some((answer, took))).chain([None]) {
                 let frame = encode_answer(number, outcome.as_ref());
                 let (decoded, answer) = decode_answer(&frame).unwrap();

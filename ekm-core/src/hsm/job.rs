@@ -6,16 +6,20 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::fault::Fault;
+use crate::algorithm::SigningAlgorithm;
 use crate::blob::{GcmSealed, VersionId};
+use crate::public_key::PublicKey;
 use crate::secret::Plaintext;
 
-/// An AES-256 key on the token, and the way in which it shows that it works.
+/// A key on the token, and the way in which it shows that it works: an AES-256 key, or a private key for signatures.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenKey {
     /// CKA_ID.
     pub id: VersionId,
     /// The known answer: a blob of this key with a known text. Without one, such as for the root key, it is a round trip.
     pub check_blob: Option<Arc<[u8]>>,
+    /// Of a private key: its public half, which is its known answer, too.
+    pub signs: Option<Arc<PublicKey>>,
 }
 
 /// Whose time a job takes.
@@ -53,16 +57,18 @@ pub(super) enum Request {
     Wrap { key: TokenKey, aad: Vec<u8>, plaintext: Plaintext },
     /// Decrypts. `checked`: what comes out carries a digest.
     Unwrap { key: TokenKey, aad: Vec<u8>, sealed: GcmSealed, checked: bool },
+    /// Signs a digest, of the length that the key's algorithm says.
+    Sign { key: TokenKey, digest: Vec<u8> },
     /// The known-answer test of one key.
     Check { key: TokenKey },
     /// Whether the token works at all, with a key of this session.
     Probe,
     /// As [`Self::Check`], and that the key cannot leave the token.
     Audit { key: TokenKey },
-    /// Makes a key on the token; with a replication key's label, gives it back wrapped by that one.
-    Generate { id: VersionId, label: String, replication: Option<String> },
+    /// Makes a key on the token, a pair if it `signs`; with a replication key's label, gives it back wrapped by that one.
+    Generate { id: VersionId, label: String, signs: Option<SigningAlgorithm>, replication: Option<String> },
     /// Takes over a key that another token has given back.
-    Import { id: VersionId, label: String, replication: String, wrapped: Vec<u8> },
+    Import { id: VersionId, label: String, signs: Option<SigningAlgorithm>, replication: String, wrapped: Vec<u8> },
     /// Takes a key off the token.
     Discard { id: VersionId },
 }
@@ -71,9 +77,15 @@ impl Request {
     /// The key that it is about, if it uses one.
     pub(super) fn key(&self) -> Option<&TokenKey> {
         match self {
-            Self::Wrap { key, .. } | Self::Unwrap { key, .. } | Self::Check { key } | Self::Audit { key } => Some(key),
+            Self::Wrap { key, .. } | Self::Unwrap { key, .. } | Self::Sign { key, .. } => Some(key),
+            Self::Check { key } | Self::Audit { key } => Some(key),
             Self::Probe | Self::Generate { .. } | Self::Import { .. } | Self::Discard { .. } => None,
         }
+    }
+
+    /// Whether it may well take a token seconds, though nothing is wrong.
+    pub(super) fn is_slow(&self) -> bool {
+        matches!(self, Self::Generate { signs: Some(_), .. })
     }
 }
 
@@ -83,8 +95,12 @@ pub(super) enum Answer {
     Wrapped(GcmSealed),
     /// Of [`Request::Unwrap`].
     Unwrapped(Plaintext),
+    /// Of [`Request::Sign`].
+    Signed(Vec<u8>),
     /// Of [`Request::Generate`] with a replication key.
     Exported(Vec<u8>),
+    /// Of [`Request::Generate`] for a pair: the public half in DER, and with a replication key the private one wrapped.
+    Pair { public: Vec<u8>, wrapped: Option<Vec<u8>> },
     /// Of [`Request::Generate`] and [`Request::Import`]: the token holds a key under this id already, and nothing was done.
     Exists,
     /// Of all others.

@@ -328,7 +328,7 @@ mod tests {
         let fixture = Fixture::new(64, 0, LONG);
         let id = VersionId { key: uuid::Uuid::nil(), number: 1 };
         let largest = || Request::Wrap {
-            key: TokenKey { id, check_blob: None },
+            key: TokenKey { id, check_blob: None, signs: None },
             aad: vec![1; 1 << 16],
             plaintext: Plaintext::new(vec![2; 1 << 16]),
         };

@@ -6,7 +6,7 @@
 //! - [`Replica`]: one token, with its state (`health`), and the task that keeps it usable.
 //! - `link`: the bounded queue in front of its sessions. They run on threads of this process, or in a worker process of their own
 //!   (`process` and `lane` are the frontend's side of it, [`worker`] the other, `frame` what goes between them).
-//! - `session`: one logged-in session with its cache of key handles; blocking. `gcm`: the two calls that it makes.
+//! - `session`: one logged-in session with its cache of key handles; blocking. `gcm`, `signing`: the calls that it makes.
 //!
 //! [`Module`] is the vendor's library, [`Token`] is found, logged in to and tested; [`fault`] is a failed call and what its return code
 //! means; [`profile`] says how vendors' tokens differ.
@@ -29,6 +29,7 @@ mod return_codes;
 mod self_test;
 mod session;
 mod shard;
+mod signing;
 #[cfg(test)]
 mod tests;
 mod token;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -67,6 +67,8 @@ pub struct Replica {
     /// Wakes the keeper: something is wrong, or an operator wants something.
     wake: Notify,
     drained: AtomicBool,
+    /// Jobs of our own that take seconds. A probe behind them would say nothing about the token.
+    slow: AtomicU32,
     /// Keys that it did not hold when it was last asked.
     lacks: Mutex<HashMap<VersionId, Instant>>,
     /// How the first attempt to open it ended, or the last one if that failed.
@@ -139,6 +141,7 @@ impl Replica {
             link: ArcSwapOption::empty(),
             wake: Notify::new(),
             drained: AtomicBool::new(false),
+            slow: AtomicU32::new(0),
             lacks: Mutex::default(),
             first: watch::channel(None).0,
             module: OnceLock::new(),
@@ -279,6 +282,7 @@ impl Replica {
     pub(super) async fn control(&self, request: Request, within: Duration) -> Result<Answer, Failure> {
         let Some(link) = self.link.load_full() else { return Err(Failure::Away(self.health.now().2)) };
         let deadline = Instant::now() + within;
+        let _slow = request.is_slow().then(|| Slow::begin(&self.slow));
         let sent = self.send(&link.control, &Arc::new(request), false, deadline, Patience::Own(deadline)).await;
         sent.map(|(answer, _)| answer)
     }
@@ -419,6 +423,10 @@ impl Replica {
             if now < next_probe {
                 continue;
             }
+            if self.slow.load(Ordering::Relaxed) > 0 {
+                next_probe = now + TICK;
+                continue;
+            }
             self.health.begin_probe(now);
             let before = self.health.state();
             let outcome = tokio::select! {
@@ -513,7 +521,23 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// A plaintext without its digest, if it carries one.
+/// A job of our own that takes seconds, while it lasts.
+struct Slow<'a>(&'a AtomicU32);
+
+impl<'a> Slow<'a> {
+    fn begin(count: &'a AtomicU32) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Slow<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A plaintext without its digest, if it carries one; a signature that is one. Wrong ones never leave, whoever made them.
 fn checked(request: &Request, answer: Answer) -> Result<Answer, Fault> {
     match (request, answer) {
         (Request::Unwrap { checked: true, .. }, Answer::Unwrapped(plaintext)) => {
@@ -521,6 +545,11 @@ fn checked(request: &Request, answer: Answer) -> Result<Answer, Fault> {
             plaintext
                 .map(Answer::Unwrapped)
                 .ok_or_else(|| Fault::integrity("C_Decrypt", "a plaintext that was changed"))
+        }
+        (Request::Sign { key, digest }, Answer::Signed(signature)) => {
+            let verifies = key.signs.as_ref().is_some_and(|public| public.verifies(digest, &signature));
+            let wrong = || Fault::integrity("C_Sign", "a signature that does not verify");
+            verifies.then_some(Answer::Signed(signature)).ok_or_else(wrong)
         }
         (_, answer) => Ok(answer),
     }

@@ -3,7 +3,7 @@
 use std::mem::discriminant;
 
 use cryptoki::context::Function::{
-    self, Decrypt, DecryptInit, Encrypt, EncryptInit, GetAttributeValue, Login, UnwrapKey, WrapKey,
+    self, Decrypt, DecryptInit, Encrypt, EncryptInit, GetAttributeValue, Login, SignInit, UnwrapKey, WrapKey,
 };
 use cryptoki::error::RvError::{self, *};
 
@@ -53,7 +53,7 @@ const fn own(number: std::ffi::c_ulong) -> RvError {
 pub static TABLE: &[Rule] = &[
     Rule {
         vendor: Some(ProfileName::Kryoptic),
-        functions: &[EncryptInit, DecryptInit],
+        functions: &[EncryptInit, DecryptInit, SignInit],
         codes: &[GeneralError],
         class: Class::Session,
         why: "the login is gone",
@@ -283,6 +283,21 @@ pub static TABLE: &[Rule] = &[
         class: Class::Ambiguous,
         why: "the parameters hold the caller's additional data, which the token may find too long",
         source: "our caution",
+    },
+    Rule {
+        vendor: None,
+        functions: &[SignInit],
+        codes: &[
+            MechanismInvalid,
+            MechanismParamInvalid,
+            FunctionNotSupported,
+            CurveNotSupported,
+            DomainParamsInvalid,
+            ActionProhibited,
+        ],
+        class: Class::Key,
+        why: "the token does not make this kind of signature, or its policy forbids it; it may do all else",
+        source: "PKCS#11 v2.40 §5.1.6",
     },
     Rule {
         vendor: None,

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cryptoki::object::ObjectHandle;
+use cryptoki::object::{Attribute, ObjectHandle};
 use cryptoki::session::Session;
 
 use super::fault::{Class, Fault};
 use super::gcm::{decrypt, encrypt};
 use super::job::{Answer, Request, TokenKey};
 use super::profile::Profile;
+use super::signing;
 use super::token::{Token, TokenError, generate_session_key, key_template, logged_in};
 use crate::blob::{self, Format, GcmSealed, Sealed, VersionId};
 use crate::custody::CHECK_TEXT;
@@ -34,14 +35,22 @@ impl TokenSession {
         match request {
             Request::Wrap { key, aad, plaintext } => self.wrap(key, aad, plaintext).map(Answer::Wrapped),
             Request::Unwrap { key, aad, sealed, .. } => self.unwrap(key, aad, sealed, confirm).map(Answer::Unwrapped),
+            Request::Sign { key, digest } => self.sign(key, digest).map(Answer::Signed),
             Request::Check { key } => self.check(key).map(|()| Answer::Done),
             Request::Probe => self.probe().map(|()| Answer::Done),
             Request::Audit { key } => self.audit(key).map(|()| Answer::Done),
-            Request::Generate { id, label, replication } => {
-                made(self.token.generate_key(*id, label, replication.as_deref()))
+            Request::Generate { id, label, signs: None, replication } => {
+                made(self.token.generate_key(*id, label, replication.as_deref()).map(exported))
             }
-            Request::Import { id, label, replication, wrapped } => {
-                made(self.token.import_key(*id, label, replication, wrapped))
+            Request::Generate { id, label, signs: Some(algorithm), replication } => {
+                let pair = self.token.generate_pair(*id, label, *algorithm, replication.as_deref());
+                made(pair.map(|(public, wrapped)| Answer::Pair { public: public.der().to_vec(), wrapped }))
+            }
+            Request::Import { id, label, signs: None, replication, wrapped } => {
+                made(self.token.import_key(*id, label, replication, wrapped).map(exported))
+            }
+            Request::Import { id, label, signs: Some(algorithm), replication, wrapped } => {
+                made(self.token.import_pair(*id, label, *algorithm, replication, wrapped).map(|()| Answer::Done))
             }
             Request::Discard { id } => {
                 self.handles.remove(id);
@@ -80,6 +89,14 @@ impl TokenSession {
         }
     }
 
+    /// What comes out is verified by the frontend, in whose process there is no vendor's library.
+    fn sign(&mut self, key: &TokenKey, digest: &[u8]) -> Result<Vec<u8>, Fault> {
+        let Some(public) = &key.signs else { return Err(Fault::key("C_Sign", "the key is none for signatures")) };
+        self.renewing(key, |profile, session, handle| {
+            signing::sign(profile, session, handle, public.algorithm(), digest)
+        })
+    }
+
     /// The known-answer test of one key.
     fn check(&mut self, key: &TokenKey) -> Result<(), Fault> {
         self.renewing(key, |profile, session, handle| prove(profile, session, handle, key))
@@ -88,7 +105,7 @@ impl TokenSession {
     /// As [`Self::check`], and the object's attributes.
     fn audit(&mut self, key: &TokenKey) -> Result<(), Fault> {
         self.check(key)?;
-        let found = self.session.find_objects(&key_template(key.id)).map_err(|error| self.token.fault(error))?;
+        let found = self.session.find_objects(&template(key)).map_err(|error| self.token.fault(error))?;
         found.into_iter().try_for_each(|object| self.token.require_closed(&self.session, object))
     }
 
@@ -153,11 +170,11 @@ impl TokenSession {
         if let Some(&handle) = self.handles.get(&key.id) {
             return Ok(handle);
         }
-        let found = self.session.find_objects(&key_template(key.id));
+        let found = self.session.find_objects(&template(key));
         match found.map_err(|error| self.token.fault(error))?[..] {
             [object] => {
                 let handle = self.token.usable(&self.session, object);
-                if key.check_blob.is_some() {
+                if key.check_blob.is_some() || key.signs.is_some() {
                     prove(self.token.profile(), &self.session, handle, key)?;
                 }
                 self.handles.insert(key.id, handle);
@@ -176,8 +193,19 @@ impl TokenSession {
     }
 }
 
+/// Finds a key's object.
+fn template(key: &TokenKey) -> Vec<Attribute> {
+    match key.signs {
+        None => key_template(key.id).into(),
+        Some(_) => signing::key_template(key.id).into(),
+    }
+}
+
 /// The check blob opens to the known text. If it is refused: does the key work at all, and is it just not the one that made it?
 fn prove(profile: &Profile, session: &Session, handle: ObjectHandle, key: &TokenKey) -> Result<(), Fault> {
+    if let Some(public) = &key.signs {
+        return signing::prove(profile, session, handle, public);
+    }
     let wrong =
         || Fault::key("C_Decrypt", "the check blob does not open to its known text: the material is another one");
     let Some(check_blob) = &key.check_blob else { return round_trip(profile, session, handle, b"round trip") };
@@ -210,9 +238,13 @@ fn devices(fault: Fault) -> Fault {
     if fault.is_refusal() { Fault { class: Class::Device, ..fault } } else { fault }
 }
 
-fn made(outcome: Result<Option<Vec<u8>>, TokenError>) -> Result<Answer, Fault> {
+fn exported(wrapped: Option<Vec<u8>>) -> Answer {
+    wrapped.map_or(Answer::Done, Answer::Exported)
+}
+
+fn made(outcome: Result<Answer, TokenError>) -> Result<Answer, Fault> {
     match outcome {
-        Ok(exported) => Ok(exported.map_or(Answer::Done, Answer::Exported)),
+        Ok(answer) => Ok(answer),
         Err(TokenError::KeyExists(_)) => Ok(Answer::Exists),
         Err(error) => Err(fault(error)),
     }

@@ -13,8 +13,10 @@ use super::health::State;
 use super::job::{Answer, Patience, Request, Timing, TokenKey, with_digest};
 use super::replica::{Failure, Replica, ReplicaOptions};
 use super::token::TokenError;
+use crate::algorithm::SigningAlgorithm;
 use crate::blob::{GcmSealed, VersionId};
 use crate::error::Error;
+use crate::public_key::PublicKey;
 use crate::secret::Plaintext;
 use crate::shard_name::ShardName;
 use crate::version::Unusable;
@@ -32,8 +34,9 @@ const TOO_LATE: Duration = Duration::from_millis(2);
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a vendor's own cloning may take.
 const CLONING: Duration = Duration::from_secs(30);
-/// How long making a key, or taking one away, may take on one replica.
-const MAKING: Duration = Duration::from_secs(20);
+/// How long making a key, or taking one away, may take on one replica: an RSA key of 4096 bits takes some HSMs ten seconds. Less than a worker
+/// process has for it.
+const MAKING: Duration = Duration::from_secs(25);
 
 /// How a shard works.
 #[derive(Clone)]
@@ -192,6 +195,20 @@ impl Shard {
         }
     }
 
+    /// Signs a digest under a private key on the tokens.
+    pub async fn sign(
+        &self,
+        key: TokenKey,
+        digest: Vec<u8>,
+        patience: Patience,
+        timing: &mut Timing,
+    ) -> Result<Vec<u8>, Error> {
+        match self.run(Request::Sign { key, digest }, patience, timing).await.map_err(ours)? {
+            Answer::Signed(signature) => Ok(signature),
+            _ => Err(CONFUSED),
+        }
+    }
+
     /// The known-answer test of one key, on a replica that holds it.
     pub async fn check(&self, key: TokenKey, patience: Patience) -> Result<(), Unusable> {
         match self.run(Request::Check { key }, patience, &mut Timing::default()).await {
@@ -201,22 +218,33 @@ impl Shard {
         }
     }
 
-    /// Makes a key on one replica. With a replication key the others get it from here, wrapped by that one; else by the vendor's own
+    /// Makes a key on one replica, a pair if it `signs`. With a replication key the others get it from here, wrapped by that one; else by the vendor's own
     /// means. What it needs to be used is checked in [`Self::require_copies`].
-    pub async fn generate_key(&self, id: VersionId, label: &str) -> Result<Made, MakeError> {
+    pub async fn generate_key(
+        &self,
+        id: VersionId,
+        label: &str,
+        signs: Option<SigningAlgorithm>,
+    ) -> Result<Made, MakeError> {
         // Always the first one that can: of two frontends that make the same version at the same time, one finds the other's there.
         let place = self.replicas.iter().position(|replica| replica.health.state() == State::Serving);
         let place = place.ok_or_else(|| MakeError::from(self.none()))?;
-        let request = Request::Generate { id, label: label.into(), replication: self.replication.clone() };
-        let mut made = Made { id, wrapped: None, on: 1 << place };
-        let (wrapped, replication) = match (self.replicas[place].control(request, MAKING).await?, &self.replication) {
+        let request = Request::Generate { id, label: label.into(), signs, replication: self.replication.clone() };
+        let mut made = Made { id, wrapped: None, public_key: None, on: 1 << place };
+        let wrapped = match (self.replicas[place].control(request, MAKING).await?, signs) {
             (Answer::Exists, _) => return Err(MakeError::Exists),
-            (Answer::Exported(wrapped), Some(replication)) => (wrapped, replication),
-            _ => return Ok(made),
+            (Answer::Exported(wrapped), None) => Some(wrapped),
+            (Answer::Done, None) => None,
+            (Answer::Pair { public, wrapped }, Some(algorithm)) => {
+                made.public_key = Some(Arc::new(PublicKey::new(algorithm, public)));
+                wrapped
+            }
+            _ => return Err(MakeError::Failed(CONFUSED)),
         };
+        let (Some(wrapped), Some(replication)) = (wrapped, &self.replication) else { return Ok(made) };
         for (other, replica) in self.replicas.iter().enumerate().filter(|(other, _)| *other != place) {
             let (label, replication, wrapped) = (label.into(), replication.clone(), wrapped.clone());
-            match replica.control(Request::Import { id, label, replication, wrapped }, MAKING).await {
+            match replica.control(Request::Import { id, label, signs, replication, wrapped }, MAKING).await {
                 Ok(Answer::Exists) => {
                     tracing::warn!(replica = replica.name(), key = %id, "another key has its id here")
                 }
@@ -278,8 +306,9 @@ impl Shard {
     ) -> Result<(), MakeError> {
         let Some(replication) = self.replication.clone() else { return Err(MakeError::NoReplicationKey) };
         let (id, label, wrapped) = (key.id, label.into(), wrapped.to_vec());
+        let signs = key.signs.as_ref().map(|public| public.algorithm());
         // If it exists there, another frontend has done it; or it is another key, as the check shows.
-        replica.control(Request::Import { id, label, replication, wrapped }, MAKING).await?;
+        replica.control(Request::Import { id, label, signs, replication, wrapped }, MAKING).await?;
         self.check_on(replica, &key).await
     }
 
@@ -442,6 +471,8 @@ pub struct Made {
     pub id: VersionId,
     /// Wrapped by the replication key, if there is one: for replicas that do not hold it yet, and those to come.
     pub wrapped: Option<Vec<u8>>,
+    /// Of a pair: its public half.
+    pub public_key: Option<Arc<PublicKey>>,
     /// One bit for each replica.
     on: u64,
 }

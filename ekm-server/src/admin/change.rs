@@ -257,19 +257,21 @@ impl Admin {
     /// Material for a new version, or for versions in another shard, before any lock is taken: an HSM may take its time.
     async fn prepare(&self, command: &Command) -> Result<Prepared, AdminError> {
         let custodian = self.plane.ekm.custodian();
-        let (custody, space, id) = match command {
-            Command::KeyCreate { path, space, custody, .. } => {
+        let (algorithm, custody, space, id) = match command {
+            Command::KeyCreate { path, space, algorithm, custody, .. } => {
                 // Looked at before material is made, and again under the lock.
                 if self.store.id_of(Kind::Key.name(), path.as_str()).await?.is_some() {
                     return Err(AdminError::Taken(path.to_string()));
                 }
                 let (space, _) = self.named::<SpaceRecord>(Kind::Space, space.as_str()).await?;
                 let custody = custody.unwrap_or_else(|| default_custody(custodian));
-                (custody, space, VersionId { key: Uuid::now_v7(), number: 1 })
+                (algorithm.unwrap_or_default(), custody, space, VersionId { key: Uuid::now_v7(), number: 1 })
             }
             Command::KeyRotate { path } => {
                 let (record, space) = self.key_and_space(path).await?;
-                (record.custody, space, VersionId { key: record.id, number: record.next_version() })
+                record.may_be_rotated()?;
+                let id = VersionId { key: record.id, number: record.next_version() };
+                (record.algorithm, record.custody, space, id)
             }
             Command::KeyMove { path } => {
                 let (record, space) = self.key_and_space(path).await?;
@@ -282,7 +284,7 @@ impl Admin {
             }
             _ => return Ok(Prepared::Nothing),
         };
-        let made = custodian.generate(custody, &space.shard, id).await.map_err(CatalogError::from)?;
+        let made = custodian.generate(algorithm, custody, &space.shard, id).await.map_err(CatalogError::from)?;
         Ok(Prepared::Version(made))
     }
 

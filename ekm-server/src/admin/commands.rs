@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use ekm_core::catalog::ledger::Class;
 use ekm_core::catalog::{
-    self, Custody, Impossible, KeyCreation, KeyRecord, KeyState, Kind, Outcome, PolicyRecord, ReplacedPolicy, Settings,
-    SpaceRecord, SpaceState, VersionRecord, VersionState,
+    self, Custody, Impossible, KeyCreation, KeyRecord, KeyState, Kind, Outcome, PolicyRecord, Purpose, ReplacedPolicy,
+    Settings, SpaceRecord, SpaceState, VersionRecord, VersionState,
 };
 use ekm_core::custody::Custodian;
 use ekm_core::hsm::{Replica, Shard, State};
 use ekm_core::policy::{self, Policy, Verb};
-use ekm_core::{Algorithm, KeyPath, ShardName};
+use ekm_core::{Algorithm, KeyPath, PublicKey, ShardName};
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
@@ -185,7 +185,8 @@ pub(super) async fn apply(
             draft.put_key(&record)?;
             Ok(effect)
         }
-        Command::KeyCreate { path, space, policy, custody, rotation_days, labels, description } => {
+        Command::KeyCreate { path, space, policy, algorithm, custody, rotation_days, labels, description } => {
+            let algorithm = algorithm.unwrap_or_default();
             if path.as_str().starts_with("v0/cryptospaces/") {
                 return Err(AdminError::invalid(
                     "path",
@@ -196,17 +197,18 @@ pub(super) async fn apply(
             let (space, _) = named::<SpaceRecord>(draft, Kind::Space, space.as_str()).await?;
             let (policy, mut effect) = choose_policy(draft, path, policy).await?;
             let custody = custody.unwrap_or_else(|| default_custody(custodian));
-            let made = made.cloned().unwrap_or_else(|| imagined(Uuid::now_v7(), 1, custody, &space));
+            effect.warnings.extend(useless(&policy, algorithm));
+            let made = made.cloned().unwrap_or_else(|| imagined(Uuid::now_v7(), 1, algorithm, custody, &space));
             let now = draft.now();
             let mut record = KeyRecord {
                 id: made.id.key,
                 space: space.id,
                 policy: policy.id,
                 replaced_policies: Vec::new(),
-                purpose: catalog::Purpose::Wrap,
+                purpose: Purpose::of(algorithm),
+                algorithm,
                 state: KeyState::Enabled,
                 destroy_at: None,
-                algorithm: Algorithm::Symmetric,
                 created_for: None,
                 destroyed_by_caller: false,
                 paths: vec![path.clone()],
@@ -276,6 +278,7 @@ pub(super) async fn apply(
             effect.danger = widening(path.as_str(), old.as_ref(), &new);
             effect.warnings = about.warnings;
             effect.warnings.extend(pending.filter(|_| effect.outcome == Outcome::Changed));
+            effect.warnings.extend(useless(&chosen, record.algorithm));
             Ok(effect)
         }
         Command::KeyEnable { path, version } => {
@@ -296,8 +299,9 @@ pub(super) async fn apply(
             let (record, _) = named::<KeyRecord>(draft, Kind::Key, path.as_str()).await?;
             let space = draft.read::<SpaceRecord>(Kind::Space, record.space).await?;
             let (space, _) = space.ok_or_else(|| not_found(Kind::Space, &record.space.to_string()))?;
-            let made =
-                made.cloned().unwrap_or_else(|| imagined(record.id, record.next_version(), record.custody, &space));
+            let made = made.cloned().unwrap_or_else(|| {
+                imagined(record.id, record.next_version(), record.algorithm, record.custody, &space)
+            });
             change_key(draft, path, &seen, false, Class::Staged, |key, now| key.add_version(made.clone(), now)).await
         }
         Command::KeyMove { path } => {
@@ -547,6 +551,21 @@ fn widening(name: &str, old: Option<&Policy>, new: &Policy) -> Option<String> {
     widens.then(|| format!("let every caller use {name}"))
 }
 
+/// A policy that allows nothing of what the key does.
+fn useless(policy: &PolicyRecord, algorithm: Algorithm) -> Option<String> {
+    let parsed = Policy::parse(&policy.document).ok()?;
+    let fits = |verb: &Verb| verb.uses(algorithm);
+    let verbs: Vec<_> = Verb::ALL.into_iter().filter(fits).map(Verb::name).collect();
+    (!parsed.rules().iter().flat_map(|rule| &rule.verbs).any(fits)).then(|| {
+        format!(
+            "the policy '{}' allows nobody what a key with algorithm {} does: {}",
+            policy.name,
+            algorithm.name(),
+            verbs.join(" and ")
+        )
+    })
+}
+
 fn check_policy_name(name: &str) -> Result<(), AdminError> {
     let problem = "a policy's name is 1 to 63 of a-z 0-9 - _ .";
     let valid = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
@@ -671,9 +690,11 @@ async fn key_id(draft: &mut Draft<'_>, path: &KeyPath) -> Result<Uuid, AdminErro
 }
 
 /// For dry runs: nothing is made.
-fn imagined(key: Uuid, number: u32, custody: Custody, space: &SpaceRecord) -> VersionRecord {
+fn imagined(key: Uuid, number: u32, algorithm: Algorithm, custody: Custody, space: &SpaceRecord) -> VersionRecord {
     let id = ekm_core::blob::VersionId { key, number };
-    VersionRecord { id, custody, shard: space.shard.clone(), wrapped_material: None, check_blob: Vec::new() }
+    let (wrapped_material, check_blob, shard) = (None, Vec::new(), space.shard.clone());
+    let public_key = algorithm.signing().map(|signing| Arc::new(PublicKey::new(signing, Vec::new())));
+    VersionRecord { id, custody, shard, wrapped_material, check_blob, public_key }
 }
 
 /// The name of the policy for making keys in a space.

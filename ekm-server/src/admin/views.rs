@@ -1,10 +1,10 @@
 //! From records to what people read, and the difference between two of them.
 
-use ekm_core::ShardName;
 use ekm_core::catalog::ledger::Change;
 use ekm_core::catalog::{ApprovalRecord, Custody, KeyCreation, KeyRecord, PolicyRecord, ReplacedPolicy, SpaceRecord};
 use ekm_core::hsm::ReplicaStatus;
 use ekm_core::policy::{self, Policy};
+use ekm_core::{PublicKey, ShardName};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
@@ -66,7 +66,10 @@ pub(super) fn warnings(document: &str) -> Vec<String> {
 
 /// A key; `space` and `policy` are the names of what it refers to.
 pub(super) fn key(record: KeyRecord, space: String, policy: String, revision: u64) -> KeyView {
+    let signing = record.algorithm.signing();
+    let pem = |der| signing.map(|signing| PublicKey::new(signing, der).pem());
     let versions = record.versions.into_iter().map(|version| VersionView {
+        public_key: version.public_key.and_then(pem),
         number: version.number,
         state: version.state,
         custody: version.custody,
@@ -82,6 +85,7 @@ pub(super) fn key(record: KeyRecord, space: String, policy: String, revision: u6
         space,
         policy,
         policy_not_final: not_final(&record.replaced_policies),
+        algorithm: record.algorithm,
         state: record.state,
         destroy_at: record.destroy_at,
         custody: record.custody,

@@ -114,7 +114,7 @@ fn shards_with_health_keys(custodian: &Custodian) -> Vec<ShardName> {
 
 async fn make_health_key(custodian: &Custodian, shard: &ShardName) -> Result<VersionRecord, CatalogError> {
     let id = VersionId { key: Uuid::now_v7(), number: 1 };
-    Ok(custodian.generate(default_custody(custodian), shard, id).await?)
+    Ok(custodian.generate(Algorithm::Symmetric, default_custody(custodian), shard, id).await?)
 }
 
 fn health_key(made: VersionRecord, space: Uuid, policy: Uuid, now: OffsetDateTime) -> KeyRecord {
@@ -124,9 +124,9 @@ fn health_key(made: VersionRecord, space: Uuid, policy: Uuid, now: OffsetDateTim
         policy,
         replaced_policies: Vec::new(),
         purpose: Purpose::Health,
+        algorithm: Algorithm::Symmetric,
         state: KeyState::Enabled,
         destroy_at: None,
-        algorithm: Algorithm::Symmetric,
         created_for: None,
         destroyed_by_caller: false,
         paths: Vec::new(),
@@ -141,6 +141,7 @@ fn health_key(made: VersionRecord, space: Uuid, policy: Uuid, now: OffsetDateTim
             left_on: Default::default(),
             wrapped_material: made.wrapped_material,
             check_blob: made.check_blob,
+            public_key: None,
             created_at: now,
         }],
         rotation: None,
@@ -281,6 +282,7 @@ async fn take_over(
         left_on: Default::default(),
         wrapped_material: version.wrapped_material.clone(),
         check_blob: version.check_blob.clone(),
+        public_key: None,
         created_at: now,
     });
     let record = KeyRecord {
@@ -289,9 +291,9 @@ async fn take_over(
         policy: policy.id,
         replaced_policies: Vec::new(),
         purpose: Purpose::Wrap,
+        algorithm: Algorithm::Symmetric,
         state: old.state,
         destroy_at: None,
-        algorithm: Algorithm::Symmetric,
         created_for: None,
         destroyed_by_caller: false,
         paths: old.paths.clone(),

@@ -92,7 +92,6 @@ pub struct Follower {
     /// Whether the copy on disk has to be written as a whole. Not at once, since a large one takes longer to write than to read.
     whole_copy_due: bool,
     poll_interval: Duration,
-    stale_after: Duration,
     verify_interval: Duration,
 }
 
@@ -122,7 +121,6 @@ impl Follower {
             saved_at: now,
             whole_copy_due: false,
             poll_interval: Duration::from_millis(config.poll_interval_ms.max(10)),
-            stale_after: Duration::from_secs(config.stale_after_s),
             verify_interval: Duration::from_secs(config.verify_interval_s.max(1)),
         }
     }
@@ -427,7 +425,6 @@ impl Follower {
     fn note_age(&self) {
         let age = self.age_then.saturating_add(self.read_at.elapsed());
         self.plane.metrics.catalog_age.set(age.as_secs_f64());
-        self.plane.ekm.set_snapshot_age(age, self.stale_after);
     }
 
     fn note_failure(&self, error: &CatalogError) {

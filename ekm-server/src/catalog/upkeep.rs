@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use ekm_core::UNKNOWN_VERSIONS_AFTER;
 use ekm_core::blob::VersionId;
 use ekm_core::catalog::{
     ApprovalRecord, ApprovalState, KeyRecord, KeyState, Kind, Mirror, Outcome, VersionRecord, VersionState,
@@ -26,6 +25,8 @@ use crate::router::DataPlane;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How often a frontend says that it is there while its revision stays the same.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+/// A frontend that has not been heard of for so long is not waited for.
+const GONE_AFTER: Duration = Duration::from_secs(60);
 /// How often it says how often keys have wrapped.
 const SETTLE_INTERVAL: Duration = Duration::from_secs(5);
 /// By how much this machine's clock may have left the database's, or its own monotonic one, before nothing is destroyed.
@@ -191,7 +192,7 @@ impl Upkeep {
                 record.name()
             )));
         };
-        let made = self.plane.ekm.custodian().generate(record.custody, &space.shard, id).await?;
+        let made = self.plane.ekm.custodian().generate(record.algorithm, record.custody, &space.shard, id).await?;
         let added = self.add_version(mirror, &record, &made, still).await;
         // Else its object would be in the way of the next rotation; but if nobody knows whether it is in the catalog, it stays.
         let may_be_used = added.as_ref().map_or_else(CatalogError::is_unknown, |added| *added);
@@ -269,10 +270,10 @@ impl Upkeep {
     }
 }
 
-/// Whether every frontend holds a revision. One that has not been heard of for twice [`UNKNOWN_VERSIONS_AFTER`] does not count: if it still
-/// runs, it has stopped calling versions unknown by itself.
+/// Whether every frontend holds a revision. One that has not been heard of for long does not count: if it still runs, it is cut off, and
+/// calls no version unknown.
 fn everybody_has(frontends: &[Frontend], revision: u64, now: OffsetDateTime) -> bool {
-    frontends.iter().all(|frontend| {
-        frontend.revision >= revision || (now - frontend.seen_at).unsigned_abs() > 2 * UNKNOWN_VERSIONS_AFTER
-    })
+    frontends
+        .iter()
+        .all(|frontend| frontend.revision >= revision || (now - frontend.seen_at).unsigned_abs() > GONE_AFTER)
 }

@@ -87,6 +87,9 @@ pub enum CliError {
     /// Keys that should go to another shard stay where they are.
     #[error("{0}")]
     NotMoved(String),
+    /// A key that wraps has no public half.
+    #[error("{0}")]
+    NoPublicKey(String),
 }
 
 impl CliError {
@@ -117,6 +120,7 @@ impl CliError {
             Self::ConformanceSetup(_) => "conformance",
             Self::NotConformant(_) => "not_conformant",
             Self::NotMoved(_) => "keys_not_moved",
+            Self::NoPublicKey(_) => "no_public_key",
         }
     }
 }

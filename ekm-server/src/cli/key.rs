@@ -1,8 +1,10 @@
 //! `ekm key`: keys, from their first version to their destruction.
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
-use ekm_core::KeyPath;
 use ekm_core::catalog::{Custody, KeyState};
+use ekm_core::{Algorithm, KeyPath};
+use serde_json::json;
 
 use super::change::{ChangeArgs, Session, changed_labels, label};
 use super::client::{Client, ServerArgs};
@@ -16,6 +18,8 @@ use crate::process::Output;
 #[command(after_help = "Examples:
   ekm key create v0/keys/orders --space v0/cryptospaces/payments --policy payments --rotation-days 90
   ekm key create v0/keys/trial --space v0/cryptospaces/payments --caller 'service-1@gcp-sa-ekms.iam.gserviceaccount.com'
+  ekm key create v0/keys/release --algorithm EC_SIGN_P256_SHA256 --space v0/cryptospaces/payments --policy signers
+  ekm key public-key v0/keys/release > release.pem
   ekm key list --space v0/cryptospaces/payments --state disabled
   ekm key disable v0/keys/orders --reason 'incident 4711'
   ekm key rotate v0/keys/orders --dry-run
@@ -37,6 +41,11 @@ enum KeyCommand {
     List(ListArgs),
     /// Show a key with all its versions
     Show {
+        /// A path of the key
+        path: KeyPath,
+    },
+    /// Print the public half of a signing key, in PEM
+    PublicKey {
         /// A path of the key
         path: KeyPath,
     },
@@ -78,7 +87,7 @@ enum KeyCommand {
     Enable(VersionArgs),
     /// Pause a key, or one version: wrap and unwrap answer FAILED_PRECONDITION, and Google does not disable its version
     Disable(VersionArgs),
-    /// Make a new version; it wraps as soon as every frontend has it, and the older ones go on to unwrap
+    /// Make a new version; it wraps as soon as every frontend has it, and the older ones go on to unwrap. Not for signing keys
     Rotate {
         /// A path of the key
         path: KeyPath,
@@ -129,6 +138,9 @@ struct CreateArgs {
     space: KeyPath,
     #[command(flatten)]
     policy: ChoiceArgs,
+    /// What the key does, by Google's name [default: EXTERNAL_SYMMETRIC_ENCRYPTION, it wraps]
+    #[arg(long, value_name = "NAME", value_parser = algorithm())]
+    algorithm: Option<Algorithm>,
     /// Where the material lives [default: what the server's configuration says]
     #[arg(long, value_enum)]
     custody: Option<CustodyName>,
@@ -201,6 +213,11 @@ pub(super) struct UpdateArgs {
     pub(super) description: Option<String>,
 }
 
+/// One of those that there are, so that help, completion and mistakes can name them.
+fn algorithm() -> impl TypedValueParser<Value = Algorithm> {
+    PossibleValuesParser::new(Algorithm::all().map(Algorithm::name)).try_map(|name| name.parse::<Algorithm>())
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 pub(super) enum CustodyName {
     /// An object on the token that never leaves it
@@ -249,16 +266,20 @@ pub(super) async fn run(args: KeyArgs) -> Result<Exit, CliError> {
     let (change, command, if_revision) = match args.command {
         KeyCommand::List(filter) => return list(&session, filter).await,
         KeyCommand::Show { path } => return show(&session, &path).await,
-        KeyCommand::Create(CreateArgs { path, space, policy, custody, rotation_days, labels, description, change }) => {
-            let (policy, labels) = (policy.choice()?, labels.into_iter().collect());
-            let custody = custody.map(Into::into);
-            (change, Command::KeyCreate { path, space, policy, custody, rotation_days, labels, description }, None)
+        KeyCommand::PublicKey { path } => return public_key(&session, &path).await,
+        KeyCommand::Create(args) => {
+            let CreateArgs { path, space, policy, algorithm, custody, rotation_days, .. } = args;
+            let (policy, labels) = (policy.choice(algorithm.unwrap_or_default())?, args.labels.into_iter().collect());
+            let (custody, description) = (custody.map(Into::into), args.description);
+            let command =
+                Command::KeyCreate { path, space, policy, algorithm, custody, rotation_days, labels, description };
+            (args.change, command, None)
         }
         KeyCommand::AddPath { path, new, change } => (change, Command::KeyAddPath { path, new }, None),
         KeyCommand::SetPolicy { path, policy, is_final, change } => {
-            let policy = policy.choice()?;
-            let seen = session.key(&path).await?.revision;
-            (change, Command::KeySetPolicy { path, policy, is_final }, Some(seen))
+            let key = session.key(&path).await?;
+            let policy = policy.choice(key.algorithm)?;
+            (change, Command::KeySetPolicy { path, policy, is_final }, Some(key.revision))
         }
         KeyCommand::ConfirmPolicy { path, change } => (change, Command::KeyConfirmPolicy { path }, None),
         KeyCommand::Enable(VersionArgs { path, version, change }) => {
@@ -329,6 +350,20 @@ fn state(name: &str, destroy_at: Option<time::OffsetDateTime>) -> String {
     destroy_at.map_or_else(|| name.into(), |at| format!("{name} for {}", time(at)))
 }
 
+async fn public_key(session: &Session, path: &KeyPath) -> Result<Exit, CliError> {
+    let key = session.key(path).await?;
+    let primary = key.versions.iter().find(|version| version.number == key.primary_version);
+    let Some(pem) = primary.and_then(|version| version.public_key.as_ref()) else {
+        let problem = format!("{path} has algorithm {}: only keys that sign have a public key", key.algorithm.name());
+        return Err(CliError::NoPublicKey(problem));
+    };
+    match session.output {
+        Output::Json => print_json(&json!({"publicKey": pem, "algorithm": key.algorithm})),
+        Output::Text => print(pem.trim_end()),
+    }
+    Ok(Exit::Done)
+}
+
 async fn show(session: &Session, path: &KeyPath) -> Result<Exit, CliError> {
     let key = session.key(path).await?;
     match session.output {
@@ -344,6 +379,7 @@ fn describe(key: &KeyView) -> String {
         ("id", key.id.to_string()),
         ("space", key.space.clone()),
         ("policy", key.policy.clone()),
+        ("algorithm", key.algorithm.name().into()),
         ("state", state(key.state.name(), key.destroy_at)),
         ("custody", key.custody.name().into()),
         ("primary version", key.primary_version.to_string()),
@@ -366,8 +402,6 @@ fn describe(key: &KeyView) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn key() -> KeyView {

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use ekm_core::KeyPath;
 use ekm_core::caller::Caller;
 use ekm_core::justification::Justification;
 use ekm_core::policy::{InvalidPolicy, Justifications, Policy, Preset, Request, Verb, explain, lint};
+use ekm_core::{Algorithm, KeyPath};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -158,7 +158,7 @@ struct Source {
     /// A policy that is there, by its name ('ekm policy list')
     #[arg(long, value_name = "NAME")]
     policy: Option<String>,
-    /// A policy of the key's own: who may wrap and unwrap; '*' in it stands for any run of characters. Repeat for more
+    /// A policy of the key's own: who may use it; '*' in it stands for any run of characters. Repeat for more
     #[arg(long = "caller", value_name = "EMAIL")]
     callers: Vec<String>,
     /// A policy of the key's own, in JSON
@@ -167,7 +167,8 @@ struct Source {
 }
 
 impl ChoiceArgs {
-    pub(super) fn choice(self) -> Result<PolicyChoice, CliError> {
+    /// For a key that does this.
+    pub(super) fn choice(self, algorithm: Algorithm) -> Result<PolicyChoice, CliError> {
         let Source { policy, callers, policy_file } = self.source;
         if let Some(name) = policy {
             return Ok(PolicyChoice::Named(name));
@@ -175,7 +176,8 @@ impl ChoiceArgs {
         if let Some(file) = policy_file {
             return Ok(PolicyChoice::Own(read_policy(&file)?.1));
         }
-        let mut document = json!({"rules": [{"callers": callers, "verbs": ["wrap", "unwrap"]}]});
+        let verbs: Vec<_> = Verb::ALL.into_iter().filter(|verb| verb.uses(algorithm)).collect();
+        let mut document = json!({"rules": [{"callers": callers, "verbs": verbs}]});
         if let Some(preset) = self.justifications {
             document["rules"][0]["justifications"] = json!({"preset": preset});
         }

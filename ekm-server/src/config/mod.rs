@@ -156,9 +156,6 @@ pub struct CatalogConfig {
     /// How often the catalog is asked for changes; notifications of PostgreSQL come sooner.
     #[serde(default = "defaults::poll_interval_ms")]
     pub poll_interval_ms: u64,
-    /// If the catalog cannot be read for this long, an unknown key answers 503 instead of 404.
-    #[serde(default = "defaults::stale_after_s")]
-    pub stale_after_s: u64,
     /// How often the whole catalog is read and verified, besides its changes.
     #[serde(default = "defaults::verify_interval_s")]
     pub verify_interval_s: u64,
@@ -342,9 +339,6 @@ mod defaults {
     }
     pub(super) fn poll_interval_ms() -> u64 {
         500
-    }
-    pub(super) fn stale_after_s() -> u64 {
-        24 * 3600
     }
     pub(super) fn verify_interval_s() -> u64 {
         600

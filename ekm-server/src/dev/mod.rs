@@ -171,6 +171,7 @@ async fn make_demo_key(app: &mut App) -> Result<(), StartError> {
         description: String::new(),
     };
     let key = Command::KeyCreate {
+        algorithm: None,
         path: path(KEY_PATH),
         space: path(SPACE_PATH),
         policy: PolicyChoice::Own(policy),

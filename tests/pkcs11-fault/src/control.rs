@@ -52,8 +52,8 @@ pub struct Fault {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Effect {
-    /// The call fails with this return code. The real module is not asked; only an encryption or decryption is ended there, as it is
-    /// on a device that fails one. All functions.
+    /// The call fails with this return code. The real module is not asked; only an encryption, decryption or signature is ended there, as
+    /// it is on a device that fails one. All functions.
     Code(Code),
     /// The call comes late: by `ms` if `sigma` is 0, else log-normally with this median. All functions.
     Delay {
@@ -74,7 +74,7 @@ pub enum Effect {
         /// Cores. Of one process: others that use this copy have their own.
         at_once: usize,
     },
-    /// A bit of the result is wrong, with CKR_OK. C_Encrypt and C_Decrypt.
+    /// A bit of the result is wrong, with CKR_OK. C_Encrypt, C_Decrypt and C_Sign.
     FlipBit,
     /// C_OpenSession fails with CKR_SESSION_COUNT when so many are open, and C_GetTokenInfo says so.
     SessionLimit(usize),

@@ -57,9 +57,9 @@ impl Function {
         *found.unwrap_or_else(|| panic!("no function of PKCS#11 v2.40 is called '{name}'"))
     }
 
-    /// Whether it ends what C_EncryptInit or C_DecryptInit began, also when it fails.
+    /// Whether it ends what C_EncryptInit, C_DecryptInit or C_SignInit began, also when it fails.
     pub(crate) fn ends_an_operation(self) -> bool {
-        matches!(self, Self::C_Encrypt | Self::C_Decrypt)
+        matches!(self, Self::C_Encrypt | Self::C_Decrypt | Self::C_Sign)
     }
 
     pub(crate) fn is_cryptographic(self) -> bool {
@@ -146,7 +146,7 @@ forward! {
         C_EncryptInit C_DecryptInit C_SignInit C_SignRecoverInit C_VerifyInit C_VerifyRecoverInit;
     (session: Session, mechanism: Mechanism) [] -> []: C_DigestInit;
     (session: Session, input: Bytes, length: Length, output: Bytes, output_length: Lengths) [] -> []:
-        C_EncryptUpdate C_DecryptUpdate C_Digest C_Sign C_SignRecover C_VerifyRecover C_DigestEncryptUpdate
+        C_EncryptUpdate C_DecryptUpdate C_Digest C_SignRecover C_VerifyRecover C_DigestEncryptUpdate
         C_DecryptDigestUpdate C_SignEncryptUpdate C_DecryptVerifyUpdate;
     (session: Session, input: Bytes, length: Length) [] -> []:
         C_DigestUpdate C_SignUpdate C_VerifyUpdate C_VerifyFinal C_SeedRandom C_GenerateRandom;
@@ -327,4 +327,4 @@ macro_rules! encryption {
     )*};
 }
 
-encryption! { C_Encrypt C_Decrypt }
+encryption! { C_Encrypt C_Decrypt C_Sign }

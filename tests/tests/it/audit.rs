@@ -30,7 +30,7 @@ fn every_request_leaves_one_complete_line() {
         ("is_key_health_check", json!(true)),
         ("key_version", json!(1)),
         ("custody", json!("hsm")),
-        ("catalog_revision", json!(3)),
+        ("catalog_revision", json!(5)),
         ("status", json!(200)),
         ("code", json!("ok")),
         ("error", json!(null)),

@@ -6,7 +6,7 @@ use crate::table::Expect::{Framing, Good, Refused};
 use crate::table::{Expect, Table, good_body, post, post_json};
 
 const UNKNOWN: Expect = Refused(404, "no key");
-const NO_VERB: Expect = Refused(404, "the URL does not end with ':wrap' or ':unwrap'");
+const NO_VERB: Expect = Refused(404, "the URL does not end with a method, such as ':wrap'");
 const NO_KEY: Expect = Refused(404, "the URL's path can name no key");
 const NOT_YET: Expect = Refused(501, "is not implemented");
 
@@ -96,8 +96,8 @@ const TARGETS: &[(u8, &str, Expect)] = &[
     (46, "/v0/keys/demo::wrap", NO_KEY),
     (46, "/v0/keys/demo:wrap:unwrap", NO_KEY),
     (46, "/v0/keys/demo:encrypt", NO_VERB),
-    (46, "/v0/keys/demo:asymmetricSign", NOT_YET),
-    (46, "/v0/keys/demo:getPublicKey", NOT_YET),
+    (46, "/v0/keys/demo:asymmetricsign", NO_VERB),
+    (46, "/v0/keys/demo:getpublickey", NO_VERB),
     (46, "/v0/keys/demo:destroyKey", NOT_YET),
     (46, "/v0/cryptospaces/demo:createKey", NOT_YET),
     (46, "/v0/cryptospaces/demo:checkCryptoSpacePermissions", NOT_YET),

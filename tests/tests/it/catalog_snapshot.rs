@@ -10,7 +10,7 @@ use ekm_tests::postgres::Cluster;
 use ekm_tests::{Deployment, Directory, Ekm, base64, unbase64};
 use serde_json::json;
 
-const LINES: &str = "snapshot_file = \"snapshot.db\"\nstale_after_s = 8\npoll_interval_ms = 100\nverify_interval_s = 1";
+const LINES: &str = "snapshot_file = \"snapshot.db\"\npoll_interval_ms = 100\nverify_interval_s = 1";
 const DEMO: &str = "v0/keys/demo";
 const REVOKED: &str = "v0/keys/revoked";
 

@@ -12,9 +12,9 @@ const AGENT: &str = "service-123456789012@gcp-sa-ekms.iam.gserviceaccount.com";
 /// What one command did.
 #[derive(Debug)]
 pub(crate) struct Run {
-    code: i32,
+    pub(crate) code: i32,
     pub(crate) stdout: String,
-    stderr: String,
+    pub(crate) stderr: String,
 }
 
 impl Run {

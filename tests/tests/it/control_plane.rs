@@ -48,7 +48,8 @@ fn destroy(ekm: &Ekm, path: &str) -> u16 {
 
 /// Lets everybody make keys in the space.
 fn allow_creation(ekm: &Ekm, extra: Value) {
-    let verbs = ["wrap", "unwrap", "createKey", "destroyKey", "checkCryptoSpacePermissions"];
+    let verbs =
+        ["wrap", "unwrap", "asymmetricSign", "getPublicKey", "createKey", "destroyKey", "checkCryptoSpacePermissions"];
     let policy = json!({"rules": [{"callers": ["service-*@gcp-sa-ekms.iam.gserviceaccount.com"], "verbs": verbs}]});
     ekm.ask(&json!({"command": {"type": "space-create", "path": SPACE}}));
     ekm.ask(&json!({"command": {"type": "policy-create", "name": "cloud-kms", "policy": policy}}));
@@ -120,6 +121,35 @@ fn ten_thousand_calls_at_a_time_for_one_name_make_one_key() {
     assert_eq!(made.len(), 1);
     assert!(made[0]["actor"].as_str().unwrap().ends_with("@gcp-sa-ekms.iam.gserviceaccount.com"), "{}", made[0]);
     assert_eq!(made[0]["reason"], "CUSTOMER_INITIATED_ACCESS");
+}
+
+#[test]
+fn a_key_that_is_made_for_signatures_signs_and_is_destroyed() {
+    let ekm = Ekm::dev(&[]);
+    allow_creation(&ekm, json!({}));
+    let mut path = String::new();
+    // An RSA key takes longer than Cloud KMS waits; it asks again.
+    for (version, algorithm) in [(1, "RSA_SIGN_PSS_2048_SHA256"), (2, "ALGORITHM_EC_SIGN_P256_SHA256")] {
+        ekm.eventually("made", || {
+            let (status, text) = create(&ekm, algorithm, version);
+            path = text;
+            status == 200
+        });
+        assert_eq!(create(&ekm, algorithm, version), (200, path.clone()));
+        assert_eq!(create(&ekm, SYMMETRIC, version).0, 409);
+        let ask = |verb: &str| {
+            let body = json!({"data": "AA==", "additionalContext": context(version)});
+            ekm.post(&format!("/{path}:{verb}"), &body.to_string())
+        };
+        let shown = ask("getPublicKey").json();
+        assert_eq!(shown["algorithm"], algorithm.trim_start_matches("ALGORITHM_"));
+        assert!(shown["publicKey"].as_str().unwrap().starts_with("-----BEGIN PUBLIC KEY-----"), "{shown}");
+        assert_eq!(ask("asymmetricSign").status, 200);
+    }
+    assert_eq!(destroy(&ekm, &path), 200);
+    let answer = ekm.post(&format!("/{path}:asymmetricSign"), &json!({"data": "AA=="}).to_string());
+    assert_eq!(answer.status, 400, "{}", answer.text());
+    assert_eq!(ekm.post(&format!("/{path}:getPublicKey"), "{}").status, 400);
 }
 
 #[test]

@@ -43,6 +43,7 @@ fn every_command_in_the_documentation_works() {
         "docs/policies.md",
         "docs/catalog.md",
         "docs/keys-as-code.md",
+        "docs/signing.md",
         "docs/simulator.md",
         "docs/conformance.md",
     ] {
@@ -142,6 +143,7 @@ fn links_between_the_documents_lead_somewhere() {
         "docs/policies.md",
         "docs/catalog.md",
         "docs/keys-as-code.md",
+        "docs/signing.md",
         "docs/simulator.md",
         "docs/conformance.md",
     ] {

@@ -43,7 +43,7 @@ fn start(directory: &Directory) -> Ekm {
 }
 
 /// The token's objects, the newest last.
-fn objects(directory: &Directory, token: &str) -> Vec<PathBuf> {
+pub(crate) fn objects(directory: &Directory, token: &str) -> Vec<PathBuf> {
     let tokens = directory.path().join(token).join("tokens");
     let token = fs::read_dir(tokens).unwrap().next().unwrap().unwrap().path();
     let files = fs::read_dir(token).unwrap().map(|file| file.unwrap().path());

@@ -57,6 +57,33 @@ fn shards_of(ekm: &Ekm, key: &str) -> Vec<Value> {
     key["versions"].as_array().unwrap().iter().map(|version| version["shard"].clone()).collect()
 }
 
+/// In every custody that HSMs have a part in.
+#[test]
+fn a_signing_key_moves_to_another_shard_and_goes_on_to_sign_there() {
+    let directory = two_shards(SOFTHSM, Some([7, 7]));
+    let ekm = start(&directory);
+    ekm.change(json!({"type": "space-create", "path": SPACE, "shard": "main"}));
+    let keys = [("v0/keys/on-hsm", "hsm"), ("v0/keys/wrapped", "hsm-wrapped")];
+    let sign = |key: &str| ekm.post(&format!("/{key}:asymmetricSign"), &json!({"data": "AA=="}).to_string()).status;
+    let public = |key: &str| ekm.post(&format!("/{key}:getPublicKey"), "{}").json()["publicKey"].clone();
+    for (key, custody) in keys {
+        let mut command = key_create(key);
+        (command["space"], command["custody"]) = (json!(SPACE), json!(custody));
+        command["algorithm"] = json!("EC_SIGN_P256_SHA256");
+        let verbs = ["asymmetricSign", "getPublicKey"];
+        command["policy"] = json!({"own": {"rules": [{"callers": [ekm_tests::CALLER], "verbs": verbs}]}});
+        ekm.change_here(&command);
+        assert_eq!((sign(key), shards_of(&ekm, key)), (200, vec![json!("main")]));
+    }
+    let before = keys.map(|(key, _)| public(key));
+    run(&ekm, &["space", "move", SPACE, "--to", "payments"]).ends(0);
+    for (key, _) in keys {
+        ekm.eventually("moved", || shards_of(&ekm, key) == [json!("payments")] && sign(key) == 200);
+    }
+    assert_eq!(keys.map(|(key, _)| public(key)), before);
+    ekm.eventually("told", || ekm.metric("ekm_shard_requests_total{code=\"ok\",shard=\"payments\"}") >= 2.0);
+}
+
 #[test]
 fn a_shard_whose_hsm_hangs_costs_no_other_shard_a_request() {
     let modules = tempfile::tempdir().unwrap();

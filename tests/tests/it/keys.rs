@@ -99,9 +99,7 @@ fn a_key_whose_row_was_spoilt_goes_on_until_a_restart_and_is_then_a_503_and_neve
 #[test]
 fn a_catalog_that_cannot_be_read_stops_nothing_but_answers_about_unknown_keys() {
     let directory = set_up(&[]);
-    let ekm = Ekm::serve(&directory, |config| {
-        config.replace("[catalog]", "[catalog]\nstale_after_s = 1\npoll_interval_ms = 50")
-    });
+    let ekm = Ekm::serve(&directory, |config| config.replace("[catalog]", "[catalog]\npoll_interval_ms = 50"));
     assert_eq!(wrap(&ekm, "v0/keys/none", Value::Null).0, 404);
     sqlite(&directory, "ALTER TABLE head RENAME TO hidden");
     ekm.eventually("stale", || wrap(&ekm, "v0/keys/none", Value::Null).0 == 503);

@@ -34,6 +34,7 @@ mod keys;
 mod ops;
 mod process;
 mod rig;
+mod signing;
 mod simulator;
 mod slow_clients;
 mod table;

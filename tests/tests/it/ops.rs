@@ -17,7 +17,7 @@ fn health_is_a_real_wrap_and_unwrap_and_at_most_seconds_old() {
         assert_eq!((ekm.ops("/readyz").status, ekm.ops("/readyz").text()), (200, "ready\n".into()));
         let verbose = ekm.ops("/readyz?verbose").text();
         assert!(verbose.contains("[+] shard main: wrap and unwrap with its health key: ok"), "{verbose}");
-        assert!(verbose.contains("[+] catalog: revision 3"), "{verbose}");
+        assert!(verbose.contains("[+] catalog: revision 5"), "{verbose}");
     }
 }
 

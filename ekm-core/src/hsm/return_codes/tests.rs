@@ -10,8 +10,18 @@ use crate::hsm::profile::PROFILES;
 
 /// The functions that we call and that can fail in their own ways; the others are as
 /// `C_OpenSession`.
-const CALLED: [Function; 8] =
-    [Function::OpenSession, Login, EncryptInit, Encrypt, DecryptInit, Decrypt, WrapKey, UnwrapKey];
+const CALLED: [Function; 10] = [
+    Function::OpenSession,
+    Login,
+    EncryptInit,
+    Encrypt,
+    DecryptInit,
+    Decrypt,
+    WrapKey,
+    UnwrapKey,
+    SignInit,
+    Function::Sign,
+];
 
 /// Every code that cryptoki has a name for, one of a vendor's, and one of nobody's.
 fn every_code() -> Vec<RvError> {
@@ -52,6 +62,19 @@ fn a_callers_rubbish_is_never_taken_for_a_broken_device() {
     }
     for code in [GeneralError, FunctionFailed] {
         assert_eq!(classify(ProfileName::Generic, Encrypt, &code), Class::Device);
+    }
+}
+
+/// Callers send a digest of a fixed length and no more, so that nothing which goes wrong is their fault.
+#[test]
+fn a_signature_that_fails_is_never_called_the_callers_fault() {
+    for profile in PROFILES {
+        for code in every_code() {
+            for function in [SignInit, Function::Sign] {
+                let class = classify(profile.name, function, &code);
+                assert!(!matches!(class, Class::Caller | Class::Ambiguous), "{function:?} {code:?}");
+            }
+        }
     }
 }
 
@@ -101,6 +124,8 @@ fn a_login_is_only_repeated_after_codes_that_say_that_no_pin_was_checked() {
 fn a_vendors_code_has_its_meaning_on_that_vendors_token_only() {
     let class = |vendor, function, code| classify(vendor, function, &code);
     assert_eq!(class(ProfileName::Kryoptic, DecryptInit, GeneralError), Class::Session);
+    assert_eq!(class(ProfileName::Kryoptic, SignInit, GeneralError), Class::Session);
+    assert_eq!(class(ProfileName::Generic, SignInit, MechanismInvalid), Class::Key);
     assert_eq!(class(ProfileName::SoftHsm, DecryptInit, GeneralError), Class::Device);
     assert_eq!(class(ProfileName::CloudHsm, GetAttributeValue, DeviceError), Class::Capacity);
     assert_eq!(class(ProfileName::CloudHsm, Encrypt, DeviceError), Class::Device);

@@ -76,7 +76,7 @@ fn justifications() -> impl Strategy<Value = Justifications> {
 
 pub(super) fn rule() -> impl Strategy<Value = Rule> {
     let times = proptest::collection::vec(window(), 1..3);
-    let verbs = subsequence(vec![Verb::Wrap, Verb::Unwrap], 1..=2);
+    let verbs = subsequence(Verb::ALL.to_vec(), 1..=4);
     (callers(), verbs, option::of(resources()), justifications(), option::of(times)).prop_map(
         |(callers, verbs, resources, justifications, times)| Rule { callers, verbs, resources, justifications, times },
     )
@@ -91,7 +91,7 @@ pub(super) fn asked() -> impl Strategy<Value = Asked> {
     let names = ["projects/p/k/1", "projects/p/k/2", "projects/q/k/1", ""];
     let mut all: Vec<_> = Reason::ALL.iter().map(|&reason| Justification::Known(reason)).collect();
     all.extend([Justification::Missing, Justification::Unknown]);
-    let parts = (select(emails.to_vec()), select(vec![Verb::Wrap, Verb::Unwrap]), select(all));
+    let parts = (select(emails.to_vec()), select(Verb::ALL.to_vec()), select(all));
     (parts, option::of(select(names.to_vec())), moment()).prop_map(|((email, verb, justification), resource, now)| {
         Asked { caller: caller(email), verb, justification, resource: resource.map(str::to_owned), now }
     })

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ekm_core::catalog::{Custody, KeyState, SpaceState};
 use ekm_core::policy::Policy;
-use ekm_core::{KeyPath, ShardName};
+use ekm_core::{Algorithm, KeyPath, ShardName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -54,6 +54,9 @@ pub(super) struct WantedKey {
     pub(super) paths: Vec<KeyPath>,
     pub(super) space: KeyPath,
     pub(super) policy: WantedChoice,
+    /// Absent for a new key: it wraps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) algorithm: Option<Algorithm>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) custody: Option<Custody>,
     /// 0: rotated by hand only.
@@ -172,6 +175,7 @@ impl KeysFile {
                 space: KeyPath::parse(&key.space).ok()?,
                 policy: own
                     .map_or(WantedChoice::Named(key.policy.clone()), |own| WantedChoice::Own(own.policy.clone())),
+                algorithm: Some(key.algorithm).filter(|algorithm| !algorithm.is_symmetric()),
                 custody: Some(key.custody),
                 rotation_days: key.rotation_days,
                 labels: labels(&key.labels),

@@ -151,6 +151,7 @@ impl Planner<'_> {
             change("space", Value::Null, json!(wanted.space)),
             change("policy", Value::Null, wanted.policy.clone().into()),
         ];
+        changes.extend(wanted.algorithm.map(|algorithm| change("algorithm", Value::Null, json!(algorithm.name()))));
         changes.extend(wanted.custody.map(|custody| change("custody", Value::Null, json!(custody.name()))));
         changes.extend(rotation_days.map(|days| change("rotation_days", Value::Null, json!(days))));
         changes.extend(metadata((&BTreeMap::new(), ""), (&labels, &description)));
@@ -158,6 +159,7 @@ impl Planner<'_> {
             path: path.clone(),
             space: wanted.space.clone(),
             policy: choice(&wanted.policy),
+            algorithm: wanted.algorithm,
             custody: wanted.custody,
             rotation_days,
             labels,
@@ -183,6 +185,13 @@ impl Planner<'_> {
         if there.space != wanted.space.as_str() {
             self.problems
                 .push(format!("{object} is in the space {}, and a key cannot be moved to another", there.space));
+        }
+        if let Some(algorithm) = wanted.algorithm.filter(|algorithm| *algorithm != there.algorithm) {
+            self.problems.push(format!(
+                "{object} has algorithm {}, and that of a key that is there cannot be changed to {}",
+                there.algorithm.name(),
+                algorithm.name()
+            ));
         }
         if let Some(custody) = wanted.custody.filter(|custody| *custody != there.custody) {
             self.problems.push(format!(

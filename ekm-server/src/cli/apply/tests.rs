@@ -86,7 +86,7 @@ fn carry_out_on(there: &mut There, command: &Command, revision: u64) {
                 revision,
             });
         }
-        Command::KeyCreate { path, space, policy, custody, rotation_days, labels, description } => {
+        Command::KeyCreate { path, space, policy, algorithm, custody, rotation_days, labels, description } => {
             assert!(there.spaces.iter().any(|there| there.path == *space), "spaces come before keys");
             let policy = set_policy(there, path, policy);
             there.keys.push(KeyView {
@@ -97,6 +97,7 @@ fn carry_out_on(there: &mut There, command: &Command, revision: u64) {
                 space: space.to_string(),
                 policy,
                 policy_not_final: Vec::new(),
+                algorithm: algorithm.unwrap_or_default(),
                 state: KeyState::Enabled,
                 destroy_at: None,
                 custody: custody.unwrap_or(Custody::Software),
@@ -366,7 +367,8 @@ fn files() -> impl Strategy<Value = KeysFile> {
             let paths = more.iter().map(|more| path(&format!("v0/more/{index}{more}")));
             let paths = std::iter::once(path(&format!("v0/keys/{index}"))).chain(paths).collect();
             let (space, custody) = (path("v0/cryptospaces/s"), Some(Custody::Software));
-            WantedKey { paths, space, policy, custody, rotation_days, labels, description, state }
+            let algorithm = None;
+            WantedKey { paths, space, policy, algorithm, custody, rotation_days, labels, description, state }
         };
         keys.into_iter().enumerate().map(key).collect::<Vec<_>>()
     });
