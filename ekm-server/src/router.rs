@@ -327,7 +327,7 @@ impl Called<'_> {
     async fn crypto(&self, verb: Verb, body: &[u8], record: &mut Record) -> Result<String, Error> {
         let (plane, limits) = (self.plane, self.plane.limits.fields);
         let CryptoRequest { input, aad, why } = wire::decode(verb, self.path, body, limits)?;
-        let request = self.request(verb, &why, (input.as_bytes(), &aad), record).await?;
+        let request = self.request(verb, &why, (input.blob(), &aad), record).await?;
         let (ekm, trace) = (&plane.ekm, &mut record.trace);
         match input {
             Input::Wrap(plaintext) => {

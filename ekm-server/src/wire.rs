@@ -127,6 +127,16 @@ pub enum Input {
     GetPublicKey,
 }
 
+impl Input {
+    /// What names a key version: unwrap's blob, and nothing else.
+    pub fn blob(&self) -> &[u8] {
+        match self {
+            Self::Unwrap(blob) => blob,
+            Self::Wrap(_) | Self::Sign(_) | Self::GetPublicKey => &[],
+        }
+    }
+}
+
 /// A request, decoded.
 pub struct CryptoRequest {
     /// What to work on.
