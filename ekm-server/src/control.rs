@@ -225,6 +225,7 @@ impl Order {
             id: made.id.key,
             space: self.space.id(),
             policy: self.creation.policy,
+            replaced_policies: Vec::new(),
             purpose: Purpose::of(self.algorithm),
             algorithm: self.algorithm,
             state: KeyState::Enabled,

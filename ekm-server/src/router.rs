@@ -17,6 +17,7 @@ use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header, request};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::audit::{AuditLogs, Record};
 use crate::auth::Authenticator;
@@ -70,8 +71,26 @@ impl DataPlane {
 /// log's disk. The audit log has every one.
 #[derive(Default)]
 pub struct FailureLog {
+    ours: OncePerSecond,
+    held_back: OncePerSecond,
+}
+
+#[derive(Default)]
+struct OncePerSecond {
     last_s: AtomicU64,
     unlogged: AtomicU64,
+}
+
+impl OncePerSecond {
+    /// How many were left out since the last line; `None` if this one is left out too.
+    fn turn(&self, record: &Record) -> Option<u64> {
+        let now_s = record.time.unix_timestamp().cast_unsigned();
+        if self.last_s.swap(now_s, Ordering::Relaxed) == now_s {
+            self.unlogged.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(self.unlogged.swap(0, Ordering::Relaxed))
+    }
 }
 
 impl FailureLog {
@@ -79,20 +98,26 @@ impl FailureLog {
         if record.status.is_none_or(|status| status < 500) || record.code == "not_implemented" {
             return;
         }
-        let now_s = record.time.unix_timestamp().cast_unsigned();
-        if self.last_s.swap(now_s, Ordering::Relaxed) == now_s {
-            self.unlogged.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        let unlogged = self.unlogged.swap(0, Ordering::Relaxed);
         let error = record.error.as_deref().unwrap_or_default();
-        tracing::warn!(
-            code = record.code,
-            error,
-            request_id = record.request_id,
-            unlogged,
-            "request failed on our side"
-        );
+        let (code, request_id) = (record.code, &record.request_id);
+        if let Some(final_at) = record.trace.denial_final_at {
+            let Some(unlogged) = self.held_back.turn(record) else { return };
+            let caller = record.caller.as_ref().map(|caller| &*caller.email);
+            let final_at = final_at.format(&Rfc3339).unwrap_or_default();
+            let path = &record.path;
+            tracing::error!(
+                code,
+                error,
+                path,
+                caller,
+                final_at,
+                request_id,
+                unlogged,
+                "denied by a change of policy that is not final: correct the policy, or confirm the change"
+            );
+        } else if let Some(unlogged) = self.ours.turn(record) {
+            tracing::warn!(code, error, request_id, unlogged, "request failed on our side");
+        }
     }
 }
 
@@ -230,6 +255,7 @@ fn new_record(plane: &DataPlane, request: &Request<Body>, peer: Option<SocketAdd
         path: truncated(request.uri().path(), 512),
         caller: None,
         justification: None,
+        unknown_reason: None,
         relative_resource_name: None,
         is_key_health_check: false,
         shard: None,
@@ -356,6 +382,7 @@ impl Called<'_> {
         record: &mut Record,
     ) -> Result<ekm_core::Request<'a>, Error> {
         record.justification = Some(why.justification.clone());
+        record.unknown_reason.clone_from(&why.unknown_reason);
         record.relative_resource_name.clone_from(&why.resource);
         record.is_key_health_check = why.is_key_health_check;
         if Instant::now() >= self.deadline {
