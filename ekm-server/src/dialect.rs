@@ -9,16 +9,18 @@
 //! | the verbs after the colon | certain |
 //! | createKey's `algorithm`, with and without `ALGORITHM_`; `keyPath` in its answer | likely |
 //! | `additionalContext` in createKey and destroyKey, as in wrap | likely |
+//! | asymmetricSign: `data` in, `signature` out; getPublicKey: `publicKey` out | likely |
+//! | asymmetricSign: `digest` in, in two forms; getPublicKey: `algorithm` out | our choice |
 //! | checkCryptoSpacePermissions: `permissions`, in both directions, and their names | our choice |
 //! | getInfo: its paths, its method and its whole answer | our choice |
 
 use ekm_core::json::Object;
 use ekm_core::policy::Verb;
-use ekm_core::{Algorithm, Error};
+use ekm_core::{Algorithm, Error, Hash, KeyPath, Plaintext, PublicKey, ToSign};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::wire::{Context, Text, Why, describe, invalid};
+use crate::wire::{Bounds, Context, Input, Text, Why, agree, answer, bytes, describe, invalid, required};
 
 /// Where getInfo is asked for.
 pub const INFO_PATHS: [&str; 4] =
@@ -48,6 +50,39 @@ struct Body<'a> {
     permissions: Option<Vec<Text<'a>>>,
     #[serde(borrow, alias = "additional_context")]
     additional_context: Option<Object<Context<'a>>>,
+}
+
+/// Every field of asymmetricSign and getPublicKey.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SigningBody<'a> {
+    #[serde(borrow, alias = "key_path")]
+    key_path: Option<Text<'a>>,
+    #[serde(borrow)]
+    data: Option<Text<'a>>,
+    #[serde(borrow)]
+    digest: Option<GivenDigest<'a>>,
+    #[serde(borrow, alias = "additional_context")]
+    additional_context: Option<Object<Context<'a>>>,
+}
+
+/// Bytes, or a message that says by its field which hash has made them.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum GivenDigest<'a> {
+    #[serde(borrow)]
+    Bytes(Text<'a>),
+    Named(#[serde(borrow)] Object<NamedDigest<'a>>),
+}
+
+#[derive(Deserialize)]
+struct NamedDigest<'a> {
+    #[serde(borrow)]
+    sha256: Option<Text<'a>>,
+    #[serde(borrow)]
+    sha384: Option<Text<'a>>,
+    #[serde(borrow)]
+    sha512: Option<Text<'a>>,
 }
 
 /// A control-plane call, decoded.
@@ -87,8 +122,51 @@ fn algorithm(name: &str) -> Result<Algorithm, Error> {
     name.parse().map_err(|unknown: ekm_core::UnknownAlgorithm| Error::AlgorithmNotOffered(unknown.to_string()))
 }
 
+/// Decodes a body of asymmetricSign or getPublicKey; the latter may have none.
+pub fn decode_signing(verb: Verb, path: &KeyPath, body: &[u8], bounds: Bounds) -> Result<(Input, Why), Error> {
+    let body = std::str::from_utf8(body).map_err(|_| invalid("body", "is not JSON: it is not UTF-8"))?;
+    let body = if verb == Verb::GetPublicKey && body.is_empty() { "{}" } else { body };
+    let Object(body): Object<SigningBody<'_>> =
+        serde_json::from_str(body).map_err(|error| invalid("body", describe(&error)))?;
+    agree(body.key_path.as_ref(), path)?;
+    let input = match verb {
+        Verb::GetPublicKey => Input::GetPublicKey,
+        _ => Input::Sign(to_sign(body.data, body.digest, bounds.plaintext_bytes)?),
+    };
+    Ok((input, Why::of(body.additional_context.map(|Object(context)| context))))
+}
+
+/// The data, or its digest. That the digest fits the key is seen where the key is known.
+fn to_sign(data: Option<Text<'_>>, digest: Option<GivenDigest<'_>>, limit: usize) -> Result<ToSign, Error> {
+    let given = |text: &Text<'_>| bytes("digest", text, Hash::Sha512.bytes());
+    match (data, digest) {
+        (Some(_), Some(_)) => Err(invalid("body", "data and digest exclude each other")),
+        (data, None) => Ok(ToSign::Data(Plaintext::new(required("data", data, limit)?))),
+        (None, Some(GivenDigest::Bytes(text))) => Ok(ToSign::Digest(given(&text)?, None)),
+        (None, Some(GivenDigest::Named(Object(NamedDigest { sha256, sha384, sha512 })))) => {
+            let named = [(Hash::Sha256, sha256), (Hash::Sha384, sha384), (Hash::Sha512, sha512)];
+            let mut named = named.into_iter().filter_map(|(hash, text)| Some((hash, text?)));
+            match (named.next(), named.next()) {
+                (Some((hash, text)), None) => Ok(ToSign::Digest(given(&text)?, Some(hash))),
+                _ => Err(invalid("digest", "names exactly one of sha256, sha384 and sha512")),
+            }
+        }
+    }
+}
+
+/// The answer to asymmetricSign.
+pub fn encode_signed(signature: &[u8]) -> String {
+    answer("signature", signature)
+}
+
+/// The answer to getPublicKey.
+pub fn encode_public_key(public: &PublicKey) -> String {
+    let (pem, algorithm) = (public.pem(), public.algorithm().name());
+    json!({"publicKey": pem, "algorithm": algorithm}).to_string()
+}
+
 /// The answer to createKey.
-pub fn encode_created(path: &ekm_core::KeyPath) -> String {
+pub fn encode_created(path: &KeyPath) -> String {
     json!({"keyPath": path.as_str()}).to_string()
 }
 

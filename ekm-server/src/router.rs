@@ -350,9 +350,9 @@ impl Called<'_> {
             // On the heap, as those of the control plane.
             Input::Sign(to_sign) => {
                 let signed = Box::pin(ekm.sign(&request, &to_sign, trace)).await;
-                signed.map(|signature| wire::encode_signed(&signature))
+                signed.map(|signature| dialect::encode_signed(&signature))
             }
-            Input::GetPublicKey => ekm.public_key(&request, trace).map(|public| wire::encode_public_key(&public)),
+            Input::GetPublicKey => ekm.public_key(&request, trace).map(|public| dialect::encode_public_key(&public)),
         }
     }
 

@@ -12,16 +12,18 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use ekm_core::json::Object;
 use ekm_core::justification::Justification;
 use ekm_core::policy::Verb;
-use ekm_core::{Error, Hash, KeyPath, Plaintext, PublicKey, ToSign};
+use ekm_core::{Error, KeyPath, Plaintext, ToSign};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
+
+use crate::dialect;
 
 const READING: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
 const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, READING);
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, READING);
 
-/// Every field that a verb may carry. The names of asymmetricSign's are likely, not certain.
+/// Every field that wrap or unwrap may carry.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Body<'a> {
@@ -31,10 +33,6 @@ struct Body<'a> {
     plaintext: Option<Text<'a>>,
     #[serde(borrow, alias = "wrapped_blob")]
     wrapped_blob: Option<Text<'a>>,
-    #[serde(borrow)]
-    data: Option<Text<'a>>,
-    #[serde(borrow)]
-    digest: Option<GivenDigest<'a>>,
     #[serde(borrow, alias = "additional_authenticated_data")]
     additional_authenticated_data: Option<Text<'a>>,
     #[serde(borrow, alias = "additional_context")]
@@ -56,25 +54,6 @@ pub(crate) struct Context<'a> {
 #[derive(Deserialize)]
 struct AccessReasonContext {
     reason: Option<Reason>,
-}
-
-/// Bytes, or a message that says by its field which hash has made them.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum GivenDigest<'a> {
-    #[serde(borrow)]
-    Bytes(Text<'a>),
-    Named(#[serde(borrow)] Object<NamedDigest<'a>>),
-}
-
-#[derive(Deserialize)]
-struct NamedDigest<'a> {
-    #[serde(borrow)]
-    sha256: Option<Text<'a>>,
-    #[serde(borrow)]
-    sha384: Option<Text<'a>>,
-    #[serde(borrow)]
-    sha512: Option<Text<'a>>,
 }
 
 /// A string of the body, not copied unless it has escapes.
@@ -190,16 +169,15 @@ pub struct Bounds {
 
 /// Decodes a body.
 pub fn decode(verb: Verb, path: &KeyPath, body: &[u8], bounds: Bounds) -> Result<CryptoRequest, Error> {
+    if matches!(verb, Verb::AsymmetricSign | Verb::GetPublicKey) {
+        let (input, why) = dialect::decode_signing(verb, path, body, bounds)?;
+        return Ok(CryptoRequest { input, aad: Vec::new(), why });
+    }
     // As a whole, since the parser does not look into unknown fields.
     let body = std::str::from_utf8(body).map_err(|_| invalid("body", "is not JSON: it is not UTF-8"))?;
-    let body = if verb == Verb::GetPublicKey && body.is_empty() { "{}" } else { body };
     let Object(body): Object<Body<'_>> =
         serde_json::from_str(body).map_err(|error| invalid("body", describe(&error)))?;
-    if let Some(Text(stated)) = &body.key_path
-        && KeyPath::parse(stated).as_ref() != Ok(path)
-    {
-        return Err(invalid("keyPath", "does not agree with the path in the URL"));
-    }
+    agree(body.key_path.as_ref(), path)?;
     let input = match verb {
         Verb::Wrap if body.wrapped_blob.is_some() => return Err(invalid("body", EXCLUSIVE)),
         Verb::Unwrap if body.plaintext.is_some() => return Err(invalid("body", EXCLUSIVE)),
@@ -208,11 +186,7 @@ pub fn decode(verb: Verb, path: &KeyPath, body: &[u8], bounds: Bounds) -> Result
             let limit = bounds.plaintext_bytes + ekm_core::blob::OVERHEAD_BYTES;
             Input::Unwrap(required("wrappedBlob", body.wrapped_blob, limit)?)
         }
-        Verb::AsymmetricSign => Input::Sign(to_sign(body.data, body.digest, bounds.plaintext_bytes)?),
-        Verb::GetPublicKey => Input::GetPublicKey,
-        Verb::CreateKey | Verb::DestroyKey | Verb::CheckCryptoSpacePermissions => {
-            return Err(Error::Internal("a call of the control plane was read as one of the data plane"));
-        }
+        _ => return Err(Error::Internal("a call of another kind was read as wrap or unwrap")),
     };
     let aad = match &body.additional_authenticated_data {
         Some(aad) => bytes("additionalAuthenticatedData", aad, bounds.aad_bytes)?,
@@ -221,28 +195,20 @@ pub fn decode(verb: Verb, path: &KeyPath, body: &[u8], bounds: Bounds) -> Result
     Ok(CryptoRequest { input, aad, why: Why::of(body.additional_context.map(|Object(context)| context)) })
 }
 
-const EXCLUSIVE: &str = "plaintext and wrappedBlob exclude each other";
-
-fn required(field: &'static str, value: Option<Text<'_>>, limit: usize) -> Result<Vec<u8>, Error> {
-    bytes(field, &value.ok_or_else(|| invalid(field, "is missing"))?, limit)
+/// A path in the body is that of the URL.
+pub(crate) fn agree(stated: Option<&Text<'_>>, path: &KeyPath) -> Result<(), Error> {
+    match stated {
+        Some(Text(stated)) if KeyPath::parse(stated).as_ref() != Ok(path) => {
+            Err(invalid("keyPath", "does not agree with the path in the URL"))
+        }
+        _ => Ok(()),
+    }
 }
 
-/// The data, or its digest. That the digest fits the key is seen where the key is known.
-fn to_sign(data: Option<Text<'_>>, digest: Option<GivenDigest<'_>>, limit: usize) -> Result<ToSign, Error> {
-    let given = |text: &Text<'_>| bytes("digest", text, Hash::Sha512.bytes());
-    match (data, digest) {
-        (Some(_), Some(_)) => Err(invalid("body", "data and digest exclude each other")),
-        (data, None) => Ok(ToSign::Data(Plaintext::new(required("data", data, limit)?))),
-        (None, Some(GivenDigest::Bytes(text))) => Ok(ToSign::Digest(given(&text)?, None)),
-        (None, Some(GivenDigest::Named(Object(NamedDigest { sha256, sha384, sha512 })))) => {
-            let named = [(Hash::Sha256, sha256), (Hash::Sha384, sha384), (Hash::Sha512, sha512)];
-            let mut named = named.into_iter().filter_map(|(hash, text)| Some((hash, text?)));
-            match (named.next(), named.next()) {
-                (Some((hash, text)), None) => Ok(ToSign::Digest(given(&text)?, Some(hash))),
-                _ => Err(invalid("digest", "names exactly one of sha256, sha384 and sha512")),
-            }
-        }
-    }
+const EXCLUSIVE: &str = "plaintext and wrappedBlob exclude each other";
+
+pub(crate) fn required(field: &'static str, value: Option<Text<'_>>, limit: usize) -> Result<Vec<u8>, Error> {
+    bytes(field, &value.ok_or_else(|| invalid(field, "is missing"))?, limit)
 }
 
 /// The answer to wrap.
@@ -255,18 +221,7 @@ pub fn encode_unwrapped(plaintext: &Plaintext) -> String {
     answer("plaintext", plaintext.as_bytes())
 }
 
-/// The answer to asymmetricSign.
-pub fn encode_signed(signature: &[u8]) -> String {
-    answer("signature", signature)
-}
-
-/// The answer to getPublicKey.
-pub fn encode_public_key(public: &PublicKey) -> String {
-    let (pem, algorithm) = (public.pem(), public.algorithm().name());
-    serde_json::json!({"publicKey": pem, "algorithm": algorithm}).to_string()
-}
-
-fn answer(field: &str, value: &[u8]) -> String {
+pub(crate) fn answer(field: &str, value: &[u8]) -> String {
     let mut json = String::with_capacity(field.len() + value.len().div_ceil(3) * 4 + 8);
     json.push_str("{\"");
     json.push_str(field);
@@ -277,7 +232,7 @@ fn answer(field: &str, value: &[u8]) -> String {
 }
 
 /// Standard or URL-safe base64, padded or not, never both alphabets; no spaces, no stray bits at the end.
-fn bytes(field: &'static str, Text(text): &Text<'_>, limit: usize) -> Result<Vec<u8>, Error> {
+pub(crate) fn bytes(field: &'static str, Text(text): &Text<'_>, limit: usize) -> Result<Vec<u8>, Error> {
     if text.len() / 4 * 3 > limit + 3 {
         return Err(invalid(field, format!("is longer than {limit} bytes")));
     }
@@ -312,6 +267,7 @@ pub fn truncated(text: &str, bytes: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ekm_core::Hash;
     use ekm_core::justification::Reason as R;
     use proptest::prelude::*;
 
