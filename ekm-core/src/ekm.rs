@@ -16,7 +16,7 @@ use crate::error::{Error, NotInUse};
 use crate::hsm::Timing;
 use crate::justification::Justification;
 use crate::path::KeyPath;
-use crate::policy::{self, Verb};
+use crate::policy::{self, Aspect, Denial, Verb};
 use crate::public_key::PublicKey;
 use crate::secret::Plaintext;
 use crate::shard_name::ShardName;
@@ -60,6 +60,12 @@ pub struct Trace {
     pub shard: Option<usize>,
     /// The key, or this version, is to be destroyed: somebody still needs it.
     pub destroy_scheduled: bool,
+    /// What the key's policy found fault with.
+    pub denied_by: Option<Aspect>,
+    /// With [`Error::DenialPending`], when the answer becomes a denial.
+    pub denial_final_at: Option<OffsetDateTime>,
+    /// It gives no reason, and only a time of grace allows that.
+    pub by_grace: bool,
     /// The HSM's share of the time; zero for material in process.
     pub hsm: Timing,
 }
@@ -140,14 +146,17 @@ impl Ekm {
         // Policies of keys that wrap say nothing of signing: whoever may use the key is told what it is, and not denied, which would
         // disable his version for a mistyped path. Strangers are told nothing.
         let is_for_another = verb != Verb::DestroyKey && !verb.uses(key.algorithm);
-        let may = |verb| policy::decide(policy, &policy::Request { verb, ..question }).is_ok();
-        let uses = Verb::ALL.into_iter().filter(|verb| verb.uses(key.algorithm));
-        if !(is_for_another && uses.into_iter().any(may)) {
-            policy::decide(policy, &question).map_err(Error::Denied)?;
+        let with = |verb| policy::Request { verb, ..question };
+        let uses = || Verb::ALL.into_iter().filter(|verb| verb.uses(key.algorithm));
+        if !(is_for_another && uses().any(|verb| policy::decide(policy, &with(verb)).is_ok())) {
+            let formerly = uses().filter(|_| is_for_another).chain([verb]);
+            let final_at = || formerly.filter_map(|verb| snapshot.denial_final_at(key, &with(verb))).max();
+            judged(policy::decide(policy, &question), final_at, trace)?;
         }
         if is_for_another {
             return Err(Error::WrongAlgorithm { verb: verb.name(), algorithm: key.algorithm.name() });
         }
+        trace.by_grace = policy::by_grace(policy, &question);
         if verb == Verb::DestroyKey {
             return Ok(Arc::clone(key)); // whatever state it is in
         }
@@ -182,7 +191,10 @@ impl Ekm {
             Some(creation) => Some(snapshot.creation_policy(creation).ok_or(Error::KeyUnavailable)?),
             None => None,
         };
-        policy::decide_in_space(policy.map(AsRef::as_ref), &question(request, verb)).map_err(Error::Denied)?;
+        let question = question(request, verb);
+        let final_at = || snapshot.denial_in_space_final_at(space.creation.as_ref()?, &question);
+        judged(policy::decide_in_space(policy.map(AsRef::as_ref), &question), final_at, trace)?;
+        trace.by_grace = policy.is_some_and(|policy| policy::by_grace(policy, &question));
         if space.state == SpaceState::Blocked {
             return Err(Error::NotInUse(NotInUse::SpaceBlocked));
         }
@@ -237,6 +249,21 @@ impl Ekm {
     pub fn custodian(&self) -> &Custodian {
         &self.custodian
     }
+}
+
+/// A denial is final unless a former policy, which `final_at` asks, allowed the same.
+fn judged(
+    decision: Result<(), Denial>,
+    final_at: impl FnOnce() -> Option<OffsetDateTime>,
+    trace: &mut Trace,
+) -> Result<(), Error> {
+    let Err(denial) = decision else { return Ok(()) };
+    trace.denied_by = denial.aspect();
+    trace.denial_final_at = final_at();
+    Err(match trace.denial_final_at {
+        Some(_) => Error::DenialPending(denial),
+        None => Error::Denied(denial),
+    })
 }
 
 fn question<'a>(request: &Request<'a>, verb: Verb) -> policy::Request<'a> {

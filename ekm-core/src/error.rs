@@ -63,6 +63,9 @@ pub enum Error {
     /// An evaluated policy says no.
     #[error("{0}")]
     Denied(Denial),
+    /// An evaluated policy says no, and said yes before a change that is not final yet.
+    #[error("{0}; this is not final yet")]
+    DenialPending(Denial),
     /// An operator stopped it.
     #[error("{0}")]
     NotInUse(NotInUse),
@@ -203,6 +206,7 @@ impl Error {
             Self::WrongAlgorithm { .. } => "wrong_algorithm",
             Self::NotImplemented(_) => "not_implemented",
             Self::Denied(_) => "denied",
+            Self::DenialPending(_) => "denial_pending",
             Self::NotInUse(why) => why.code(),
             Self::HsmFault { .. } => "hsm_fault",
             Self::HsmTimeout => "hsm_timeout",
@@ -235,7 +239,7 @@ impl Error {
             | Self::UnwrapFailed
             | Self::WrongAlgorithm { .. }
             | Self::NotImplemented(_) => Blame::Caller,
-            Self::Denied(_) | Self::NotInUse(_) | Self::TooManyKeys(_) => Blame::Policy,
+            Self::Denied(_) | Self::DenialPending(_) | Self::NotInUse(_) | Self::TooManyKeys(_) => Blame::Policy,
             Self::HsmFault { .. }
             | Self::HsmTimeout
             | Self::HsmAway { .. }

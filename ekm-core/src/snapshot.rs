@@ -5,16 +5,18 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::algorithm::Algorithm;
 use crate::blob::VersionId;
+use crate::catalog::replaced::Former;
 use crate::catalog::{
     Custody, KeyCreation, KeyRecord, KeyState, Kind, PolicyRecord, Purpose, Settings, SpaceRecord, SpaceState,
     VersionState,
 };
 use crate::path::KeyPath;
-use crate::policy::Policy;
+use crate::policy::{self, Policy};
 use crate::shard_name::ShardName;
 use crate::shared_map::SharedMap;
 use crate::version::KeyVersion;
@@ -27,6 +29,8 @@ pub struct Snapshot {
     keys: SharedMap<Uuid, Arc<Key>>,
     spaces: Arc<HashMap<Uuid, Arc<Space>>>,
     policies: SharedMap<Uuid, Arc<Policy>>,
+    /// What policies, and keys' choices of one, replaced a short while ago, under the id of the policy or key.
+    former: SharedMap<Uuid, Arc<[Former]>>,
     /// Keys that callers have made: crypto space and name at Cloud KMS.
     created: SharedMap<(Uuid, Box<str>), Uuid>,
     /// Keys of each crypto space that are not destroyed.
@@ -123,11 +127,20 @@ impl Snapshot {
         Arc::make_mut(&mut self.spaces).insert(id, Arc::new(space));
     }
 
-    pub(crate) fn put_policy(&mut self, id: Uuid, policy: Arc<Policy>) {
+    pub(crate) fn put_policy(&mut self, id: Uuid, policy: Arc<Policy>, former: Vec<Former>) {
         self.policies.insert(id, policy);
+        self.put_former(id, former);
     }
 
-    pub(crate) fn put_key(&mut self, key: &Arc<Key>) -> Result<(), String> {
+    fn put_former(&mut self, id: Uuid, former: Vec<Former>) {
+        if former.is_empty() {
+            self.former.remove(&id);
+        } else {
+            self.former.insert(id, former.into());
+        }
+    }
+
+    pub(crate) fn put_key(&mut self, key: &Arc<Key>, former: Vec<Former>) -> Result<(), String> {
         let foreign = |path: &&KeyPath| self.paths.get(path).is_some_and(|other| other.id != key.id);
         if let Some(path) = key.paths.iter().find(foreign) {
             return Err(format!("its path {path} belongs to another key already"));
@@ -137,6 +150,7 @@ impl Snapshot {
                 self.paths.remove(gone);
             }
         }
+        self.put_former(key.id, former);
         Ok(())
     }
 
@@ -203,6 +217,9 @@ impl Snapshot {
             Kind::Key => before.keys.get(&id).into_iter().for_each(|key| drop(self.index(key))),
             Kind::Approval | Kind::Settings => {}
         }
+        if let (Kind::Policy | Kind::Key, Some(former)) = (kind, before.former.get(&id)) {
+            self.former.insert(id, Arc::clone(former));
+        }
     }
 
     /// The key under a path.
@@ -219,6 +236,31 @@ impl Snapshot {
     /// A key's policy; `None` if its row was refused.
     pub fn policy(&self, key: &Key) -> Option<&Arc<Policy>> {
         self.policies.get(&key.policy)
+    }
+
+    /// Whether a request that the key's policy denies was allowed until a change that is not final yet; and when it will be.
+    pub fn denial_final_at(&self, key: &Key, request: &policy::Request<'_>) -> Option<OffsetDateTime> {
+        self.formerly_allowed_until(&[key.policy, key.id], request)
+    }
+
+    /// The same for a verb of crypto spaces.
+    pub fn denial_in_space_final_at(
+        &self,
+        creation: &KeyCreation,
+        request: &policy::Request<'_>,
+    ) -> Option<OffsetDateTime> {
+        self.formerly_allowed_until(&[creation.policy], request)
+    }
+
+    fn formerly_allowed_until(&self, ids: &[Uuid], request: &policy::Request<'_>) -> Option<OffsetDateTime> {
+        let former = ids.iter().filter_map(|id| self.former.get(id));
+        former.flat_map(|former| former.iter()).filter_map(|former| former.allowed_until(request)).max()
+    }
+
+    /// How many policies, and keys that were given another one, have changed in a way that is not final yet.
+    pub fn changes_not_final(&self, now: OffsetDateTime) -> usize {
+        let pending = |former: &&Arc<[Former]>| former.iter().any(|former| now < former.final_at());
+        self.former.values().filter(pending).count()
     }
 
     /// A key's crypto space; `None` if its row was refused.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use ekm_core::caller::Caller;
 use ekm_core::justification::Justification;
-use ekm_core::policy::Verb;
+use ekm_core::policy::{Aspect, Verb};
 use ekm_core::{Error, ShardName, Trace};
 use prometheus::IntCounter;
 use serde::{Serialize, Serializer};
@@ -49,6 +49,9 @@ pub struct Record {
     pub caller: Option<Arc<Caller>>,
     /// The reason that was given.
     pub justification: Option<Justification>,
+    /// How the caller wrote a reason that we do not know, cut at 64 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unknown_reason: Option<String>,
     /// Google's name of the key version.
     pub relative_resource_name: Option<String>,
     /// Google's own probe.
@@ -102,6 +105,12 @@ fn trace_fields<S: Serializer>(trace: &Trace, serializer: S) -> Result<S::Ok, S:
         catalog_revision: u64,
         #[serde(skip_serializing_if = "std::ops::Not::not")]
         destroy_scheduled: bool,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        by_grace: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        denied_by: Option<&'static str>,
+        #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+        denial_final_at: Option<OffsetDateTime>,
         #[serde(serialize_with = "microseconds", rename = "hsm_queue_us")]
         queue: Duration,
         #[serde(serialize_with = "microseconds", rename = "hsm_device_us")]
@@ -113,6 +122,9 @@ fn trace_fields<S: Serializer>(trace: &Trace, serializer: S) -> Result<S::Ok, S:
         custody: trace.custody.map(|custody| custody.name()),
         catalog_revision: trace.revision,
         destroy_scheduled: trace.destroy_scheduled,
+        by_grace: trace.by_grace,
+        denied_by: trace.denied_by.map(Aspect::name),
+        denial_final_at: trace.denial_final_at,
         queue: trace.hsm.queue,
         device: trace.hsm.device,
     }

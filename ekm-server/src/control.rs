@@ -184,7 +184,7 @@ impl Order {
     async fn carry_out(&self, plane: &DataPlane) -> Result<KeyPath, Refusal> {
         let control = &plane.control;
         if control.store.id_of(Kind::Key.name(), &self.catalog_name()).await.map_err(catalog)?.is_some() {
-            return self.from_elsewhere(plane).await;
+            return self.in_catalog(plane).await;
         }
         let count = plane.ekm.snapshot().key_count(&self.space);
         if count >= self.creation.max_keys {
@@ -201,7 +201,7 @@ impl Order {
             Ok(false) | Err(_) => take_from_token(plane.ekm.custodian(), [made]).await,
         }
         match added {
-            Ok(_) => self.from_elsewhere(plane).await,
+            Ok(_) => self.in_catalog(plane).await,
             Err(error) => Err(catalog(error)),
         }
     }
@@ -225,6 +225,7 @@ impl Order {
             id: made.id.key,
             space: self.space.id(),
             policy: self.creation.policy,
+            replaced_policies: Vec::new(),
             purpose: Purpose::of(self.algorithm),
             algorithm: self.algorithm,
             state: KeyState::Enabled,
@@ -257,7 +258,7 @@ impl Order {
     }
 
     /// As the catalog has it by now: made by this frontend or by another one.
-    async fn from_elsewhere(&self, plane: &DataPlane) -> Result<KeyPath, Refusal> {
+    async fn in_catalog(&self, plane: &DataPlane) -> Result<KeyPath, Refusal> {
         let patience = Instant::now() + SPREADING;
         while plane.control.gate.catch_up(patience).await {
             if let Some(key) = plane.ekm.snapshot().created_for(&self.space, &self.name) {

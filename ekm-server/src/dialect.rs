@@ -14,8 +14,6 @@
 //! | checkCryptoSpacePermissions: `permissions`, in both directions, and their names | our choice |
 //! | getInfo: its paths, its method and its whole answer | our choice |
 
-use std::borrow::Cow;
-
 use ekm_core::json::Object;
 use ekm_core::policy::Verb;
 use ekm_core::{Algorithm, Error, Hash, KeyPath, Plaintext, PublicKey, ToSign};
@@ -117,7 +115,7 @@ pub fn decode(verb: Verb, body: &[u8]) -> Result<ControlRequest, Error> {
     Ok(ControlRequest { algorithm, permissions, why })
 }
 
-fn algorithm(name: &Cow<'_, str>) -> Result<Algorithm, Error> {
+fn algorithm(name: &str) -> Result<Algorithm, Error> {
     if name.is_empty() || name.len() > 64 || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
         return Err(invalid("algorithm", "is no name of an algorithm"));
     }

@@ -64,6 +64,10 @@ pub struct Metrics {
     pub snapshot_file_revision: IntGauge,
     /// Requests for keys or versions that are to be destroyed, refused ones included.
     pub destroy_scheduled_uses: IntCounter,
+    /// Requests without a reason that only a time of grace allowed.
+    grace_uses: IntCounter,
+    /// Changes of policies that are not final yet.
+    pub policy_changes_not_final: IntGauge,
     /// Rows that were left out.
     pub catalog_rejected: IntGauge,
     /// Reloads of the certificate.
@@ -147,6 +151,12 @@ impl Metrics {
                 "ekm_destroy_scheduled_uses_total",
                 "Requests for keys or versions that are to be destroyed, refused ones included.",
             ),
+            grace_uses: make.counter(
+                "ekm_justification_grace_uses_total",
+                "Requests without a reason that only 'grace_until' allowed.",
+            ),
+            policy_changes_not_final: make
+                .gauge("ekm_policy_changes_not_final", "Changes of policies whose denials are answered with 503 yet."),
             catalog_rejected: make.gauge("ekm_catalog_rejected_rows", "Rows left out of the snapshot."),
             certificate_reloads: make.counters("ekm_certificate_reloads_total", "Certificate reloads.", &["result"]),
             ready: make.gauge("ekm_ready", "1 if ready for traffic."),
@@ -159,7 +169,9 @@ impl Metrics {
         };
         // A counter that appears only with its first event cannot be alerted on.
         for verb in verbs().filter(|verb| *verb != "-") {
-            metrics.requests.with_label_values(&[verb, "ok"]);
+            for code in ["ok", "denied", "denial_pending"] {
+                metrics.requests.with_label_values(&[verb, code]);
+            }
         }
         metrics.admin_requests.with_label_values(&["ok"]);
         for result in ["ok", "error"] {
@@ -178,6 +190,9 @@ impl Metrics {
         self.request_seconds[index].observe(total.as_secs_f64());
         if trace.destroy_scheduled {
             self.destroy_scheduled_uses.inc();
+        }
+        if trace.by_grace {
+            self.grace_uses.inc();
         }
         let Some(shard) = trace.shard.and_then(|place| self.shards.get(place)) else { return };
         self.shard_requests.with_label_values(&[shard.name.as_str(), code]).inc();

@@ -10,6 +10,7 @@ use axum::routing::get;
 use ekm_core::hsm::{self, ReplicaStatus, Shard};
 use http::{StatusCode, Uri, header};
 use serde::Serialize;
+use time::OffsetDateTime;
 
 use crate::catalog::Gate;
 use crate::health::{Health, ShardHealth};
@@ -87,6 +88,13 @@ async fn readyz(State(ops): State<Ops>, uri: Uri) -> Response {
     for row in refused {
         let _ = writeln!(text, "[!] row refused: {row}");
     }
+    let not_final = snapshot.changes_not_final(OffsetDateTime::now_utc());
+    if not_final > 0 {
+        let _ = writeln!(
+            text,
+            "[!] {not_final} changes of policies are not final yet: what they deny is answered with 503"
+        );
+    }
     for (issuer, age) in ops.plane.authenticator.key_set_ages() {
         let known = age.map_or("never fetched".into(), |age| format!("key set fetched {} s ago", age.as_secs()));
         let _ = writeln!(text, "{} issuer {issuer}: {known}", note(age.is_some()));
@@ -134,6 +142,7 @@ async fn metrics(State(ops): State<Ops>) -> Response {
     metrics.catalog_revision.set(snapshot.revision().cast_signed());
     metrics.catalog_paths.set(snapshot.path_count() as i64);
     metrics.catalog_unavailable.set(plane.unserved.list().len() as i64);
+    metrics.policy_changes_not_final.set(snapshot.changes_not_final(OffsetDateTime::now_utc()) as i64);
     metrics.catalog_rejected.set(snapshot.refused().len() as i64);
     metrics.audit_queue.set(plane.audit.queue_length() as i64);
     metrics.set_hsm(plane.ekm.custodian().shards());

@@ -17,6 +17,7 @@ use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header, request};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::audit::{AuditLogs, Record};
 use crate::auth::Authenticator;
@@ -70,8 +71,26 @@ impl DataPlane {
 /// log's disk. The audit log has every one.
 #[derive(Default)]
 pub struct FailureLog {
+    ours: OncePerSecond,
+    held_back: OncePerSecond,
+}
+
+#[derive(Default)]
+struct OncePerSecond {
     last_s: AtomicU64,
     unlogged: AtomicU64,
+}
+
+impl OncePerSecond {
+    /// How many were left out since the last line; `None` if this one is left out too.
+    fn turn(&self, record: &Record) -> Option<u64> {
+        let now_s = record.time.unix_timestamp().cast_unsigned();
+        if self.last_s.swap(now_s, Ordering::Relaxed) == now_s {
+            self.unlogged.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(self.unlogged.swap(0, Ordering::Relaxed))
+    }
 }
 
 impl FailureLog {
@@ -79,20 +98,26 @@ impl FailureLog {
         if record.status.is_none_or(|status| status < 500) || record.code == "not_implemented" {
             return;
         }
-        let now_s = record.time.unix_timestamp().cast_unsigned();
-        if self.last_s.swap(now_s, Ordering::Relaxed) == now_s {
-            self.unlogged.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        let unlogged = self.unlogged.swap(0, Ordering::Relaxed);
         let error = record.error.as_deref().unwrap_or_default();
-        tracing::warn!(
-            code = record.code,
-            error,
-            request_id = record.request_id,
-            unlogged,
-            "request failed on our side"
-        );
+        let (code, request_id) = (record.code, &record.request_id);
+        if let Some(final_at) = record.trace.denial_final_at {
+            let Some(unlogged) = self.held_back.turn(record) else { return };
+            let caller = record.caller.as_ref().map(|caller| &*caller.email);
+            let final_at = final_at.format(&Rfc3339).unwrap_or_default();
+            let path = &record.path;
+            tracing::error!(
+                code,
+                error,
+                path,
+                caller,
+                final_at,
+                request_id,
+                unlogged,
+                "denied by a change of policy that is not final: correct the policy, or confirm the change"
+            );
+        } else if let Some(unlogged) = self.ours.turn(record) {
+            tracing::warn!(code, error, request_id, unlogged, "request failed on our side");
+        }
     }
 }
 
@@ -136,10 +161,20 @@ impl RequestLimits {
 }
 
 /// Takes what is left of a body that nobody wants. If an HTTP/2 answer ends before its request does, the stream is reset behind
-/// it (RFC 9113 §8.1), and some clients, curl 7.88 among them, then drop the answer. HTTP/1.1 has no such trouble.
-pub(crate) async fn discard(body: Body, max_bytes: usize, deadline: Instant) {
+/// it (RFC 9113 §8.1), and some clients, curl 7.88 among them, then drop the answer. Over HTTP/1.1 a connection that is closed before all was
+/// read is reset, and the answer may be lost with it. Whether it was read to its end.
+pub(crate) async fn discard(body: Body, max_bytes: usize, deadline: Instant) -> bool {
     let until = deadline.min(Instant::now() + Duration::from_secs(1));
-    let _ = tokio::time::timeout_at(until.into(), Limited::new(body, max_bytes).collect()).await;
+    let mut body = Limited::new(body, max_bytes);
+    let read = async {
+        loop {
+            match body.frame().await {
+                Some(Ok(_)) => {}
+                ended => return ended.is_none(),
+            }
+        }
+    };
+    tokio::time::timeout_at(until.into(), read).await.unwrap_or(false)
 }
 
 /// The EKM listener's only route. axum's patterns cannot say "ends with `:wrap`", so the verb is split off in [`split_verb`].
@@ -220,6 +255,7 @@ fn new_record(plane: &DataPlane, request: &Request<Body>, peer: Option<SocketAdd
         path: truncated(request.uri().path(), 512),
         caller: None,
         justification: None,
+        unknown_reason: None,
         relative_resource_name: None,
         is_key_health_check: false,
         shard: None,
@@ -260,11 +296,11 @@ async fn serve(
         Ok::<_, Error>(Asked::Verb(caller, path, verb, body))
     }
     .await;
-    if read.is_err() && head.version == Version::HTTP_2 {
-        discard(body, 16 * plane.limits.body_bytes, deadline).await;
-    } else if read.is_err() && body.size_hint().lower() > plane.limits.body_bytes as u64 {
-        // hyper does not read it to its end, and closes; the client has to know (RFC 9112 §9.3).
-        *closes = true;
+    let too_long = body.size_hint().lower() > plane.limits.body_bytes as u64;
+    if read.is_err() && (head.version == Version::HTTP_2 || too_long) {
+        let ended = discard(body, 16 * plane.limits.body_bytes, deadline).await;
+        // hyper does not read the rest, and closes; the client has to know (RFC 9112 §9.3).
+        *closes |= !ended && head.version != Version::HTTP_2;
     }
     let (caller, path, verb, body) = match read? {
         Asked::Info => return Ok(dialect::encode_info()),
@@ -346,6 +382,7 @@ impl Called<'_> {
         record: &mut Record,
     ) -> Result<ekm_core::Request<'a>, Error> {
         record.justification = Some(why.justification.clone());
+        record.unknown_reason.clone_from(&why.unknown_reason);
         record.relative_resource_name.clone_from(&why.resource);
         record.is_key_health_check = why.is_key_health_check;
         if Instant::now() >= self.deadline {

@@ -4,6 +4,7 @@
 //! So 401, 403 and 404 are for the caller's and the policy's doing only; the tests below go through every error.
 
 use bytes::Bytes;
+use ekm_core::policy::{Denial, DenialReason};
 use ekm_core::{Blame, Error};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
@@ -43,7 +44,8 @@ fn mapping(error: &Error) -> (StatusCode, Rpc) {
         }
         // No other frontend would have more room: the device is the bottleneck.
         Error::Overloaded => (StatusCode::TOO_MANY_REQUESTS, Rpc::ResourceExhausted),
-        Error::HsmFault { .. }
+        Error::DenialPending(_)
+        | Error::HsmFault { .. }
         | Error::HsmTimeout
         | Error::HsmAway { .. }
         | Error::HsmIntegrity(_)
@@ -68,15 +70,35 @@ fn public_message(error: &Error) -> String {
     }
 }
 
+/// The field of the request that a policy does not accept, and why: what was given, and never what would be accepted.
+fn violation(denial: &Denial) -> Option<(&'static str, String)> {
+    const RESOURCE: &str = "additionalContext.relativeResourceName";
+    match denial.reason() {
+        DenialReason::Justification(given) => {
+            Some(("additionalContext.accessReasonContext.reason", format!("{given} is not accepted")))
+        }
+        DenialReason::NoResource => Some((RESOURCE, "is missing".into())),
+        DenialReason::Resource => Some((RESOURCE, "is not accepted".into())),
+        // Of no field: who called, with which verb, and when.
+        DenialReason::NotAdmitted | DenialReason::Caller | DenialReason::Verb(_) | DenialReason::Time => None,
+        DenialReason::NoCreation => None,
+    }
+}
+
 /// The answer to a failed request. `envelope` puts the status into `{"error":…}`.
 pub fn to_response(error: &Error, envelope: bool) -> Response<Full<Bytes>> {
     let (status, rpc) = mapping(error);
     let mut body = json!({"code": rpc as u8, "message": public_message(error)});
+    let bad_request = |field: &str, problem: &str| {
+        let violation = json!({"field": field, "description": problem});
+        json!([{"@type": "type.googleapis.com/google.rpc.BadRequest", "fieldViolations": [violation]}])
+    };
     match error {
-        Error::InvalidRequest { field, problem } => {
-            let violation = json!({"field": field, "description": problem});
-            body["details"] =
-                json!([{"@type": "type.googleapis.com/google.rpc.BadRequest", "fieldViolations": [violation]}]);
+        Error::InvalidRequest { field, problem } => body["details"] = bad_request(field, problem),
+        Error::Denied(denial) | Error::DenialPending(denial) => {
+            if let Some((field, problem)) = violation(denial) {
+                body["details"] = bad_request(field, &problem);
+            }
         }
         Error::Overloaded => {
             body["details"] = json!([{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.05s"}]);
@@ -112,7 +134,7 @@ mod tests {
 
     use super::*;
 
-    fn denial() -> policy::Denial {
+    fn denial() -> Denial {
         let caller = Caller { email: "a@b".into(), email_verified: false, subject: "1".into(), issuer: "i".into() };
         policy::admit(&[], &caller).unwrap_err()
     }
@@ -132,7 +154,7 @@ mod tests {
             Error::Unauthenticated(_) | Error::KeyNotFound(_) | Error::NoSuchMethod(_) | Error::MethodNotAllowed => {}
             Error::UnsupportedMediaType(_) | Error::Misdirected | Error::InvalidRequest { .. } => {}
             Error::UnwrapFailed | Error::NotImplemented(_) | Error::Denied(_) | Error::NotInUse(_) => {}
-            Error::WrongAlgorithm { .. } => {}
+            Error::DenialPending(_) | Error::WrongAlgorithm { .. } => {}
             Error::HsmFault { .. }
             | Error::HsmTimeout
             | Error::HsmAway { .. }
@@ -163,6 +185,7 @@ mod tests {
             (Error::WrongAlgorithm { verb: "wrap", algorithm: "EC_SIGN_P256_SHA256" }, 400, 9),
             (Error::NotImplemented("createKey"), 501, 12),
             (Error::Denied(denial()), 403, 7),
+            (Error::DenialPending(denial()), 503, 14),
             (Error::NotInUse(NotInUse::KeyDisabled), 400, 9),
             (Error::NotInUse(NotInUse::Destroyed), 400, 9),
             (Error::HsmFault { function: "C_Encrypt".into(), code: "CKR_DEVICE_ERROR".into() }, 503, 14),
@@ -188,6 +211,41 @@ mod tests {
             let (got_status, got_code) = mapping(&error);
             assert_eq!((got_status.as_u16(), got_code as u8), (status, code), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_denial_names_the_field_and_what_was_given_and_not_what_would_be_accepted() {
+        let policy = policy::Policy::parse(
+            r#"{"rules":[{"callers":["a@b"],"verbs":["wrap"],"resources":["projects/secret/*"],
+                "justifications":{"allowed":["GOOGLE_INITIATED_REVIEW"],"missing":false,"unknown":false}}]}"#,
+        )
+        .unwrap();
+        let denied = |email: &str, justification, resource| {
+            let caller = Caller { email: email.into(), email_verified: true, subject: "1".into(), issuer: "i".into() };
+            let (verb, now) = (policy::Verb::Wrap, time::OffsetDateTime::UNIX_EPOCH);
+            let request = policy::Request { caller: &caller, verb, justification: &justification, resource, now };
+            let denial = policy::decide(&policy, &request).unwrap_err();
+            let text = to_response(&Error::Denied(denial.clone()), false);
+            let text = format!("{:?}", text.into_body());
+            assert!(!text.contains("secret") && !text.contains("REVIEW"), "{text}");
+            violation(&denial)
+        };
+        use ekm_core::justification::{Justification, Reason};
+        let (good, resource) =
+            (Justification::Known(Reason::GoogleInitiatedReview), "additionalContext.relativeResourceName");
+        let reason = "additionalContext.accessReasonContext.reason";
+        for (justification, name) in [
+            (Justification::Missing, "MISSING"),
+            (Justification::Unknown, "UNKNOWN"),
+            (Justification::Known(Reason::Unspecified), "REASON_UNSPECIFIED"),
+            (Justification::Known(Reason::CustomerInitiatedSupport), "CUSTOMER_INITIATED_SUPPORT"),
+        ] {
+            let expected = (reason, format!("{name} is not accepted"));
+            assert_eq!(denied("a@b", justification, Some("projects/secret/k")), Some(expected));
+        }
+        assert_eq!(denied("a@b", good.clone(), None), Some((resource, "is missing".into())));
+        assert_eq!(denied("a@b", good.clone(), Some("projects/p")), Some((resource, "is not accepted".into())));
+        assert_eq!(denied("b@b", good, None), None);
     }
 
     #[test]

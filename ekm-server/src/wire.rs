@@ -60,8 +60,15 @@ struct AccessReasonContext {
 #[derive(Deserialize)]
 pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
-/// An enum of proto3 JSON: name or number.
-struct Reason(Justification);
+/// An enum of proto3 JSON: name or number. How it is written, if we do not know it.
+struct Reason(Justification, Option<String>);
+
+impl Reason {
+    fn new(justification: Justification, written: &dyn fmt::Display) -> Self {
+        let unknown = justification == Justification::Unknown;
+        Self(justification, unknown.then(|| truncated(&written.to_string(), 64)))
+    }
+}
 
 impl<'de> Deserialize<'de> for Reason {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -73,13 +80,14 @@ impl<'de> Deserialize<'de> for Reason {
                 f.write_str("the name or number of a reason")
             }
             fn visit_str<E: de::Error>(self, name: &str) -> Result<Reason, E> {
-                Ok(Reason(Justification::from_name(name)))
+                Ok(Reason::new(Justification::from_name(name), &name))
             }
             fn visit_i64<E: de::Error>(self, number: i64) -> Result<Reason, E> {
-                Ok(Reason(Justification::from_number(number)))
+                Ok(Reason::new(Justification::from_number(number), &number))
             }
             fn visit_u64<E: de::Error>(self, number: u64) -> Result<Reason, E> {
-                Ok(Reason(i64::try_from(number).map_or(Justification::Unknown, Justification::from_number)))
+                let known = i64::try_from(number).map_or(Justification::Unknown, Justification::from_number);
+                Ok(Reason::new(known, &number))
             }
         }
         deserializer.deserialize_any(NameOrNumber)
@@ -122,6 +130,8 @@ pub struct CryptoRequest {
 pub struct Why {
     /// Why.
     pub justification: Justification,
+    /// How a reason that we do not know is written, cut at 64 bytes; for the audit line.
+    pub unknown_reason: Option<String>,
     /// Google's name of the key version, cut at 1024 bytes; for the policy and the audit line.
     pub resource: Option<String>,
     /// Google's own probe; changes nothing but what audit and metrics say.
@@ -137,8 +147,9 @@ impl Why {
                 None => Justification::Missing,
                 // proto3 leaves out an enum whose value is 0, REASON_UNSPECIFIED.
                 Some(AccessReasonContext { reason: None }) => Justification::from_number(0),
-                Some(AccessReasonContext { reason: Some(Reason(justification)) }) => justification.clone(),
+                Some(AccessReasonContext { reason: Some(Reason(justification, _)) }) => justification.clone(),
             },
+            unknown_reason: reason.and_then(|context| context.reason.as_ref()?.1.clone()),
             is_key_health_check: context.as_ref().and_then(|context| context.is_key_health_check).unwrap_or(false),
             resource: context
                 .and_then(|context| context.relative_resource_name)

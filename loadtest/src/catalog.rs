@@ -224,8 +224,8 @@ async fn add_space_and_policy(store: &ekm_storage::CatalogStore, key: &CatalogKe
         created_at: draft.now(),
     };
     draft.put(Kind::Space, space, &record)?;
-    let record =
-        PolicyRecord { id: policy, name: "bench".into(), document: document.into(), description: String::new() };
+    let (document, description) = (document.into(), String::new());
+    let record = PolicyRecord { id: policy, name: "bench".into(), document, replaced: Vec::new(), description };
     draft.put(Kind::Policy, policy, &record)?;
     draft.commit(Entry::by_ekm("space-create", "bench"), None).await?;
     Ok((space, policy))
@@ -236,6 +236,7 @@ fn new_key(id: Uuid, space: Uuid, policy: Uuid, path: &KeyPath) -> KeyRecord {
         id,
         space,
         policy,
+        replaced_policies: Vec::new(),
         purpose: Purpose::Wrap,
         state: KeyState::Enabled,
         destroy_at: None,

@@ -2,6 +2,7 @@
 
 mod authority;
 mod client;
+mod conformance;
 mod deployment;
 pub mod drill;
 mod fake_ekm;
@@ -18,6 +19,7 @@ mod web;
 
 pub use authority::Authority;
 pub use client::{Answer, Connection, curl_over_http2, tls_config};
+pub use conformance::{Custody, conformance_report, run_conformance};
 pub use deployment::{Deployment, key_create};
 pub use fake_ekm::{FAKE_TOKEN, Flaw, serve_fake_ekm};
 pub use faults::{Effect, Fault, FaultyModule, SOFTHSM};

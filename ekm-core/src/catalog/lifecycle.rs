@@ -428,6 +428,7 @@ mod tests {
             id: Uuid::new_v4(),
             space: Uuid::new_v4(),
             policy: Uuid::new_v4(),
+            replaced_policies: Vec::new(),
             purpose: Purpose::Wrap,
             algorithm: Algorithm::Symmetric,
             state: KeyState::Enabled,

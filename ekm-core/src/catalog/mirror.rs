@@ -4,10 +4,12 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::ledger::{CatalogKey, Change, Hash, Head, SealedChange, SealedHead, SealedRow, Sum};
-use super::record::{Kind, Settings};
+use super::record::{KeyRecord, Kind, PolicyRecord, Settings};
+use super::replaced::{Former, ReplacedPolicy};
 use crate::policy::Policy;
 use crate::shared_map::SharedMap;
 use crate::snapshot::{Key, KnownKeys, Snapshot, Space, policy_of};
@@ -62,8 +64,8 @@ pub struct Mirror {
 /// What the data plane needs of a row.
 enum Record {
     Space(Space),
-    Policy(Arc<Policy>),
-    Key(Arc<Key>),
+    Policy(Arc<Policy>, Vec<Former>),
+    Key(Arc<Key>, Vec<Former>),
     Settings(Settings),
     /// Approvals, and kinds that this version does not know.
     NotServed,
@@ -74,15 +76,21 @@ fn open(key: &CatalogKey, row: &SealedRow, known: Option<&Arc<Key>>) -> (Sum, Re
     let id = row.id;
     let record = match Kind::from_name(&row.kind) {
         Some(Kind::Space) => key.open_row(row).and_then(|record| Space::new(id, record)).map(Record::Space),
-        Some(Kind::Policy) => key.open_row(row).and_then(|record| policy_of(id, &record)).map(Record::Policy),
-        Some(Kind::Key) => {
-            let opened = key.open_row(row).and_then(|record| Key::new(id, record, known));
-            opened.map(|key| Record::Key(Arc::new(key)))
-        }
+        Some(Kind::Policy) => key
+            .open_row(row)
+            .and_then(|record: PolicyRecord| Ok(Record::Policy(policy_of(id, &record)?, former(&record.replaced)?))),
+        Some(Kind::Key) => key.open_row(row).and_then(|record: KeyRecord| {
+            let former = former(&record.replaced_policies)?;
+            Ok(Record::Key(Arc::new(Key::new(id, record, known)?), former))
+        }),
         Some(Kind::Settings) => key.open_row(row).map(Record::Settings),
         Some(Kind::Approval) | None => Ok(Record::NotServed),
     };
     (key.term(row), record)
+}
+
+fn former(replaced: &[ReplacedPolicy]) -> Result<Vec<Former>, String> {
+    Former::of(replaced, OffsetDateTime::now_utc())
 }
 
 /// A row's place in the sum.
@@ -248,8 +256,8 @@ impl Mirror {
         let taken = record.and_then(|record| {
             match record {
                 Record::Space(space) => self.snapshot.put_space(row.id, space),
-                Record::Policy(policy) => self.snapshot.put_policy(row.id, policy),
-                Record::Key(key) => self.snapshot.put_key(&key)?,
+                Record::Policy(policy, former) => self.snapshot.put_policy(row.id, policy, former),
+                Record::Key(key, former) => self.snapshot.put_key(&key, former)?,
                 Record::Settings(settings) => self.snapshot.put_settings(row.id, settings)?,
                 Record::NotServed => {}
             }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::replaced::ReplacedPolicy;
 use crate::algorithm::Algorithm;
 use crate::blob::{Format, VersionId};
 use crate::path::KeyPath;
@@ -66,6 +67,9 @@ pub struct PolicyRecord {
     pub name: String,
     /// The policy's JSON, parsed when the row is read.
     pub document: String,
+    /// What it replaced and what counts still, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replaced: Vec<ReplacedPolicy>,
     /// For people.
     #[serde(default)]
     pub description: String,
@@ -81,6 +85,9 @@ pub struct KeyRecord {
     pub space: Uuid,
     /// Who may use it.
     pub policy: Uuid,
+    /// What the key's policy was before it was given another one, as far as it counts still, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replaced_policies: Vec<ReplacedPolicy>,
     /// What it is for.
     pub purpose: Purpose,
     /// What it does. [`Purpose::Sign`] says that it signs, and this says how.
@@ -170,6 +177,9 @@ pub struct Rotation {
 pub struct Settings {
     /// From the approval of a destruction until material is gone.
     pub destroy_grace_days: u32,
+    /// From a change of a policy until what was allowed before is denied for good; 0 for at once.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub denial_delay_minutes: u32,
     /// The HSM replicas that operators have taken out of use, by their names.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub drained_replicas: BTreeSet<String>,
@@ -195,11 +205,23 @@ pub struct RootRecord {
 impl Settings {
     /// The least that may be set.
     pub const MIN_GRACE_DAYS: u32 = 7;
+    /// The most minutes that a denial may be held back: a day.
+    pub const MAX_DENIAL_DELAY_MINUTES: u32 = 24 * 60;
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde calls")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { destroy_grace_days: 30, drained_replicas: BTreeSet::new(), roots: BTreeMap::new() }
+        Self {
+            destroy_grace_days: 30,
+            denial_delay_minutes: 0,
+            drained_replicas: BTreeSet::new(),
+            roots: BTreeMap::new(),
+        }
     }
 }
 

@@ -63,7 +63,7 @@ impl Rule {
             Aspect::Resources => self.resources.as_ref().is_none_or(|patterns| {
                 request.resource.is_some_and(|name| patterns.iter().any(|pattern| pattern.matches(name)))
             }),
-            Aspect::Justifications => self.justifications.accept(request.justification),
+            Aspect::Justifications => self.justifications.accept(request.justification, request.now),
             Aspect::Times => {
                 self.times.as_ref().is_none_or(|windows| windows.iter().any(|window| window.is_open(request.now)))
             }
@@ -104,6 +104,18 @@ impl Denial {
     pub fn reason(&self) -> &DenialReason {
         &self.reason
     }
+
+    /// What failed, as a rule's field; none if no rule was asked.
+    pub fn aspect(&self) -> Option<Aspect> {
+        match self.reason {
+            DenialReason::NotAdmitted | DenialReason::NoCreation => None,
+            DenialReason::Caller => Some(Aspect::Callers),
+            DenialReason::Verb(_) => Some(Aspect::Verbs),
+            DenialReason::NoResource | DenialReason::Resource => Some(Aspect::Resources),
+            DenialReason::Justification(_) => Some(Aspect::Justifications),
+            DenialReason::Time => Some(Aspect::Times),
+        }
+    }
 }
 
 impl fmt::Display for Denial {
@@ -143,6 +155,18 @@ pub fn decide(policy: &Policy, request: &Request<'_>) -> Result<(), Denial> {
         Aspect::Times => DenialReason::Time,
     };
     Err(Denial { reason })
+}
+
+/// Whether a request that is allowed is so only because a time of grace for requests without a reason is not over.
+pub fn by_grace(policy: &Policy, request: &Request<'_>) -> bool {
+    let (reason, now) = (request.justification, request.now);
+    let mut tolerant = policy.rules().iter().filter(|rule| rule.justifications.tolerate(reason, now)).peekable();
+    if tolerant.peek().is_none() {
+        return false;
+    }
+    let fits = |rule: &Rule| Aspect::ALL.into_iter().all(|aspect| rule.passes(aspect, request));
+    let lastingly = |rule: &Rule| rule.justifications.accept_lastingly(reason);
+    tolerant.any(fits) && !policy.rules().iter().any(|rule| lastingly(rule) && fits(rule))
 }
 
 /// Decides about a verb for a crypto space, whose policy there is only if callers may make keys in it.

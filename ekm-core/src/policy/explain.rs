@@ -6,6 +6,7 @@ use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 
+use super::justifications::gives_no_reason;
 use super::{Aspect, Policy, Request, Rule, Weekday, decide};
 use crate::justification::Justification;
 
@@ -84,7 +85,7 @@ fn because(field: Aspect, passed: bool, rule: &Rule, request: &Request<'_>) -> S
             if passed { format!("{verb} is listed") } else { format!("{verb} is not listed; listed: {listed}") }
         }
         Aspect::Resources => resources(rule, request),
-        Aspect::Justifications => justifications(passed, rule, request),
+        Aspect::Justifications => justifications(rule, request),
         Aspect::Times => times(rule, request.now),
     }
 }
@@ -100,9 +101,10 @@ fn resources(rule: &Rule, request: &Request<'_>) -> String {
     }
 }
 
-fn justifications(passed: bool, rule: &Rule, request: &Request<'_>) -> String {
+fn justifications(rule: &Rule, request: &Request<'_>) -> String {
     let justification = request.justification.name();
-    match (request.justification, &rule.justifications.allowed) {
+    let passed = rule.justifications.accept_lastingly(request.justification);
+    let mut text = match (request.justification, &rule.justifications.allowed) {
         (Justification::Missing, _) => format!("the request has none, and 'missing' is {passed}"),
         (Justification::Unknown, _) => {
             format!("the request's is not one that this version knows, and 'unknown' is {passed}")
@@ -113,7 +115,15 @@ fn justifications(passed: bool, rule: &Rule, request: &Request<'_>) -> String {
             let listed = some(allowed.iter().map(|reason| reason.name()));
             format!("{justification} is not listed in 'allowed'; listed: {listed}")
         }
+    };
+    if let Some(until) = rule.justifications.grace_until.filter(|_| !passed && gives_no_reason(request.justification)) {
+        let tolerated = rule.justifications.tolerate(request.justification, request.now);
+        text += &format!("; 'grace_until' {}: {until}", if tolerated { "tolerates it" } else { "is over" });
     }
+    if rule.justifications.preset.is_some() {
+        text += &format!("; {}", rule.justifications);
+    }
+    text
 }
 
 fn times(rule: &Rule, now: OffsetDateTime) -> String {

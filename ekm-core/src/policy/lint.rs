@@ -8,6 +8,8 @@ use crate::caller::CallerPattern;
 use crate::justification::{Justification, Reason};
 
 const SOON: Duration = Duration::days(30);
+/// Google needs a day to take Key Access Justifications into use; some more are for planning.
+const LONG_GRACE: Duration = Duration::days(7);
 
 /// Something about a rule that its author should know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -29,6 +31,7 @@ pub fn lint(policy: &Policy, now: OffsetDateTime) -> Vec<Warning> {
         verbs(policy, rule, &mut warn);
         resources(rule, &mut warn);
         justifications(policy, index, &mut warn);
+        grace(rule, now, &mut warn);
         times(rule, now, &mut warn);
         shadows(policy, index, &mut warn);
     }
@@ -135,7 +138,7 @@ fn justifications(policy: &Policy, index: usize, warn: &mut impl FnMut(&'static 
     let rule = &policy.rules()[index];
     let substitutes: Vec<_> = policy.rules().iter().filter(|other| other.covers_resources_and_times(rule)).collect();
     let denied = |justification: &Justification| {
-        !rule.justifications.accept(justification) && !accepted_by(&substitutes, rule, justification)
+        !rule.justifications.accept_lastingly(justification) && !accepted_by(&substitutes, rule, justification)
     };
     let reason_denied = |reason| denied(&Justification::Known(reason));
     let mut warn_denied = |code, what: &str, why: &str, how: &str| {
@@ -147,7 +150,10 @@ fn justifications(policy: &Policy, index: usize, warn: &mut impl FnMut(&'static 
             ),
         );
     };
-    let list = "list it in 'allowed'";
+    let list = match rule.justifications.preset {
+        Some(_) => "write 'allowed', with it, in place of the preset",
+        None => "list it in 'allowed'",
+    };
     use Reason as R;
     if reason_denied(R::CustomerInitiatedAccess) {
         let why = "that is your own use of your data";
@@ -174,7 +180,8 @@ fn justifications(policy: &Policy, index: usize, warn: &mut impl FnMut(&'static 
     }
     if denied(&Justification::Missing) {
         let why = "the protocol lets a request come without one";
-        let how = "look at your audit log whether every request has one, or set 'missing' to true";
+        let how = "look at your audit log whether every request has one, or set 'missing' to true; while Key Access \
+                   Justifications are being switched on, 'grace_until' tolerates it";
         warn_denied("missing_denied", "a request without any justification", why, how);
     }
     if denied(&Justification::Unknown) {
@@ -182,12 +189,14 @@ fn justifications(policy: &Policy, index: usize, warn: &mut impl FnMut(&'static 
         let how = "update ekm before Google sends a new one, or set 'unknown' to true";
         warn_denied("unknown_denied", "a reason that this version of ekm does not know", why, how);
     }
-    if rule.justifications.allowed.is_some() && rule.justifications.missing {
+    // What a preset allows beside its list is no forgotten default.
+    let lists_reasons = rule.justifications.allowed.is_some() && rule.justifications.preset.is_none();
+    if lists_reasons && rule.justifications.missing {
         let text = "the rule lists reasons, and allows a request that gives none at all; set 'missing' \
                     to false if only the listed reasons are good enough";
         warn("missing_allowed", text.into());
     }
-    if rule.justifications.allowed.is_some() && rule.justifications.unknown {
+    if lists_reasons && rule.justifications.unknown {
         let text = "the rule lists reasons, and allows every reason that this version of ekm does not \
                     know, such as one that Google adds later; set 'unknown' to false if only the listed reasons are \
                     good enough";
@@ -197,11 +206,31 @@ fn justifications(policy: &Policy, index: usize, warn: &mut impl FnMut(&'static 
 
 /// Whether for each caller and verb of a rule one of these rules accepts the justification.
 fn accepted_by(substitutes: &[&Rule], rule: &Rule, justification: &Justification) -> bool {
-    let accepting = || substitutes.iter().filter(|other| other.justifications.accept(justification));
+    let accepting = || substitutes.iter().filter(|other| other.justifications.accept_lastingly(justification));
     rule.callers.iter().all(|caller| {
         let allowed = |verb| accepting().any(|other| other.verbs.contains(verb) && other.covers_caller(caller));
         rule.verbs.iter().all(allowed)
     })
+}
+
+fn grace(rule: &Rule, now: OffsetDateTime, warn: &mut impl FnMut(&'static str, String)) {
+    let Some(until) = rule.justifications.grace_until else { return };
+    let without = [Justification::Missing, Justification::Known(Reason::Unspecified)];
+    if without.iter().all(|justification| rule.justifications.accept_lastingly(justification)) {
+        let text = "the rule accepts a request without a reason at any time, so 'grace_until' changes nothing; remove it, or set \
+                    'missing' to false and list reasons in 'allowed'";
+        return warn("grace_needless", text.into());
+    }
+    let left_ns = until.nanos() - now.unix_timestamp_nanos();
+    if left_ns < 0 {
+        warn("grace_over", format!("'grace_until' is over since {until}; remove it"));
+    } else if left_ns > LONG_GRACE.whole_nanoseconds() {
+        let text = format!(
+            "requests without a reason are tolerated until {until}, for more than a week; Google needs up to 24 hours after \
+             Key Access Justifications are switched on; take an earlier time"
+        );
+        warn("grace_long", text);
+    }
 }
 
 fn times(rule: &Rule, now: OffsetDateTime, warn: &mut impl FnMut(&'static str, String)) {

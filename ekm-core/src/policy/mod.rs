@@ -8,6 +8,7 @@ mod decide;
 mod explain;
 mod justifications;
 mod lint;
+mod preset;
 mod resource;
 mod strict;
 #[cfg(test)]
@@ -17,10 +18,11 @@ mod window;
 
 use serde::{Deserialize, Serialize};
 
-pub use decide::{Aspect, Denial, DenialReason, Request, admit, decide, decide_in_space};
+pub use decide::{Aspect, Denial, DenialReason, Request, admit, by_grace, decide, decide_in_space};
 pub use explain::{Explanation, RuleExplanation, Test, explain};
 pub use justifications::Justifications;
 pub use lint::{Warning, admits_everybody, lint};
+pub use preset::Preset;
 pub use resource::ResourcePattern;
 pub use validate::InvalidPolicy;
 pub use window::{TimeOfDay, Timestamp, Weekday, Window};

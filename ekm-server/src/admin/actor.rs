@@ -61,10 +61,12 @@ impl Actor {
             | Command::KeyMove { .. }
             | Command::PolicyCreate { .. }
             | Command::PolicySet { .. }
+            | Command::PolicyConfirm { .. }
             | Command::KeyCreate { .. }
             | Command::KeyUpdate { .. }
             | Command::KeyAddPath { .. }
             | Command::KeySetPolicy { .. }
+            | Command::KeyConfirmPolicy { .. }
             | Command::KeySetRotation { .. }
             | Command::KeyDestroy { .. } => self.has_one_of(&[Role::KeyAdmin]),
             Command::SettingsSet { .. } | Command::CatalogExport {} => self.has_one_of(&[Role::SecurityOfficer]),
@@ -106,6 +108,8 @@ mod tests {
             json!({"type": "space-update", "path": path, "labels": labels, "description": ""}),
             json!({"type": "policy-create", "name": "p", "policy": {}}),
             json!({"type": "policy-set", "name": "p", "policy": {}}),
+            json!({"type": "policy-confirm", "name": "p"}),
+            json!({"type": "key-confirm-policy", "path": path}),
             json!({"type": "key-create", "path": path, "space": path, "policy": {"named": "p"}}),
             json!({"type": "key-update", "path": path, "labels": labels, "description": ""}),
             json!({"type": "key-add-path", "path": path, "new": path}),

@@ -95,7 +95,12 @@ pub enum Command {
         policy: Value,
         #[serde(default)]
         description: String,
+        /// Deny at once what is not allowed any more, whatever `denial_delay_minutes` says.
+        #[serde(default, rename = "final", skip_serializing_if = "std::ops::Not::not")]
+        is_final: bool,
     },
+    /// Deny at once what earlier changes of a policy do not allow any more.
+    PolicyConfirm { name: String },
     /// Make a key: material first, proven, then the catalog.
     KeyCreate {
         #[schema(value_type = String)]
@@ -139,6 +144,14 @@ pub enum Command {
         #[schema(value_type = String)]
         path: KeyPath,
         policy: PolicyChoice,
+        /// Deny at once what is not allowed any more, whatever `denial_delay_minutes` says.
+        #[serde(default, rename = "final", skip_serializing_if = "std::ops::Not::not")]
+        is_final: bool,
+    },
+    /// Deny at once what a key's former policies allowed, and the present one does not.
+    KeyConfirmPolicy {
+        #[schema(value_type = String)]
+        path: KeyPath,
     },
     /// Take the pause of a key, or of one version, back.
     KeyEnable {
@@ -200,8 +213,13 @@ pub enum Command {
     },
     /// Change what holds for the whole catalog. Needs a second person.
     SettingsSet {
-        /// At least 7.
-        destroy_grace_days: u32,
+        /// At least 7; absent: as it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        destroy_grace_days: Option<u32>,
+        /// 0 to 1440; absent: as it is. For so long after a change of a policy, what was allowed before is answered with 503, and
+        /// only then with 403. Holds for later changes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        denial_delay_minutes: Option<u32>,
     },
     /// Allow the requester to fetch the whole catalog, sealed. Needs a second person.
     CatalogExport {},
@@ -309,10 +327,26 @@ pub struct PolicyView {
     #[schema(value_type = Object)]
     pub policy: Value,
     pub description: String,
+    /// The justifications that each rule accepts, presets written out.
+    #[serde(default)]
+    pub justifications: Vec<String>,
+    /// What it replaced a short while ago: what one of these allowed and this one denies is answered with 503 for now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_final: Vec<FormerPolicyView>,
     /// What the linter says about it.
     pub warnings: Vec<String>,
     /// The change that wrote it last.
     pub revision: u64,
+}
+
+/// A policy that was in force until a short while ago.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct FormerPolicyView {
+    /// When what it allowed is denied for good, unless somebody confirms the change before.
+    #[serde(with = "time::serde::rfc3339")]
+    pub final_at: OffsetDateTime,
+    #[schema(value_type = Object)]
+    pub policy: Value,
 }
 
 /// A key.
@@ -332,6 +366,9 @@ pub struct KeyView {
     pub space: String,
     /// Its policy's name.
     pub policy: String,
+    /// The policies that it had a short while ago: what one of these allowed and the present one denies is answered with 503 for now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policy_not_final: Vec<FormerPolicyView>,
     /// What it does: `EXTERNAL_SYMMETRIC_ENCRYPTION`, or how it signs.
     #[serde(default)]
     #[schema(value_type = String)]
@@ -506,6 +543,7 @@ pub struct CatalogView {
     pub supported_schema_versions: String,
     pub rows: u64,
     pub destroy_grace_days: u32,
+    pub denial_delay_minutes: u32,
     /// The change that wrote the settings last; 0 for the defaults.
     pub settings_revision: u64,
     /// What this frontend refused, and why.

@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use ekm_core::catalog::ledger::Class;
 use ekm_core::catalog::{
-    Custody, Impossible, KeyCreation, KeyRecord, KeyState, Kind, Outcome, PolicyRecord, Purpose, Settings, SpaceRecord,
-    SpaceState, VersionRecord, VersionState,
+    self, Custody, Impossible, KeyCreation, KeyRecord, KeyState, Kind, Outcome, PolicyRecord, Purpose, ReplacedPolicy,
+    Settings, SpaceRecord, SpaceState, VersionRecord, VersionState,
 };
 use ekm_core::custody::Custodian;
 use ekm_core::hsm::{Replica, Shard, State};
 use ekm_core::policy::{self, Policy, Verb};
 use ekm_core::{Algorithm, KeyPath, PublicKey, ShardName};
 use serde_json::{Value, json};
+use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use super::api::{Command, PolicyChoice};
@@ -153,18 +154,35 @@ pub(super) async fn apply(
             let (record, effect) = new_policy(draft, name, policy, description).await?;
             Ok(Effect { after: view_policy(&record), ..effect })
         }
-        Command::PolicySet { name, policy, description } => {
+        Command::PolicySet { name, policy, description, is_final } => {
             let (mut record, revision) = named::<PolicyRecord>(draft, Kind::Policy, name).await?;
             seen.must_be(revision)?;
             let (before, old) = (view_policy(&record), parse_policy(&record.document)?);
             let new = parse_policy(&policy.to_string())?;
+            let kept = std::mem::take(&mut record.replaced);
+            record.replaced = replaced(draft, kept, &record.document, &new, *is_final).await?;
             (record.document, record.description) = (new.to_json(), description.clone());
             let mut effect = Effect::on(name);
             (effect.class, effect.danger) = (class_of_policy(&old, &new), widening(name, Some(&old), &new));
             (effect.warnings, effect.before, effect.after) =
                 (views::warnings(&record.document), before, view_policy(&record));
+            effect.warnings.extend(not_final_yet(&record.replaced, &format!("ekm policy confirm {name}")));
             effect.outcome = if effect.before == effect.after { Outcome::Unchanged } else { Outcome::Changed };
             draft.put(Kind::Policy, record.id, &record)?;
+            Ok(effect)
+        }
+        Command::PolicyConfirm { name } => {
+            let (mut record, revision) = named::<PolicyRecord>(draft, Kind::Policy, name).await?;
+            seen.may_be(revision)?;
+            let effect = confirm(&mut record.replaced, name);
+            draft.put(Kind::Policy, record.id, &record)?;
+            Ok(effect)
+        }
+        Command::KeyConfirmPolicy { path } => {
+            let (mut record, revision) = named::<KeyRecord>(draft, Kind::Key, path.as_str()).await?;
+            seen.may_be(revision)?;
+            let effect = confirm(&mut record.replaced_policies, path.as_str());
+            draft.put_key(&record)?;
             Ok(effect)
         }
         Command::KeyCreate { path, space, policy, algorithm, custody, rotation_days, labels, description } => {
@@ -186,6 +204,7 @@ pub(super) async fn apply(
                 id: made.id.key,
                 space: space.id,
                 policy: policy.id,
+                replaced_policies: Vec::new(),
                 purpose: Purpose::of(algorithm),
                 algorithm,
                 state: KeyState::Enabled,
@@ -232,20 +251,33 @@ pub(super) async fn apply(
             draft.name(Kind::Key, new.as_str(), id);
             Ok(effect)
         }
-        Command::KeySetPolicy { path, policy } => {
+        Command::KeySetPolicy { path, policy, is_final } => {
             let (record, _) = named::<KeyRecord>(draft, Kind::Key, path.as_str()).await?;
-            let old = draft.read::<PolicyRecord>(Kind::Policy, record.policy).await?;
-            let old = old.map(|(old, _)| parse_policy(&old.document)).transpose()?;
+            let former = draft.read::<PolicyRecord>(Kind::Policy, record.policy).await?.map(|(former, _)| former);
+            let old = former.as_ref().map(|former| parse_policy(&former.document)).transpose()?;
             let (chosen, about) = choose_policy(draft, path, policy).await?;
             let new = parse_policy(&chosen.document)?;
             let class = old.as_ref().map_or(Class::Fast, |old| class_of_policy(old, &new));
+            let mut kept = record.replaced_policies;
+            if let Some(former) = former {
+                // What was not denied for good under the policy that it had is not denied for good under this one either.
+                kept.extend(former.replaced);
+                kept = replaced(draft, kept, &former.document, &new, *is_final).await?;
+            }
+            let pending = not_final_yet(&kept, &format!("ekm key confirm-policy {path}"));
             let mut effect = change_key(draft, path, &seen, true, class, |key, _| {
                 let before = std::mem::replace(&mut key.policy, chosen.id);
-                Ok(if before == chosen.id { Outcome::Unchanged } else { Outcome::Changed })
+                if before == chosen.id && !is_final {
+                    return Ok(Outcome::Unchanged);
+                }
+                let kept_before = std::mem::replace(&mut key.replaced_policies, kept);
+                let same = before == chosen.id && kept_before == key.replaced_policies;
+                Ok(if same { Outcome::Unchanged } else { Outcome::Changed })
             })
             .await?;
             effect.danger = widening(path.as_str(), old.as_ref(), &new);
             effect.warnings = about.warnings;
+            effect.warnings.extend(pending.filter(|_| effect.outcome == Outcome::Changed));
             effect.warnings.extend(useless(&chosen, record.algorithm));
             Ok(effect)
         }
@@ -329,20 +361,34 @@ pub(super) async fn apply(
         }
         Command::HsmDrain { name, force } => drain(draft, custodian, name, *force, &seen).await,
         Command::HsmResume { name } => resume(draft, custodian, name, &seen).await,
-        Command::SettingsSet { destroy_grace_days: days } => {
-            if !(Settings::MIN_GRACE_DAYS..=3650).contains(days) {
-                let least = Settings::MIN_GRACE_DAYS;
-                return Err(AdminError::invalid("destroy_grace_days", format!("write {least} to 3650")));
-            }
+        Command::SettingsSet { destroy_grace_days: days, denial_delay_minutes: minutes } => {
             let (mut record, revision) = settings(draft).await?;
             seen.must_be(revision)?;
-            let before = json!({"destroy_grace_days": record.destroy_grace_days});
-            let outcome = if record.destroy_grace_days == *days { Outcome::Unchanged } else { Outcome::Changed };
-            record.destroy_grace_days = *days;
+            let view = |settings: &Settings| json!({"destroy_grace_days": settings.destroy_grace_days, "denial_delay_minutes": settings.denial_delay_minutes});
+            let (before, mut dangers) = (view(&record), Vec::new());
+            if let Some(days) = *days {
+                if !(Settings::MIN_GRACE_DAYS..=3650).contains(&days) {
+                    let least = Settings::MIN_GRACE_DAYS;
+                    return Err(AdminError::invalid("destroy_grace_days", format!("write {least} to 3650")));
+                }
+                record.destroy_grace_days = days;
+                dangers.push(format!("let destruction wait {days} days from now on"));
+            }
+            if let Some(minutes) = *minutes {
+                if minutes > Settings::MAX_DENIAL_DELAY_MINUTES {
+                    let most = Settings::MAX_DENIAL_DELAY_MINUTES;
+                    return Err(AdminError::invalid("denial_delay_minutes", format!("write 0 to {most}")));
+                }
+                record.denial_delay_minutes = minutes;
+                dangers.push(format!("let denials by changed policies wait {minutes} minutes from now on"));
+            }
+            if dangers.is_empty() {
+                return Err(AdminError::invalid("command", "write at least one setting"));
+            }
+            let after = view(&record);
+            let outcome = if before == after { Outcome::Unchanged } else { Outcome::Changed };
             draft.put(Kind::Settings, Uuid::nil(), &record)?;
-            let danger = Some(format!("let destruction wait {days} days from now on"));
-            let after = json!({"destroy_grace_days": days});
-            Ok(Effect { before, after, outcome, danger, ..Effect::on("settings") })
+            Ok(Effect { before, after, outcome, danger: Some(dangers.join("; ")), ..Effect::on("settings") })
         }
         Command::CatalogExport {} => {
             let danger = Some("export the whole catalog, sealed".to_owned());
@@ -456,11 +502,43 @@ async fn new_policy(
     free(draft, Kind::Policy, name).await?;
     let policy = parse_policy(&policy.to_string())?;
     let (id, document) = (Uuid::now_v7(), policy.to_json());
-    let record = PolicyRecord { id, name: name.into(), document, description: description.into() };
+    let (name_owned, description) = (name.to_owned(), description.to_owned());
+    let record = PolicyRecord { id, name: name_owned, document, replaced: Vec::new(), description };
     draft.name(Kind::Policy, name, id);
     draft.put(Kind::Policy, id, &record)?;
     let (danger, warnings) = (widening(name, None, &policy), views::warnings(&record.document));
     Ok((record, Effect { danger, warnings, ..Effect::on(name) }))
+}
+
+/// What a row keeps of the policies before, if the catalog lets denials wait and the operator does not want them at once.
+async fn replaced(
+    draft: &mut Draft<'_>,
+    before: Vec<ReplacedPolicy>,
+    old: &str,
+    new: &Policy,
+    is_final: bool,
+) -> Result<Vec<ReplacedPolicy>, AdminError> {
+    if is_final {
+        return Ok(Vec::new());
+    }
+    let minutes = settings(draft).await?.0.denial_delay_minutes.min(Settings::MAX_DENIAL_DELAY_MINUTES);
+    Ok(catalog::replaced(before, old, new, draft.now(), time::Duration::minutes(minutes.into())))
+}
+
+fn not_final_yet(replaced: &[ReplacedPolicy], confirm: &str) -> Option<String> {
+    let last = replaced.iter().map(|former| former.final_at).max()?.format(&Rfc3339).ok()?;
+    Some(format!(
+        "what was allowed until now, and is not any more, is answered with 503 [denial_pending] until {last}, and with 403 after that; \
+         '{confirm}' makes it final"
+    ))
+}
+
+fn confirm(replaced: &mut Vec<ReplacedPolicy>, target: &str) -> Effect {
+    let before = std::mem::take(replaced).len();
+    let outcome = if before == 0 { Outcome::Unchanged } else { Outcome::Changed };
+    let (before, after) =
+        (json!({"former policies that still count": before}), json!({"former policies that still count": 0}));
+    Effect { class: Class::Fast, before, after, outcome, ..Effect::on(target) }
 }
 
 fn parse_policy(document: &str) -> Result<Policy, AdminError> {

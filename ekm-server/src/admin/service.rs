@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use ekm_core::KeyPath;
 use ekm_core::caller::Caller;
 use ekm_core::catalog::{
-    ApprovalRecord, ApprovalState, CatalogKey, KeyRecord, Kind, Mirror, PolicyRecord, SealedRow, Settings, SpaceRecord,
+    self, ApprovalRecord, ApprovalState, CatalogKey, KeyRecord, Kind, Mirror, PolicyRecord, SealedRow, Settings,
+    SpaceRecord,
 };
 use ekm_core::hsm::Shard;
 use ekm_core::justification::Justification;
@@ -15,6 +16,7 @@ use ekm_core::policy::{self, Policy, Verb};
 use ekm_storage::{CatalogStore, SnapshotFile, StorageError};
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use super::actor::Actor;
@@ -163,7 +165,7 @@ impl Admin {
         path: &str,
         id: Uuid,
         space: &Option<KeyPath>,
-        state: Option<ekm_core::catalog::KeyState>,
+        state: Option<catalog::KeyState>,
         label: &Option<(String, String)>,
         names: &mut HashMap<Uuid, String>,
         items: &mut Vec<KeyView>,
@@ -361,8 +363,7 @@ impl Admin {
     pub async fn catalog(&self) -> Result<CatalogView, AdminError> {
         let key = self.catalog_key()?;
         let sealed = self.store.newest_head().await?.ok_or(StorageError::Empty)?;
-        let head =
-            key.open_head(&sealed).map_err(|problem| CatalogError::from(ekm_core::catalog::Tampered::Head(problem)))?;
+        let head = key.open_head(&sealed).map_err(|problem| CatalogError::from(catalog::Tampered::Head(problem)))?;
         let schema = self.store.schema().await?;
         let settings = self.record::<Settings>(Kind::Settings, Uuid::nil()).await?;
         let (settings, settings_revision) = settings.unwrap_or_default();
@@ -375,6 +376,7 @@ impl Admin {
             supported_schema_versions: format!("{} to {}", schema.supported_from, schema.supported_to),
             rows: head.rows,
             destroy_grace_days: settings.destroy_grace_days,
+            denial_delay_minutes: settings.denial_delay_minutes,
             settings_revision,
             refused_rows: self.plane.ekm.snapshot().refused().take(100).collect(),
             unserved_keys: self.plane.unserved.list().iter().take(100).cloned().collect(),
@@ -384,14 +386,18 @@ impl Admin {
 
     /// What a policy says to a request, rule by rule.
     pub async fn explain(&self, request: ExplainRequest) -> Result<serde_json::Value, AdminError> {
-        let document = match (&request.key, &request.policy_name, &request.policy) {
+        let (document, replaced) = match (&request.key, &request.policy_name, &request.policy) {
             (Some(path), None, None) => {
                 let (key, _) = self.named::<KeyRecord>(Kind::Key, path.as_str()).await?;
                 let policy = self.record::<PolicyRecord>(Kind::Policy, key.policy).await?;
-                policy.ok_or(AdminError::Internal("a key's policy is missing"))?.0.document
+                let (policy, _) = policy.ok_or(AdminError::Internal("a key's policy is missing"))?;
+                (policy.document, [policy.replaced, key.replaced_policies].concat())
             }
-            (None, Some(name), None) => self.named::<PolicyRecord>(Kind::Policy, name).await?.0.document,
-            (None, None, Some(policy)) => policy.to_string(),
+            (None, Some(name), None) => {
+                let (policy, _) = self.named::<PolicyRecord>(Kind::Policy, name).await?;
+                (policy.document, policy.replaced)
+            }
+            (None, None, Some(policy)) => (policy.to_string(), Vec::new()),
             _ => return Err(AdminError::invalid("key", "name exactly one of key, policy_name and policy")),
         };
         let policy = Policy::parse(&document).map_err(|error| AdminError::invalid("policy", error.to_string()))?;
@@ -410,7 +416,12 @@ impl Admin {
             now: request.at.unwrap_or_else(OffsetDateTime::now_utc),
         };
         let explanation = policy::explain(&policy, &question);
-        Ok(serde_json::to_value(explanation).expect("an explanation has only text as map keys"))
+        let final_at = catalog::denial_final_at(&replaced, &question).filter(|_| !explanation.allowed);
+        let mut explanation = serde_json::to_value(explanation).expect("an explanation has only text as map keys");
+        if let Some(final_at) = final_at.and_then(|at| at.format(&Rfc3339).ok()) {
+            explanation["final_at"] = final_at.into();
+        }
+        Ok(explanation)
     }
 
     /// What the linter says about a policy that is nowhere yet.

@@ -1,7 +1,7 @@
 //! From records to what people read, and the difference between two of them.
 
 use ekm_core::catalog::ledger::Change;
-use ekm_core::catalog::{ApprovalRecord, Custody, KeyCreation, KeyRecord, PolicyRecord, SpaceRecord};
+use ekm_core::catalog::{ApprovalRecord, Custody, KeyCreation, KeyRecord, PolicyRecord, ReplacedPolicy, SpaceRecord};
 use ekm_core::hsm::ReplicaStatus;
 use ekm_core::policy::{self, Policy};
 use ekm_core::{PublicKey, ShardName};
@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use super::api::{
-    ApprovalView, ChangeView, Command, CreationWish, FieldChange, KeyView, PolicyView, ReplicaView, SpaceView,
-    TokenView, VersionView,
+    ApprovalView, ChangeView, Command, CreationWish, FieldChange, FormerPolicyView, KeyView, PolicyView, ReplicaView,
+    SpaceView, TokenView, VersionView,
 };
 use super::error::AdminError;
 
@@ -29,13 +29,32 @@ pub(super) fn space(record: SpaceRecord, creation_policy: Option<String>, revisi
 
 pub(super) fn policy(record: PolicyRecord, revision: u64) -> PolicyView {
     PolicyView {
-        policy: serde_json::from_str(&record.document).unwrap_or(Value::Null),
+        policy: document(&record.document),
+        justifications: justifications(&record.document),
+        not_final: not_final(&record.replaced),
         warnings: warnings(&record.document),
         name: record.name,
         id: record.id,
         description: record.description,
         revision,
     }
+}
+
+fn document(document: &str) -> Value {
+    serde_json::from_str(document).unwrap_or(Value::Null)
+}
+
+/// What each rule accepts, with presets written out.
+fn justifications(document: &str) -> Vec<String> {
+    let policy = Policy::parse(document).ok();
+    let rules = policy.iter().flat_map(|policy| policy.rules()).enumerate();
+    rules.map(|(index, rule)| format!("rule {}: {}", index + 1, rule.justifications)).collect()
+}
+
+fn not_final(replaced: &[ReplacedPolicy]) -> Vec<FormerPolicyView> {
+    let now = OffsetDateTime::now_utc();
+    let pending = replaced.iter().filter(|former| former.final_at > now);
+    pending.map(|former| FormerPolicyView { final_at: former.final_at, policy: document(&former.document) }).collect()
 }
 
 /// What the linter says about a policy.
@@ -65,6 +84,7 @@ pub(super) fn key(record: KeyRecord, space: String, policy: String, revision: u6
         id: record.id,
         space,
         policy,
+        policy_not_final: not_final(&record.replaced_policies),
         algorithm: record.algorithm,
         state: record.state,
         destroy_at: record.destroy_at,
@@ -143,11 +163,12 @@ pub(super) fn change(change: Change) -> ChangeView {
     }
 }
 
-/// What differs, field by field. What changes with every write is left out.
+/// What differs, field by field. What changes with every write, or only says in other words what changes, is left out.
 pub(super) fn difference(before: &Value, after: &Value) -> Vec<FieldChange> {
     let mut changes = Vec::new();
     compare("", before, after, &mut changes);
-    changes.retain(|change| !matches!(change.field.as_str(), "revision" | "warnings"));
+    let told_elsewhere = ["revision", "warnings", "justifications", "not_final", "policy_not_final"];
+    changes.retain(|change| !told_elsewhere.contains(&change.field.as_str()));
     changes
 }
 

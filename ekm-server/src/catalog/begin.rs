@@ -89,6 +89,7 @@ async fn begin(
         id: Uuid::now_v7(),
         name: HEALTH_POLICY.into(),
         document: Policy::allow_everybody().to_json(),
+        replaced: Vec::new(),
         description: "Never asked: health keys have no path.".into(),
     };
     draft.name(Kind::Space, space.path.as_str(), space.id);
@@ -121,6 +122,7 @@ fn health_key(made: VersionRecord, space: Uuid, policy: Uuid, now: OffsetDateTim
         id: made.id.key,
         space,
         policy,
+        replaced_policies: Vec::new(),
         purpose: Purpose::Health,
         algorithm: Algorithm::Symmetric,
         state: KeyState::Enabled,
@@ -269,7 +271,8 @@ async fn take_over(
         }
     };
     let name = old.paths.first().map_or_else(|| old.id.to_string(), ToString::to_string);
-    let policy = PolicyRecord { id: Uuid::now_v7(), name, document: old.policy.clone(), description: String::new() };
+    let (id, document, description) = (Uuid::now_v7(), old.policy.clone(), String::new());
+    let policy = PolicyRecord { id, name, document, replaced: Vec::new(), description };
     let versions = old.versions.iter().map(|version| StoredVersion {
         number: version.number,
         state: VersionState::Enabled,
@@ -286,6 +289,7 @@ async fn take_over(
         id: old.id,
         space,
         policy: policy.id,
+        replaced_policies: Vec::new(),
         purpose: Purpose::Wrap,
         algorithm: Algorithm::Symmetric,
         state: old.state,

@@ -63,6 +63,10 @@ enum CatalogCommand {
         /// From the approval of a destruction until material is gone, in days
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(7..=3650))]
         destroy_grace_days: Option<u32>,
+        /// From a change of a policy until what was allowed before is answered with 403 and not with 503, in minutes; 0 for at once.
+        /// Holds for later changes
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1440))]
+        denial_delay_minutes: Option<u32>,
         #[command(flatten)]
         change: ChangeArgs,
     },
@@ -107,16 +111,20 @@ pub(super) async fn run(args: CatalogArgs) -> Result<Exit, CliError> {
             let headings = ["NAME", "INSTANCE", "VERSION", "REVISION", "ALIVE", "SEEN"];
             print_list(session.output, &frontends, headings, frontend, "no frontend has said that it is there");
         }
-        CatalogCommand::Settings { destroy_grace_days: Some(destroy_grace_days), change } => {
+        CatalogCommand::Settings { destroy_grace_days, denial_delay_minutes, change }
+            if destroy_grace_days.is_some() || denial_delay_minutes.is_some() =>
+        {
             let seen = catalog(&session).await?.settings_revision;
-            return session.change(&change, Command::SettingsSet { destroy_grace_days }, Some(seen)).await;
+            let command = Command::SettingsSet { destroy_grace_days, denial_delay_minutes };
+            return session.change(&change, command, Some(seen)).await;
         }
-        CatalogCommand::Settings { destroy_grace_days: None, .. } => {
+        CatalogCommand::Settings { .. } => {
             let catalog = catalog(&session).await?;
             match session.output {
                 Output::Json => print_json(&catalog),
                 Output::Text => print(&fields(&[
                     ("destroy grace days", catalog.destroy_grace_days.to_string()),
+                    ("denial delay minutes", catalog.denial_delay_minutes.to_string()),
                     ("revision", catalog.settings_revision.to_string()),
                 ])),
             }
@@ -142,6 +150,7 @@ fn describe(catalog: &CatalogView) -> String {
         ("schema", format!("{} (this version supports {})", catalog.schema_version, catalog.supported_schema_versions)),
         ("rows", catalog.rows.to_string()),
         ("destroy grace days", catalog.destroy_grace_days.to_string()),
+        ("denial delay minutes", catalog.denial_delay_minutes.to_string()),
         ("frontends", format!("{current} of {} have revision {}", alive.count(), catalog.revision)),
     ]);
     for (what, items) in [("refused row", &catalog.refused_rows), ("key not served", &catalog.unserved_keys)] {

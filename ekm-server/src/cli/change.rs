@@ -169,6 +169,7 @@ fn target(command: &Command) -> String {
         | C::KeyUpdate { path, .. }
         | C::KeyAddPath { path, .. }
         | C::KeySetPolicy { path, .. }
+        | C::KeyConfirmPolicy { path }
         | C::KeyEnable { path, .. }
         | C::KeyDisable { path, .. }
         | C::KeyRotate { path }
@@ -176,9 +177,11 @@ fn target(command: &Command) -> String {
         | C::KeySetRotation { path, .. }
         | C::KeyDestroy { path, .. }
         | C::KeyUndelete { path, .. } => path.to_string(),
-        C::PolicyCreate { name, .. } | C::PolicySet { name, .. } | C::HsmDrain { name, .. } | C::HsmResume { name } => {
-            name.clone()
-        }
+        C::PolicyCreate { name, .. }
+        | C::PolicySet { name, .. }
+        | C::PolicyConfirm { name }
+        | C::HsmDrain { name, .. }
+        | C::HsmResume { name } => name.clone(),
         C::SettingsSet { .. } => "settings".into(),
         C::CatalogExport {} => "the catalog".into(),
     }

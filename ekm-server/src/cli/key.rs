@@ -10,7 +10,7 @@ use super::change::{ChangeArgs, Session, changed_labels, label};
 use super::client::{Client, ServerArgs};
 use super::error::{CliError, Exit};
 use super::output::{Rows, fields, labels, print, print_json, print_list, time};
-use super::policy::ChoiceArgs;
+use super::policy::{ChoiceArgs, not_final};
 use crate::admin::api::{Command, KeyView};
 use crate::process::Output;
 
@@ -68,6 +68,18 @@ enum KeyCommand {
         path: KeyPath,
         #[command(flatten)]
         policy: ChoiceArgs,
+        /// Deny at once what is not allowed any more, whatever the catalog's denial delay is
+        #[arg(long = "final")]
+        is_final: bool,
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Deny at once what the key's former policies allowed and the present one does not
+    ///
+    /// With a denial delay in the catalog's settings, a change of policy becomes final by itself after that time.
+    ConfirmPolicy {
+        /// A path of the key
+        path: KeyPath,
         #[command(flatten)]
         change: ChangeArgs,
     },
@@ -264,11 +276,12 @@ pub(super) async fn run(args: KeyArgs) -> Result<Exit, CliError> {
             (args.change, command, None)
         }
         KeyCommand::AddPath { path, new, change } => (change, Command::KeyAddPath { path, new }, None),
-        KeyCommand::SetPolicy { path, policy, change } => {
+        KeyCommand::SetPolicy { path, policy, is_final, change } => {
             let key = session.key(&path).await?;
             let policy = policy.choice(key.algorithm)?;
-            (change, Command::KeySetPolicy { path, policy }, Some(key.revision))
+            (change, Command::KeySetPolicy { path, policy, is_final }, Some(key.revision))
         }
+        KeyCommand::ConfirmPolicy { path, change } => (change, Command::KeyConfirmPolicy { path }, None),
         KeyCommand::Enable(VersionArgs { path, version, change }) => {
             (change, Command::KeyEnable { path, version }, None)
         }
@@ -377,6 +390,7 @@ fn describe(key: &KeyView) -> String {
         ("created", time(key.created_at)),
         ("revision", key.revision.to_string()),
     ]);
+    text += &not_final(&key.policy_not_final, &format!("ekm key confirm-policy {}", paths(key)));
     let mut rows = Rows::new(["VERSION", "STATE", "CUSTODY", "CREATED"]);
     for version in &key.versions {
         let state = state(version.state.name(), version.destroy_at);

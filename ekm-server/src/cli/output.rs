@@ -99,7 +99,8 @@ pub(super) fn diff(changes: &[FieldChange]) -> String {
 
 /// Something new: its fields, without the empty ones and those that nobody chose.
 fn made(fields: &serde_json::Map<String, Value>) -> String {
-    const NOT_CHOSEN: [&str; 6] = ["created_at", "id", "primary_version", "revision", "versions", "warnings"];
+    const NOT_CHOSEN: [&str; 7] =
+        ["created_at", "id", "justifications", "primary_version", "revision", "versions", "warnings"];
     let empty = |value: &Value| match value {
         Value::Null => true,
         Value::String(text) => text.is_empty(),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use ekm_core::caller::Caller;
 use ekm_core::justification::Justification;
-use ekm_core::policy::{InvalidPolicy, Policy, Request, Verb, explain, lint};
+use ekm_core::policy::{InvalidPolicy, Justifications, Policy, Preset, Request, Verb, explain, lint};
 use ekm_core::{Algorithm, KeyPath};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -14,8 +14,8 @@ use time::format_description::well_known::Rfc3339;
 use super::change::{ChangeArgs, Session};
 use super::client::{Client, ServerArgs};
 use super::error::{CliError, Exit};
-use super::output::{escape, escape_lines, fields, print, print_json, print_list};
-use crate::admin::api::{Command, ExplainRequest, PolicyChoice, PolicyView};
+use super::output::{escape, escape_lines, fields, print, print_json, print_list, time};
+use crate::admin::api::{Command, ExplainRequest, FormerPolicyView, PolicyChoice, PolicyView};
 use crate::process::Output;
 use crate::start_error::StartError;
 
@@ -25,6 +25,7 @@ use crate::start_error::StartError;
   ekm policy create payments payments.json --reason 'TICKET-7'
   ekm policy explain --policy payments --caller service-1@gcp-sa-ekms.iam.gserviceaccount.com --verb wrap
   ekm policy explain --file payments.json --caller a@example.com --verb unwrap --at 2026-12-24T18:00:00Z
+  ekm policy set payments payments.json --final --reason 'incident 4711'    # denies at once
 
 The language of policies is described in docs/policies.md.")]
 pub(super) struct PolicyArgs {
@@ -70,9 +71,24 @@ enum PolicyCommand {
         /// For people [default: as it is]
         #[arg(long, value_name = "TEXT")]
         description: Option<String>,
+        /// Deny at once what is not allowed any more, whatever the catalog's denial delay is
+        #[arg(long = "final")]
+        is_final: bool,
         #[command(flatten)]
         change: ChangeArgs,
     },
+    /// Deny at once what earlier changes of a policy do not allow any more
+    ///
+    /// With a denial delay in the catalog's settings, what a policy allowed until it was changed is first answered with 503, which
+    /// costs no key version at Google, and becomes a denial by itself after that time. 'ekm policy show' says what is not final yet.
+    Confirm {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// List the presets for justifications, and what each stands for; needs no server
+    Presets,
     /// Ask a policy whether a request would be allowed, and why; a file is asked without a server
     Explain(ExplainArgs),
     /// Say what a policy may do that its author did not mean; needs no server
@@ -123,13 +139,26 @@ fn moment(text: &str) -> Result<OffsetDateTime, String> {
 
 /// The policy of a key, as the command line names it.
 #[derive(Args)]
-#[group(required = true, multiple = false)]
 pub(super) struct ChoiceArgs {
+    #[command(flatten)]
+    source: Source,
+    /// With --caller: which justifications are good enough, one of 'ekm policy presets' [default: any]
+    #[arg(long, value_name = "PRESET", conflicts_with_all = ["policy", "policy_file"], value_parser = preset)]
+    justifications: Option<Preset>,
+}
+
+fn preset(name: &str) -> Result<Preset, String> {
+    let names = Preset::ALL.map(Preset::name).join(", ");
+    Preset::from_name(name).ok_or_else(|| format!("the presets are {names}"))
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Source {
     /// A policy that is there, by its name ('ekm policy list')
     #[arg(long, value_name = "NAME")]
     policy: Option<String>,
-    /// A policy of the key's own: who may use it, with any justification; '*' in it stands for any run of characters.
-    /// Repeat for more
+    /// A policy of the key's own: who may use it; '*' in it stands for any run of characters. Repeat for more
     #[arg(long = "caller", value_name = "EMAIL")]
     callers: Vec<String>,
     /// A policy of the key's own, in JSON
@@ -140,14 +169,18 @@ pub(super) struct ChoiceArgs {
 impl ChoiceArgs {
     /// For a key that does this.
     pub(super) fn choice(self, algorithm: Algorithm) -> Result<PolicyChoice, CliError> {
-        if let Some(name) = self.policy {
+        let Source { policy, callers, policy_file } = self.source;
+        if let Some(name) = policy {
             return Ok(PolicyChoice::Named(name));
         }
-        if let Some(file) = self.policy_file {
+        if let Some(file) = policy_file {
             return Ok(PolicyChoice::Own(read_policy(&file)?.1));
         }
         let verbs: Vec<_> = Verb::ALL.into_iter().filter(|verb| verb.uses(algorithm)).collect();
-        let document = json!({"rules": [{"callers": self.callers, "verbs": verbs}]});
+        let mut document = json!({"rules": [{"callers": callers, "verbs": verbs}]});
+        if let Some(preset) = self.justifications {
+            document["rules"][0]["justifications"] = json!({"preset": preset});
+        }
         parse(&document.to_string())?;
         Ok(PolicyChoice::Own(document))
     }
@@ -173,13 +206,25 @@ pub(super) async fn run(args: PolicyArgs) -> Result<Exit, CliError> {
             let (_, policy) = read_policy(&file)?;
             session()?.change(&change, Command::PolicyCreate { name, policy, description }, None).await
         }
-        PolicyCommand::Set { name, file, description, change } => {
+        PolicyCommand::Set { name, file, description, is_final, change } => {
             let (_, policy) = read_policy(&file)?;
             let session = session()?;
             let seen: PolicyView = session.client.get(&format!("v1/policies/{name}"), &[]).await?;
             let description = description.unwrap_or(seen.description);
-            let command = Command::PolicySet { name, policy, description };
+            let command = Command::PolicySet { name, policy, description, is_final };
             session.change(&change, command, Some(seen.revision)).await
+        }
+        PolicyCommand::Confirm { name, change } => {
+            session()?.change(&change, Command::PolicyConfirm { name }, None).await
+        }
+        PolicyCommand::Presets => {
+            let presets = Preset::ALL.map(|preset| (preset.name(), Justifications::from(preset).to_string()));
+            let json = |(name, meaning): &(&str, String)| json!({"name": name, "meaning": meaning});
+            match output {
+                Output::Json => print_json(&presets.iter().map(json).collect::<Vec<_>>()),
+                Output::Text => presets.iter().for_each(|(_, meaning)| print(meaning)),
+            }
+            Ok(Exit::Done)
         }
         PolicyCommand::List { limit } => {
             let policies: Vec<PolicyView> = session()?.client.list("v1/policies", &[], limit).await?;
@@ -229,8 +274,29 @@ fn describe(policy: &PolicyView) -> String {
         ("revision", policy.revision.to_string()),
     ]);
     text += &format!("\n\n{}", super::output::json(&policy.policy));
+    text += "\n\njustifications";
+    for rule in &policy.justifications {
+        text += &format!("\n{}", escape(rule));
+    }
+    text += &not_final(&policy.not_final, &format!("ekm policy confirm {}", policy.name));
     for warning in &policy.warnings {
         text += &format!("\nwarning: {}", escape(warning));
+    }
+    text
+}
+
+/// What is answered with 503 until a change is final.
+pub(super) fn not_final(former: &[FormerPolicyView], confirm: &str) -> String {
+    if former.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(
+        "\n\nnot final: what one of these allowed, and the policy does not allow any more, is answered with 503 [denial_pending];\n\
+         '{}' denies it at once",
+        escape(confirm)
+    );
+    for former in former {
+        text += &format!("\nuntil {}: {}", time(former.final_at), escape(&former.policy.to_string()));
     }
     text
 }
@@ -279,6 +345,10 @@ fn explanation_text(explanation: &Value) -> String {
     let mut lines = format!("{}: {}", if allowed { "allowed" } else { "denied" }, text(&explanation["verdict"]));
     if let (Some(rule), false) = (explanation["rule"].as_u64(), allowed) {
         lines += &format!("; rule {rule} comes nearest");
+    }
+    if let Some(at) = explanation["final_at"].as_str() {
+        lines +=
+            &format!("\nnot final: a former policy allowed it, so it is answered with 503 [denial_pending] until {at}");
     }
     for rule in list(&explanation["rules"]) {
         let allows = if rule["allows"] == true { "allows it" } else { "does not allow it" };

@@ -335,11 +335,11 @@ fn a_body_that_was_not_read_is_never_taken_for_a_request() {
 }
 
 #[test]
-fn a_body_that_is_refused_unread_ends_the_connection_and_the_answer_says_so() {
+fn a_body_that_is_too_long_costs_the_connection_nothing() {
     let ekm = Ekm::dev(&[]);
     let (mut connection, token) = (ekm.connect(), ekm.ready.token.clone());
-    let answer = connection.post("/v0/keys/demo:wrap", &token, &"x".repeat(1 << 20));
-    assert_eq!((answer.status, answer.header("connection")), (400, Some("close")));
-    let answer = ekm.connect().post("/v0/keys/demo:wrap", &token, "x");
-    assert_eq!((answer.status, answer.header("connection")), (400, None), "what was read costs nothing");
+    for _ in 0..2 {
+        let answer = connection.post("/v0/keys/demo:wrap", &token, &"x".repeat(1 << 20));
+        assert_eq!((answer.status, answer.header("connection")), (400, None));
+    }
 }

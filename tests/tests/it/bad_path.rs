@@ -98,9 +98,8 @@ const TARGETS: &[(u8, &str, Expect)] = &[
     (46, "/v0/keys/demo:encrypt", NO_VERB),
     (46, "/v0/keys/demo:asymmetricsign", NO_VERB),
     (46, "/v0/keys/demo:getpublickey", NO_VERB),
-    (46, "/v0/keys/demo:destroyKey", NOT_YET),
-    (46, "/v0/cryptospaces/demo:createKey", NOT_YET),
-    (46, "/v0/cryptospaces/demo:checkCryptoSpacePermissions", NOT_YET),
+    (46, "/v0/keys/demo:destroyKey", Refused(403, "does not allow this caller to destroyKey")),
+    (46, "/v0/cryptospaces/demo:createKey", Refused(400, "algorithm: is missing")),
     (46, "/v0/keys/demo:confidentialwrap", NOT_YET),
     (46, "/v0/keys/demo:confidentialunwrap", NOT_YET),
 ];

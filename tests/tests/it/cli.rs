@@ -317,6 +317,37 @@ fn a_policy_is_replaced_and_answers_the_same_here_and_there() {
 }
 
 #[test]
+fn a_change_that_is_not_final_is_shown_and_confirmed_and_presets_are_written_out() {
+    let ekm = with_key();
+    let delay = ["catalog", "settings", "--denial-delay-minutes", "5", "--reason", "careful", "--output", "json"];
+    let id = run(&ekm, &delay).ends(4).json()["approval"]["id"].as_str().unwrap().to_owned();
+    run_as_second(&ekm, &["approval", "approve", &id, "--yes"]).ends(0);
+    let rule =
+        json!({"callers": [AGENT], "verbs": ["wrap", "unwrap"], "justifications": {"preset": "reason-required"}});
+    let policy = file(&ekm, "strict.json", &json!({"rules": [rule]}).to_string());
+    let set = run(&ekm, &["policy", "set", "orders", text(&policy)]).ends(0).stdout;
+    assert!(set.contains("warning: what was allowed until now, and is not any more, is answered with 503"), "{set}");
+    let shown = run(&ekm, &["policy", "show", "orders"]).ends(0).stdout;
+    let preset = "preset reason-required = known: all; unspecified: denied; missing: denied; unknown: allowed";
+    assert!(shown.contains(&format!("\nrule 1: {preset}\n")), "{shown}");
+    assert!(shown.contains("'ekm policy confirm orders' denies it at once\nuntil 20"), "{shown}");
+    let question = ["policy", "explain", "--policy", "orders", "--caller", AGENT, "--verb", "wrap"];
+    let explained = run(&ekm, &question).ends(0).stdout;
+    assert!(explained.contains("\nnot final: a former policy allowed it, so it is answered with 503"), "{explained}");
+    assert!(explained.contains(&format!("- justifications: the request has none, and 'missing' is false; {preset}")));
+    run(&ekm, &["policy", "confirm", "orders", "--reason", "as meant"]).ends(0);
+    assert!(!run(&ekm, &["policy", "show", "orders"]).ends(0).stdout.contains("not final"));
+    assert!(run(&ekm, &["policy", "presets"]).ends(0).stdout.contains(&format!("\n{preset}\n")));
+
+    let other = ["key", "set-policy", "v0/keys/orders", "--caller", AGENT, "--justifications", "customer-only"];
+    run(&ekm, &other).ends(0);
+    let shown = run(&ekm, &["key", "show", "v0/keys/orders"]).ends(0).stdout;
+    assert!(shown.contains("'ekm key confirm-policy v0/keys/orders' denies it at once"), "{shown}");
+    run(&ekm, &["key", "confirm-policy", "v0/keys/orders"]).ends(0);
+    assert!(!run(&ekm, &["key", "show", "v0/keys/orders"]).ends(0).stdout.contains("not final"));
+}
+
+#[test]
 fn the_catalog_tells_its_state_and_its_log_is_one_chain() {
     let ekm = with_key();
     let status = run(&ekm, &["catalog", "status"]).ends(0).stdout;

@@ -20,6 +20,7 @@ mod cli;
 mod config;
 mod conformance;
 mod control_plane;
+mod denials;
 mod docs;
 mod drill;
 mod fault_module;

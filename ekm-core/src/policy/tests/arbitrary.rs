@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use time::{Duration, OffsetDateTime, UtcOffset};
 
-use super::super::{Justifications, Policy, ResourcePattern, Rule, Timestamp, Verb, Weekday, Window};
+use super::super::{Justifications, Policy, Preset, ResourcePattern, Rule, Timestamp, Verb, Weekday, Window};
 use super::{at, caller};
 use crate::caller::{Caller, CallerPattern};
 use crate::justification::{Justification, Reason};
@@ -64,8 +64,14 @@ fn resources() -> impl Strategy<Value = Vec<ResourcePattern>> {
 }
 
 fn justifications() -> impl Strategy<Value = Justifications> {
-    (option::of(subsequence(Reason::ALL.to_vec(), 1..=12)), any::<bool>(), any::<bool>())
-        .prop_map(|(allowed, missing, unknown)| Justifications { allowed, missing, unknown })
+    let listed = (option::of(subsequence(Reason::ALL.to_vec(), 1..=12)), any::<bool>(), any::<bool>());
+    let listed = listed.prop_map(|(allowed, missing, unknown)| {
+        let preset = None;
+        Justifications { preset, allowed, missing, unknown, grace_until: None }
+    });
+    let preset = select(Preset::ALL.to_vec()).prop_map(Justifications::from);
+    (prop_oneof![3 => listed, 1 => preset], option::weighted(0.3, timestamp()))
+        .prop_map(|(rest, grace_until)| Justifications { grace_until, ..rest })
 }
 
 pub(super) fn rule() -> impl Strategy<Value = Rule> {

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use time::{Date, OffsetDateTime, UtcOffset};
 
-use super::super::{Denial, DenialReason, Policy, Request, Verb, admit, decide, explain};
+use super::super::{Aspect, Denial, DenialReason, Policy, Request, Verb, admit, by_grace, decide, explain};
 use super::arbitrary::{asked, policy as any_policy, rule};
 use super::{GOOD, at, caller, policy, wrap};
 use crate::caller::{Caller, CallerPattern};
@@ -163,6 +163,51 @@ rule 3 does not allow it
 }
 
 #[test]
+fn an_explanation_shows_what_a_preset_stands_for_and_until_when_it_is_lenient() {
+    let policy = policy(r#""justifications":{"preset":"reason-required","grace_until":"2026-11-22T12:00:00Z"}"#);
+    let caller = caller("a@example.com");
+    let because = |justification, now| {
+        let explained = explain(&policy, &Request { justification, now: at(now), ..wrap(&caller) });
+        let test = explained.rules[0].tests.iter().find(|test| test.field == Aspect::Justifications).unwrap().clone();
+        (test.passed, test.because)
+    };
+    let preset = "preset reason-required = known: all; unspecified: denied; missing: denied; unknown: allowed; unspecified and \
+                  missing are tolerated until 2026-11-22T12:00:00Z";
+    let missing = "the request has none, and 'missing' is false; 'grace_until'";
+    assert_eq!(
+        because(&Justification::Missing, "2026-11-22T12:00:00Z"),
+        (true, format!("{missing} tolerates it: 2026-11-22T12:00:00Z; {preset}"))
+    );
+    assert_eq!(
+        because(&Justification::Missing, "2026-11-22T12:00:01Z"),
+        (false, format!("{missing} is over: 2026-11-22T12:00:00Z; {preset}"))
+    );
+    let (passed, text) = because(&Justification::Known(Reason::Unspecified), "2026-11-22T12:00:00Z");
+    assert!(passed && text.contains("'grace_until' tolerates it"), "{text}");
+    let (passed, text) = because(&Justification::Unknown, "2026-11-22T12:00:00Z");
+    assert!(
+        passed && text.starts_with("the request's is not one that this version knows, and 'unknown' is true; preset")
+    );
+}
+
+#[test]
+fn what_only_the_time_of_grace_allows_is_known_as_such() {
+    let grace = r#""justifications":{"preset":"reason-required","grace_until":"2026-11-22T12:00:00Z"}"#;
+    let caller = caller("a@example.com");
+    let missing = Request { justification: &Justification::Missing, ..wrap(&caller) };
+    assert!(by_grace(&policy(grace), &missing));
+    assert!(!by_grace(&policy(grace), &wrap(&caller)), "it gives a reason");
+    assert!(!by_grace(&policy(grace), &Request { now: at("2026-11-22T12:00:01Z"), ..missing }), "it is over");
+    assert!(!by_grace(&policy(r#""justifications":{"preset":"any"}"#), &missing));
+    let elsewhere = format!(r#"{grace},"resources":["projects/p/*"]"#);
+    assert!(!by_grace(&policy(&elsewhere), &missing), "the rule does not fit");
+    let rule = |fields: &str| format!(r#"{{"callers":["*"],"verbs":["wrap"],{fields}}}"#);
+    let other = rule(r#""justifications":{"preset":"any"}"#);
+    let both = Policy::parse(&format!(r#"{{"rules":[{},{other}]}}"#, rule(grace))).unwrap();
+    assert!(!by_grace(&both, &missing), "another rule allows it without grace");
+}
+
+#[test]
 fn a_request_for_which_no_rule_names_the_caller_has_no_nearest_rule() {
     let explanation = explain(&Policy::parse(STRICT).unwrap(), &wrap(&caller("c@example.com")));
     assert_eq!((explanation.allowed, explanation.rule), (false, None));
@@ -193,6 +238,18 @@ proptest! {
         if let (Err(denial), Some(nearest)) = (decision, explanation.rule) {
             let alone = Policy::new(vec![policy.rules()[nearest - 1].clone()]).unwrap();
             prop_assert_eq!(decide(&alone, &asked.request()), Err(denial));
+        }
+    }
+
+    /// The same policy without its times of grace denies just what was allowed by grace alone.
+    #[test]
+    fn what_is_allowed_by_grace_is_denied_without_it(policy in any_policy(), asked in asked()) {
+        let mut rules = policy.rules().to_vec();
+        rules.iter_mut().for_each(|rule| rule.justifications.grace_until = None);
+        rules.dedup();
+        if let Ok(strict) = Policy::new(rules) {
+            let (lenient, strict) = (decide(&policy, &asked.request()), decide(&strict, &asked.request()));
+            prop_assert_eq!(by_grace(&policy, &asked.request()), lenient.is_ok() && strict.is_err());
         }
     }
 

@@ -23,6 +23,9 @@ const ALL: &[&str] = &[
     "unknown_denied",
     "missing_allowed",
     "unknown_allowed",
+    "grace_needless",
+    "grace_over",
+    "grace_long",
     "expired",
     "expires_soon",
     "closes",
@@ -89,6 +92,16 @@ fn each_trap_has_its_warning() {
         reasons(workflow, ""),
         &["customer_access_denied", "system_operation_denied", "unknown_denied", "missing_allowed"],
     );
+    let preset = |fields: &str| about(&format!(r#","justifications":{{{fields}}}"#));
+    check(preset(r#""preset":"any""#), &[]);
+    check(preset(r#""preset":"reason-required""#), &["missing_denied"]);
+    check(preset(r#""preset":"customer-only""#), &["missing_denied", "unknown_denied"]);
+    let grace = |until: &str| preset(&format!(r#""preset":"reason-required","grace_until":"{until}""#));
+    check(grace("2026-11-22T11:59:59Z"), &["missing_denied", "grace_over"]);
+    check(grace("2026-11-22T12:00:00Z"), &["missing_denied"]);
+    check(grace("2026-11-29T12:00:00Z"), &["missing_denied"]);
+    check(grace("2026-11-29T12:00:01Z"), &["missing_denied", "grace_long"]);
+    check(preset(r#""grace_until":"2026-11-23T12:00:00Z""#), &["grace_needless"]);
     check(about(r#","times":[{"not_after":"2026-11-22T11:59:59Z"}]"#), &["expired", "closes"]);
     check(about(r#","times":[{"not_after":"2026-11-22T12:00:00Z"}]"#), &["expires_soon", "closes"]);
     check(about(r#","times":[{"not_after":"2026-12-22T11:59:59Z"}]"#), &["expires_soon", "closes"]);

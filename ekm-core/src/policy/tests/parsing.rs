@@ -20,6 +20,15 @@ fn a_policy_of_the_first_version_is_read_and_written_as_ever() {
 }
 
 #[test]
+fn a_preset_stays_a_name_in_the_catalog() {
+    let json = concat!(
+        r#"{"rules":[{"callers":["*"],"verbs":["wrap"],"#,
+        r#""justifications":{"preset":"customer-only","grace_until":"2026-11-23T12:00:00Z"}}]}"#
+    );
+    assert_eq!(Policy::parse(json).unwrap().to_json(), json);
+}
+
+#[test]
 fn a_policy_that_could_allow_nothing_or_is_not_understood_is_refused() {
     for json in [
         "",
@@ -50,6 +59,14 @@ fn a_policy_that_could_allow_nothing_or_is_not_understood_is_refused() {
         r#""justifications":{"missing":null}"#,
         r#""justifications":{"missing":0}"#,
         r#""justifications":{"denied":[]}"#,
+        r#""justifications":{"preset":null}"#,
+        r#""justifications":{"preset":"customer_only"}"#,
+        r#""justifications":"customer-only""#,
+        r#""justifications":{"preset":"any","missing":true}"#,
+        r#""justifications":{"preset":"any","unknown":false}"#,
+        r#""justifications":{"preset":"customer-only","allowed":["REASON_UNSPECIFIED"]}"#,
+        r#""justifications":{"grace_until":null}"#,
+        r#""justifications":{"grace_until":"tomorrow"}"#,
         r#""resources":null"#,
         r#""resources":"*""#,
         r#""resources":[""]"#,
@@ -83,6 +100,17 @@ fn a_refusal_names_the_rule_and_says_what_to_do() {
             r#"{"callers":["*"],"verbs":["wrap"],"justifications":{"allowed":[],"missing":false,"unknown":false}}"#
                 .into(),
             "rule 2 has no justification that it would accept",
+        ),
+        (
+            // A rule that is good for the time of grace only would deny everything on the day after.
+            r#"{"callers":["*"],"verbs":["wrap"],"justifications":{"allowed":[],"missing":false,"unknown":false,
+                "grace_until":"2030-01-01T00:00:00Z"}}"#
+                .into(),
+            "rule 2 has no justification that it would accept",
+        ),
+        (
+            r#"{"callers":["*"],"verbs":["wrap"],"justifications":{"preset":"any","missing":true}}"#.into(),
+            "rule 2: a preset stands for 'allowed', 'missing' and 'unknown'; write either the preset or these",
         ),
         (first.into(), "rule 2 is the same as rule 1; remove one of them"),
         (times("{}"), "rule 2 has a time window, number 2, that has no bound"),
@@ -200,6 +228,8 @@ fn any_json() -> impl Strategy<Value = Value> {
         "allowed",
         "missing",
         "unknown",
+        "preset",
+        "grace_until",
         "times",
         "not_before",
         "not_after",
@@ -218,6 +248,7 @@ fn any_json() -> impl Strategy<Value = Value> {
         "projects/*",
         "//",
         "CUSTOMER_INITIATED_ACCESS",
+        "customer-only",
         "monday",
         "08:00",
         "07:00",

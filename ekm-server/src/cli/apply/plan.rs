@@ -111,7 +111,8 @@ impl Planner<'_> {
         compare("policy", &normal(&there.policy), &normal(&policy), &mut changes);
         changes.extend(metadata((&BTreeMap::new(), &there.description), (&BTreeMap::new(), &description)));
         if !changes.is_empty() {
-            self.step(&object, Some(there.revision), Command::PolicySet { name, policy, description }, changes);
+            let command = Command::PolicySet { name, policy, description, is_final: false };
+            self.step(&object, Some(there.revision), command, changes);
         }
     }
 
@@ -227,7 +228,8 @@ impl Planner<'_> {
         }
         let changes = self.policy_changes(&wanted.policy, there);
         if !changes.is_empty() {
-            let command = Command::KeySetPolicy { path: path.clone(), policy: choice(&wanted.policy) };
+            let policy = choice(&wanted.policy);
+            let command = Command::KeySetPolicy { path: path.clone(), policy, is_final: false };
             self.step(object, seen, command, changes);
         }
         if state == Some(WantedState::Enabled) {

@@ -40,6 +40,8 @@ fn carry_out_on(there: &mut There, command: &Command, revision: u64) {
                 id: Uuid::new_v4(),
                 policy: policy.clone(),
                 description: String::new(),
+                justifications: Vec::new(),
+                not_final: Vec::new(),
                 warnings: Vec::new(),
                 revision,
             });
@@ -69,7 +71,7 @@ fn carry_out_on(there: &mut There, command: &Command, revision: u64) {
                 _ => space.state = SpaceState::Enabled,
             }
         }
-        Command::PolicyCreate { name, policy, description } | Command::PolicySet { name, policy, description } => {
+        Command::PolicyCreate { name, policy, description } | Command::PolicySet { name, policy, description, .. } => {
             let is_new = there.policy(name).is_none();
             assert_eq!(is_new, matches!(command, Command::PolicyCreate { .. }));
             there.policies.retain(|there| there.name != *name);
@@ -78,6 +80,8 @@ fn carry_out_on(there: &mut There, command: &Command, revision: u64) {
                 id: Uuid::new_v4(),
                 policy: policy.clone(),
                 description: description.clone(),
+                justifications: Vec::new(),
+                not_final: Vec::new(),
                 warnings: Vec::new(),
                 revision,
             });
@@ -92,6 +96,7 @@ fn carry_out_on(there: &mut There, command: &Command, revision: u64) {
                 id: Uuid::new_v4(),
                 space: space.to_string(),
                 policy,
+                policy_not_final: Vec::new(),
                 algorithm: algorithm.unwrap_or_default(),
                 state: KeyState::Enabled,
                 destroy_at: None,
