@@ -3,7 +3,7 @@
 # A rustup that setup.sh has just installed is not on the PATH of this shell yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help run test lint audit bench bench-device bench-catalog drill-catalog drill-hsm conformance release
+.PHONY: help run test lint audit bench bench-device bench-catalog bench-control drill-catalog drill-hsm conformance release
 
 help: ## List what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,11 @@ bench-catalog: ## A catalog of a million keys beside one of a hundred, in a rele
 	@sh scripts/setup.sh test
 	cargo build --locked --release --bin ekm --bin ekm-bench-catalog
 	target/release/ekm-bench-catalog
+
+bench-control: ## createKey and destroyKey with PostgreSQL and SoftHSM, as the caller sees them, in a release build
+	@sh scripts/setup.sh test
+	cargo build --locked --release --bin ekm --bin ekm-bench-control
+	target/release/ekm-bench-control
 
 drill-catalog: ## Break the catalog's databases under load, and see what it costs (as root, 40 minutes)
 	@sh scripts/setup.sh test

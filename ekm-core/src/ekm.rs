@@ -218,6 +218,9 @@ impl Ekm {
     /// does not know may have been made by another frontend a moment ago, so it has to be brought up to date before anybody is told.
     pub fn knows(&self, path: &KeyPath, verb: Verb, input: &[u8]) -> bool {
         let snapshot = self.snapshot.load();
+        if snapshot.revision() == 0 {
+            return true; // nobody is told that anything is unknown before the catalog was read
+        }
         if verb.is_for_spaces() {
             return snapshot.space_at(path).is_ok();
         }

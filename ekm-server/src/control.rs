@@ -133,6 +133,7 @@ async fn wait_for(
                 let room = Arc::clone(&plane.control.room).try_acquire_owned().map_err(|_| Error::Overloaded)?;
                 let (done, outcome) = watch::channel(None);
                 making.insert(wanted.clone(), outcome.clone());
+                let done_with = wanted.clone();
                 let order = Order {
                     space,
                     name: name.to_owned(),
@@ -145,7 +146,7 @@ async fn wait_for(
                 tokio::spawn(async move {
                     let made = order.carry_out(&plane).await;
                     // First out of the map: whoever comes now finds it in the snapshot, or begins anew.
-                    plane.control.making().remove(&wanted);
+                    plane.control.making().remove(&done_with);
                     done.send_replace(Some(made.map_or_else(Made::Refused, Made::Key)));
                     drop(room);
                 });
@@ -165,7 +166,10 @@ async fn wait_for(
             Some(Made::Refused(refusal)) => Err(refusal.into()),
             None => Err(Error::KeyPending),
         },
-        Ok(Err(_)) => Err(Error::Internal("the task that made a key has ended")),
+        Ok(Err(_)) => {
+            plane.control.making().remove(&wanted);
+            Err(Error::Internal("the task that made a key has ended"))
+        }
         Err(_) => Err(Error::KeyPending),
     }
 }

@@ -190,15 +190,20 @@ impl Connection {
     fn read_more(&mut self) -> io::Result<()> {
         let mut buffer = [0; 16 * 1024];
         let read = match &mut self.stream {
-            Stream::Plain(stream) => stream.read(&mut buffer)?,
-            Stream::Unix(stream) => stream.read(&mut buffer)?,
-            Stream::Tls(stream) => read_tls(stream, &mut buffer)?,
+            Stream::Plain(stream) => stream.read(&mut buffer),
+            Stream::Unix(stream) => stream.read(&mut buffer),
+            Stream::Tls(stream) => read_tls(stream, &mut buffer),
         };
-        if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        match read {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => {
+                self.unread.extend_from_slice(&buffer[..read]);
+                Ok(())
+            }
+            // By a signal that has nothing to do with it; whoever wants more asks again.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(error),
         }
-        self.unread.extend_from_slice(&buffer[..read]);
-        Ok(())
     }
 }
 
