@@ -4,13 +4,12 @@
 //! frontend. A key is made by a task of its own, since the caller gives up after 150 ms and an HSM may take longer.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ekm_core::blob::VersionId;
-use ekm_core::catalog::{
-    KeyCreation, KeyRecord, KeyState, Kind, Outcome, Purpose, Settings, SpaceRecord, VersionRecord,
-};
+use ekm_core::catalog::ledger::Class;
+use ekm_core::catalog::{KeyCreation, KeyRecord, KeyState, Kind, Outcome, SpaceRecord, VersionRecord};
 use ekm_core::policy::Verb;
 use ekm_core::{Algorithm, Error, Key, KeyPath, NotInUse, Request, Space, Trace};
 use ekm_storage::CatalogStore;
@@ -41,11 +40,7 @@ pub struct Control {
 type Wanted = (Uuid, String);
 
 /// What became of it: for everybody who asked for it meanwhile.
-#[derive(Clone)]
-enum Made {
-    Key(KeyPath),
-    Refused(Refusal),
-}
+type Made = Result<KeyPath, Refusal>;
 
 #[derive(Clone)]
 enum Refusal {
@@ -74,7 +69,7 @@ impl Control {
         self.gate.problem().is_some()
     }
 
-    fn making(&self) -> std::sync::MutexGuard<'_, HashMap<Wanted, watch::Receiver<Option<Made>>>> {
+    fn making(&self) -> MutexGuard<'_, HashMap<Wanted, watch::Receiver<Option<Made>>>> {
         self.making.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -98,8 +93,7 @@ pub async fn create_key(
         trace.key = Some(key.id);
         return Ok(found(key, algorithm)?);
     }
-    let made = wait_for(plane, space, name, creation, algorithm, request).await;
-    let path = made?;
+    let path = wait_for(plane, space, name, creation, algorithm, request).await?;
     trace.key = plane.ekm.snapshot().key(&path).ok().map(|key| key.id);
     Ok(path)
 }
@@ -147,7 +141,7 @@ async fn wait_for(
                     let made = order.carry_out(&plane).await;
                     // First out of the map: whoever comes now finds it in the snapshot, or begins anew.
                     plane.control.making().remove(&done_with);
-                    done.send_replace(Some(made.map_or_else(Made::Refused, Made::Key)));
+                    done.send_replace(Some(made));
                     drop(room);
                 });
                 outcome
@@ -159,11 +153,11 @@ async fn wait_for(
     match made {
         Ok(Ok(made)) => match made.clone() {
             // Whoever joined may have asked for another algorithm under the same name.
-            Some(Made::Key(path)) => match plane.ekm.snapshot().key(&path) {
+            Some(Ok(path)) => match plane.ekm.snapshot().key(&path) {
                 Ok(key) => Ok(found(key, algorithm)?),
                 Err(_) => Err(Error::KeyPending),
             },
-            Some(Made::Refused(refusal)) => Err(refusal.into()),
+            Some(Err(refusal)) => Err(refusal.into()),
             None => Err(Error::KeyPending),
         },
         Ok(Err(_)) => {
@@ -213,7 +207,7 @@ impl Order {
     /// Puts the key into the catalog, unless another frontend was faster or it is not wanted any more.
     async fn add(&self, plane: &DataPlane, made: VersionRecord) -> Result<bool, CatalogError> {
         let control = &plane.control;
-        let mirror = control.gate.mirror().ok_or_else(|| CatalogError::Locked("it has not been read yet".into()))?;
+        let mirror = control.gate.known()?;
         let mut draft = Draft::follow(&control.store, &mirror).await?;
         let now = draft.now();
         let space = draft.read::<SpaceRecord>(Kind::Space, self.space.id()).await?;
@@ -225,27 +219,10 @@ impl Order {
         }
         let path =
             KeyPath::parse(&format!("v0/keys/{}", made.id.key)).expect("a UUID has no characters that paths refuse");
-        let mut record = KeyRecord {
-            id: made.id.key,
-            space: self.space.id(),
-            policy: self.creation.policy,
-            replaced_policies: Vec::new(),
-            purpose: Purpose::of(self.algorithm),
-            algorithm: self.algorithm,
-            state: KeyState::Enabled,
-            destroy_at: None,
-            created_for: Some(self.name.clone()),
-            destroyed_by_caller: false,
-            paths: vec![path.clone()],
-            custody: self.creation.custody,
-            primary: 0,
-            versions: Vec::new(),
-            rotation: None,
-            labels: Default::default(),
-            description: String::new(),
-            created_at: now,
-        };
-        record.add_version(made, now).map_err(|impossible| CatalogError::Internal(impossible.problem))?;
+        let record = KeyRecord::new(made, self.space.id(), self.creation.policy, self.algorithm, now);
+        let mut record = record.map_err(|impossible| CatalogError::Internal(impossible.problem))?;
+        record.paths.push(path.clone());
+        record.created_for = Some(self.name.clone());
         draft.name(Kind::Key, path.as_str(), record.id);
         draft.name(Kind::Key, &self.catalog_name(), record.id);
         draft.put_key(&record)?;
@@ -307,10 +284,9 @@ pub async fn destroy_key(plane: &DataPlane, request: &Request<'_>, trace: &mut T
 
 async fn mark_destroyed(plane: &DataPlane, request: &Request<'_>, id: Uuid) -> Result<(), CatalogError> {
     let control = &plane.control;
-    let mirror = control.gate.mirror().ok_or_else(|| CatalogError::Locked("it has not been read yet".into()))?;
+    let mirror = control.gate.known()?;
     let mut draft = Draft::follow(&control.store, &mirror).await?;
-    let settings = draft.read::<Settings>(Kind::Settings, Uuid::nil()).await?;
-    let settings = settings.map(|(settings, _)| settings).unwrap_or_default();
+    let (settings, _) = draft.settings().await?;
     let now = draft.now();
     let record = draft.read::<KeyRecord>(Kind::Key, id).await?;
     let Some((mut record, _)) = record else { return Ok(draft.abandon().await?) };
@@ -324,7 +300,7 @@ async fn mark_destroyed(plane: &DataPlane, request: &Request<'_>, id: Uuid) -> R
         actor: request.caller.email.to_string(),
         reason: request.justification.name().to_owned(),
         detail,
-        class: ekm_core::catalog::ledger::Class::Fast,
+        class: Class::Fast,
         ..Entry::by_ekm("destroy-key", &record.name())
     };
     draft.commit(entry, None).await?;
@@ -332,20 +308,20 @@ async fn mark_destroyed(plane: &DataPlane, request: &Request<'_>, id: Uuid) -> R
     Ok(())
 }
 
-/// Those of the verbs that the caller may use in a crypto space; a denial if he may not use one of them.
+/// A denial if there is one of the verbs that the caller may not use in a crypto space.
 pub fn check_permissions(
     plane: &DataPlane,
     request: &Request<'_>,
     asked: &[Verb],
     trace: &mut Trace,
-) -> Result<Vec<Verb>, Error> {
+) -> Result<(), Error> {
     if asked.is_empty() {
         plane.ekm.known_space(request, trace)?;
     }
     for verb in asked {
         plane.ekm.permitted_in_space(request, *verb, trace)?;
     }
-    Ok(asked.to_vec())
+    Ok(())
 }
 
 fn catalog(error: impl ToString) -> Refusal {

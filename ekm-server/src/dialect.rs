@@ -20,13 +20,13 @@ use ekm_core::{Algorithm, Error, Hash, KeyPath, Plaintext, PublicKey, ToSign};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::wire::{Bounds, Context, Input, Text, Why, agree, answer, bytes, describe, invalid, required};
+use crate::wire::{Bounds, Context, Input, Text, Why, agree, answer, bytes, invalid, object, required};
 
 /// Where getInfo is asked for.
 pub const INFO_PATHS: [&str; 4] =
     ["/v0/info", "/info", "/.well-known/external-key-manager", "/.well-known/external-key-manager/info"];
 
-/// What a verb is called after the colon; other spellings that mean the same are read, too.
+/// What a verb is called after the colon.
 pub fn verb(name: &str) -> Option<Verb> {
     Verb::from_name(name)
 }
@@ -97,9 +97,7 @@ pub struct ControlRequest {
 
 /// Decodes a body of createKey, destroyKey or checkCryptoSpacePermissions.
 pub fn decode(verb: Verb, body: &[u8]) -> Result<ControlRequest, Error> {
-    let body = std::str::from_utf8(body).map_err(|_| invalid("body", "is not JSON: it is not UTF-8"))?;
-    let Object(body): Object<Body<'_>> =
-        serde_json::from_str(body).map_err(|error| invalid("body", describe(&error)))?;
+    let body: Body<'_> = object(body)?;
     let why = Why::of(body.additional_context.map(|Object(context)| context));
     let algorithm = match (verb, body.algorithm) {
         (Verb::CreateKey, None) => return Err(invalid("algorithm", "is missing")),
@@ -124,10 +122,7 @@ fn algorithm(name: &str) -> Result<Algorithm, Error> {
 
 /// Decodes a body of asymmetricSign or getPublicKey; the latter may have none.
 pub fn decode_signing(verb: Verb, path: &KeyPath, body: &[u8], bounds: Bounds) -> Result<(Input, Why), Error> {
-    let body = std::str::from_utf8(body).map_err(|_| invalid("body", "is not JSON: it is not UTF-8"))?;
-    let body = if verb == Verb::GetPublicKey && body.is_empty() { "{}" } else { body };
-    let Object(body): Object<SigningBody<'_>> =
-        serde_json::from_str(body).map_err(|error| invalid("body", describe(&error)))?;
+    let body: SigningBody<'_> = object(if verb == Verb::GetPublicKey && body.is_empty() { b"{}" } else { body })?;
     agree(body.key_path.as_ref(), path)?;
     let input = match verb {
         Verb::GetPublicKey => Input::GetPublicKey,

@@ -66,11 +66,10 @@ pub struct ShardReport {
 }
 
 impl Health {
-    /// Not ready until the first check has passed. Without an HSM there is one shard, which is this process.
+    /// Not ready until the first check has passed.
     pub fn new(ekm: &Ekm) -> Self {
-        let names: Vec<_> = ekm.custodian().shards().iter().map(|shard| shard.name().clone()).collect();
-        let names = if names.is_empty() { vec![ShardName::default()] } else { names };
-        let shards = names.into_iter().map(|name| ShardHealth { name, state: Mutex::default() }).collect();
+        let names = ekm.custodian().shard_names().into_iter();
+        let shards = names.map(|name| ShardHealth { name, state: Mutex::default() }).collect();
         Self { shards, draining: AtomicBool::new(false) }
     }
 

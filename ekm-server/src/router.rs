@@ -368,7 +368,7 @@ impl Called<'_> {
             (Verb::DestroyKey, _) => control::destroy_key(plane, &request, trace).await.map(|()| "{}".into()),
             _ => {
                 let held = control::check_permissions(plane, &request, &permissions, trace);
-                held.map(|held| dialect::encode_permissions(&held))
+                held.map(|()| dialect::encode_permissions(&permissions))
             }
         }
     }

@@ -1,4 +1,5 @@
-//! The names on the wire, and nothing else that knows them. Read tolerantly, written strictly.
+//! The names of wrap and unwrap on the wire, and what all verbs have in common there; those that are less certain are in [`dialect`]. Read
+//! tolerantly, written strictly.
 //!
 //! Google's `google.cloud.ekms.v0` in proto3 JSON: lowerCamelCase (snake_case is read too), bytes in base64, `null` is absent, unknown
 //! fields are ignored. Certain: the names of wrap and unwrap. Observed once: `RelativeResourceName`.
@@ -173,10 +174,7 @@ pub fn decode(verb: Verb, path: &KeyPath, body: &[u8], bounds: Bounds) -> Result
         let (input, why) = dialect::decode_signing(verb, path, body, bounds)?;
         return Ok(CryptoRequest { input, aad: Vec::new(), why });
     }
-    // As a whole, since the parser does not look into unknown fields.
-    let body = std::str::from_utf8(body).map_err(|_| invalid("body", "is not JSON: it is not UTF-8"))?;
-    let Object(body): Object<Body<'_>> =
-        serde_json::from_str(body).map_err(|error| invalid("body", describe(&error)))?;
+    let body: Body<'_> = object(body)?;
     agree(body.key_path.as_ref(), path)?;
     let input = match verb {
         Verb::Wrap if body.wrapped_blob.is_some() => return Err(invalid("body", EXCLUSIVE)),
@@ -249,8 +247,18 @@ pub(crate) fn invalid(field: &'static str, problem: impl Into<String>) -> Error 
     Error::InvalidRequest { field, problem: problem.into() }
 }
 
+/// One JSON object with known fields of the right types; others are ignored.
+pub(crate) fn object<'a, T>(body: &'a [u8]) -> Result<T, Error>
+where
+    Object<T>: Deserialize<'a>,
+{
+    // As a whole, since the parser does not look into unknown fields.
+    let body = std::str::from_utf8(body).map_err(|_| invalid("body", "is not JSON: it is not UTF-8"))?;
+    serde_json::from_str(body).map(|Object(object)| object).map_err(|error| invalid("body", describe(&error)))
+}
+
 /// serde's texts can quote values of the request, so only place and kind are told.
-pub(crate) fn describe(error: &serde_json::Error) -> String {
+fn describe(error: &serde_json::Error) -> String {
     let what = match error.classify() {
         serde_json::error::Category::Eof => "ends too early",
         serde_json::error::Category::Syntax => "is not JSON",

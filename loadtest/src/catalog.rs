@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 use ekm_core::blob::VersionId;
-use ekm_core::catalog::{
-    CatalogKey, Custody, KeyRecord, KeyState, Kind, Mirror, PolicyRecord, Purpose, SpaceRecord, SpaceState,
-};
+use ekm_core::catalog::{CatalogKey, Custody, KeyRecord, Kind, Mirror, PolicyRecord, SpaceRecord, SpaceState};
 use ekm_core::custody::Custodian;
 use ekm_core::software::KeyFile;
 use ekm_core::{Algorithm, KeyPath, ShardName, Snapshot};
@@ -184,8 +182,9 @@ impl Subject {
                 let id = VersionId { key: Uuid::now_v7(), number: 1 };
                 let made =
                     custodian.generate(Algorithm::Symmetric, Custody::Software, &ShardName::default(), id).await?;
-                let mut record = new_key(id.key, space, policy, &path);
-                record.add_version(made, draft.now())?;
+                let mut record = KeyRecord::new(made, space, policy, Algorithm::Symmetric, draft.now())?;
+                record.paths.push(path.clone());
+                record.labels = [("team".to_owned(), "payments".to_owned())].into();
                 draft.name(Kind::Key, path.as_str(), id.key);
                 draft.put_key(&record)?;
                 paths.push(path);
@@ -229,27 +228,4 @@ async fn add_space_and_policy(store: &ekm_storage::CatalogStore, key: &CatalogKe
     draft.put(Kind::Policy, policy, &record)?;
     draft.commit(Entry::by_ekm("space-create", "bench"), None).await?;
     Ok((space, policy))
-}
-
-fn new_key(id: Uuid, space: Uuid, policy: Uuid, path: &KeyPath) -> KeyRecord {
-    KeyRecord {
-        id,
-        space,
-        policy,
-        replaced_policies: Vec::new(),
-        purpose: Purpose::Wrap,
-        state: KeyState::Enabled,
-        destroy_at: None,
-        algorithm: Algorithm::Symmetric,
-        created_for: None,
-        destroyed_by_caller: false,
-        paths: vec![path.clone()],
-        custody: Custody::Software,
-        primary: 0,
-        versions: Vec::new(),
-        rotation: None,
-        labels: [("team".to_owned(), "payments".to_owned())].into(),
-        description: String::new(),
-        created_at: OffsetDateTime::now_utc(),
-    }
 }

@@ -17,11 +17,13 @@
 //! What was undeleted is disabled, as at Cloud KMS: somebody has to want it back in use.
 
 use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
 
 use super::record::{
     Custody, KeyRecord, KeyState, Rotation, Settings, SpaceRecord, SpaceState, StoredVersion, VersionRecord,
 };
 use super::record::{Purpose, VersionState};
+use crate::algorithm::Algorithm;
 
 /// Whether a wish changed anything. Wishing for what is so already is no error, so that everything can be repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +60,38 @@ impl SpaceRecord {
 }
 
 impl KeyRecord {
+    /// A key of one version, enabled, without paths and labels.
+    pub fn new(
+        made: VersionRecord,
+        space: Uuid,
+        policy: Uuid,
+        algorithm: Algorithm,
+        now: OffsetDateTime,
+    ) -> Result<Self, Impossible> {
+        let mut key = Self {
+            id: made.id.key,
+            space,
+            policy,
+            replaced_policies: Vec::new(),
+            purpose: Purpose::of(algorithm),
+            algorithm,
+            state: KeyState::Enabled,
+            destroy_at: None,
+            created_for: None,
+            destroyed_by_caller: false,
+            paths: Vec::new(),
+            custody: made.custody,
+            primary: 0,
+            versions: Vec::new(),
+            rotation: None,
+            labels: Default::default(),
+            description: String::new(),
+            created_at: now,
+        };
+        key.add_version(made, now)?;
+        Ok(key)
+    }
+
     /// Takes a pause back.
     pub fn enable(&mut self) -> Result<Outcome, Impossible> {
         self.set_state(KeyState::Enabled)

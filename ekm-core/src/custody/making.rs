@@ -103,79 +103,72 @@ impl Custodian {
         shard: &ShardName,
         id: VersionId,
     ) -> Result<VersionRecord, GenerateError> {
-        match algorithm {
-            Algorithm::Symmetric => self.generate_symmetric(custody, shard, id).await,
-            Algorithm::Signing(algorithm) => self.generate_pair(algorithm, custody, shard, id).await,
+        if custody == Custody::Hsm {
+            return self.generate_on_tokens(algorithm, shard, id).await;
         }
-    }
-
-    /// A signing key. What takes an HSM seconds with RSA, takes this process seconds of one thread.
-    async fn generate_pair(
-        &self,
-        algorithm: SigningAlgorithm,
-        custody: Custody,
-        shard: &ShardName,
-        id: VersionId,
-    ) -> Result<VersionRecord, GenerateError> {
-        let (shard, wrapped, public_key) = match custody {
-            Custody::Software => {
-                let file = self.key_file.as_ref().ok_or(GenerateError::NotConfigured(custody))?;
-                let (pkcs8, public_key) = self.signing.generate(algorithm).await?;
-                (ShardName::default(), file.wrap_material(id, &pkcs8)?, public_key)
+        let shard = self.keeper(custody, shard)?;
+        let record = match algorithm {
+            Algorithm::Symmetric => {
+                let material = Zeroizing::new(random()?);
+                let wrapped = self.wrap_material(custody, &shard, id, &material[..]).await?;
+                in_process_record(custody, shard, id, &material, wrapped)?
             }
-            Custody::HsmWrapped => {
-                let hsm = self.hsm_for(custody, shard)?;
-                hsm.root().ok_or_else(|| GenerateError::NoRootKey(shard.clone()))?;
+            // What takes an HSM seconds with RSA, takes this process seconds of one thread.
+            Algorithm::Signing(algorithm) => {
                 let (pkcs8, public_key) = self.signing.generate(algorithm).await?;
-                let wrapped = self.wrap_secret(shard, &material_context(id), &pkcs8).await?;
-                (shard.clone(), wrapped, public_key)
-            }
-            Custody::Hsm => {
-                let hsm = self.hsm_for(custody, shard)?;
-                return make(hsm, id, &object_label(id), Some(algorithm), async |made| {
-                    let key = TokenKey { id, check_blob: None, signs: made.public_key.clone() };
-                    hsm.require_copies(&key).await.map_err(|error| not_made(id, error))?;
-                    let (wrapped_material, shard, check_blob) = (made.wrapped.clone(), shard.clone(), Vec::new());
-                    let public_key = made.public_key.clone();
-                    self.first_use(VersionRecord { id, custody, shard, wrapped_material, check_blob, public_key }).await
-                })
-                .await;
+                let wrapped_material = Some(self.wrap_material(custody, &shard, id, &pkcs8).await?);
+                let (check_blob, public_key) = (Vec::new(), Some(Arc::new(public_key)));
+                VersionRecord { id, custody, shard, wrapped_material, check_blob, public_key }
             }
         };
-        let (wrapped_material, check_blob, public_key) = (Some(wrapped), Vec::new(), Some(Arc::new(public_key)));
-        self.first_use(VersionRecord { id, custody, shard, wrapped_material, check_blob, public_key }).await
+        self.first_use(record).await
     }
 
-    async fn generate_symmetric(
+    async fn generate_on_tokens(
+        &self,
+        algorithm: Algorithm,
+        shard: &ShardName,
+        id: VersionId,
+    ) -> Result<VersionRecord, GenerateError> {
+        let custody = Custody::Hsm;
+        let hsm = self.hsm_for(custody, shard)?;
+        make(hsm, id, &object_label(id), algorithm.signing(), async |made| {
+            let (wrapped_material, public_key) = (made.wrapped.clone(), made.public_key.clone());
+            let check_blob = match algorithm {
+                Algorithm::Symmetric => first_wrap(hsm, id).await?,
+                Algorithm::Signing(_) => {
+                    let key = TokenKey { id, check_blob: None, signs: public_key.clone() };
+                    hsm.require_copies(&key).await.map_err(|error| not_made(id, error))?;
+                    Vec::new()
+                }
+            };
+            let shard = shard.clone();
+            self.first_use(VersionRecord { id, custody, shard, wrapped_material, check_blob, public_key }).await
+        })
+        .await
+    }
+
+    /// The shard whose root key wraps material of a custody, or none that matters for the key file; looked at before anything is made.
+    fn keeper(&self, custody: Custody, shard: &ShardName) -> Result<ShardName, GenerateError> {
+        if custody == Custody::Software {
+            self.key_file.as_ref().ok_or(GenerateError::NotConfigured(custody))?;
+            return Ok(ShardName::default());
+        }
+        self.hsm_for(custody, shard)?.root().ok_or_else(|| GenerateError::NoRootKey(shard.clone()))?;
+        Ok(shard.clone())
+    }
+
+    async fn wrap_material(
         &self,
         custody: Custody,
         shard: &ShardName,
         id: VersionId,
-    ) -> Result<VersionRecord, GenerateError> {
-        match custody {
-            Custody::Software => {
-                let file = self.key_file.as_ref().ok_or(GenerateError::NotConfigured(custody))?;
-                let material = Zeroizing::new(random()?);
-                let wrapped = file.wrap_material(id, &material[..])?;
-                self.first_use(in_process_record(custody, ShardName::default(), id, &material, wrapped)?).await
-            }
-            Custody::HsmWrapped => {
-                let hsm = self.hsm_for(custody, shard)?;
-                hsm.root().ok_or_else(|| GenerateError::NoRootKey(shard.clone()))?;
-                let material = Zeroizing::new(random()?);
-                let wrapped = self.wrap_secret(shard, &material_context(id), &material[..]).await?;
-                self.first_use(in_process_record(custody, shard.clone(), id, &material, wrapped)?).await
-            }
-            Custody::Hsm => {
-                let hsm = self.hsm_for(custody, shard)?;
-                make(hsm, id, &object_label(id), None, async |made| {
-                    let check_blob = first_wrap(hsm, id).await?;
-                    let (shard, wrapped_material) = (shard.clone(), made.wrapped.clone());
-                    let public_key = None;
-                    self.first_use(VersionRecord { id, custody, shard, wrapped_material, check_blob, public_key }).await
-                })
-                .await
-            }
+        material: &[u8],
+    ) -> Result<Vec<u8>, GenerateError> {
+        match (custody, &self.key_file) {
+            (Custody::Software, Some(file)) => Ok(file.wrap_material(id, material)?),
+            (Custody::Software, None) => Err(GenerateError::NotConfigured(custody)),
+            _ => Ok(self.wrap_secret(shard, &material_context(id), material).await?),
         }
     }
 

@@ -65,6 +65,14 @@ impl Custodian {
         self.shards.iter().position(|shard| on_hsm && *shard.name() == version.shard)
     }
 
+    /// Their names; without an HSM that of the one shard that this process is.
+    pub fn shard_names(&self) -> Vec<ShardName> {
+        match &self.shards[..] {
+            [] => vec![ShardName::default()],
+            shards => shards.iter().map(|shard| shard.name().clone()).collect(),
+        }
+    }
+
     /// Where keys go if nobody says where: the only shard, or `main` if it is one of several.
     pub fn default_shard(&self) -> Option<ShardName> {
         match &self.shards[..] {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ekm_core::catalog::ledger::Class;
 use ekm_core::catalog::{
-    self, Custody, Impossible, KeyCreation, KeyRecord, KeyState, Kind, Outcome, PolicyRecord, Purpose, ReplacedPolicy,
-    Settings, SpaceRecord, SpaceState, VersionRecord, VersionState,
+    self, Custody, Impossible, KeyCreation, KeyRecord, KeyState, Kind, Outcome, PolicyRecord, ReplacedPolicy, Settings,
+    SpaceRecord, SpaceState, VersionRecord, VersionState,
 };
 use ekm_core::custody::Custodian;
 use ekm_core::hsm::{Replica, Shard, State};
@@ -200,27 +200,9 @@ pub(super) async fn apply(
             effect.warnings.extend(useless(&policy, algorithm));
             let made = made.cloned().unwrap_or_else(|| imagined(Uuid::now_v7(), 1, algorithm, custody, &space));
             let now = draft.now();
-            let mut record = KeyRecord {
-                id: made.id.key,
-                space: space.id,
-                policy: policy.id,
-                replaced_policies: Vec::new(),
-                purpose: Purpose::of(algorithm),
-                algorithm,
-                state: KeyState::Enabled,
-                destroy_at: None,
-                created_for: None,
-                destroyed_by_caller: false,
-                paths: vec![path.clone()],
-                custody,
-                primary: 0,
-                versions: Vec::new(),
-                rotation: None,
-                labels: labels.clone(),
-                description: description.clone(),
-                created_at: now,
-            };
-            record.add_version(made, now)?;
+            let mut record = KeyRecord::new(made, space.id, policy.id, algorithm, now)?;
+            record.paths.push(path.clone());
+            (record.labels, record.description) = (labels.clone(), description.clone());
             record.set_rotation(*rotation_days, now)?;
             draft.name(Kind::Key, path.as_str(), record.id);
             draft.put_key(&record)?;
@@ -297,8 +279,7 @@ pub(super) async fn apply(
         }
         Command::KeyRotate { path } => {
             let (record, _) = named::<KeyRecord>(draft, Kind::Key, path.as_str()).await?;
-            let space = draft.read::<SpaceRecord>(Kind::Space, record.space).await?;
-            let (space, _) = space.ok_or_else(|| not_found(Kind::Space, &record.space.to_string()))?;
+            let space = space_of(draft, &record).await?;
             let made = made.cloned().unwrap_or_else(|| {
                 imagined(record.id, record.next_version(), record.algorithm, record.custody, &space)
             });
@@ -306,8 +287,7 @@ pub(super) async fn apply(
         }
         Command::KeyMove { path } => {
             let (record, _) = named::<KeyRecord>(draft, Kind::Key, path.as_str()).await?;
-            let space = draft.read::<SpaceRecord>(Kind::Space, record.space).await?;
-            let (space, _) = space.ok_or_else(|| not_found(Kind::Space, &record.space.to_string()))?;
+            let space = space_of(draft, &record).await?;
             let carried = match prepared {
                 Prepared::Carried(carried) => carried.clone(),
                 Prepared::Nothing | Prepared::Version(_) => {
@@ -336,7 +316,7 @@ pub(super) async fn apply(
             change_key(draft, path, &seen, false, Class::Staged, |key, now| key.set_rotation(*every_days, now)).await
         }
         Command::KeyDestroy { path, version } => {
-            let settings = settings(draft).await?.0;
+            let settings = draft.settings().await?.0;
             let mut effect = change_key(draft, path, &seen, false, Class::Fast, |key, now| match version {
                 Some(number) => key.schedule_version_destruction(*number, now, &settings),
                 None => key.schedule_destruction(now, &settings),
@@ -362,7 +342,7 @@ pub(super) async fn apply(
         Command::HsmDrain { name, force } => drain(draft, custodian, name, *force, &seen).await,
         Command::HsmResume { name } => resume(draft, custodian, name, &seen).await,
         Command::SettingsSet { destroy_grace_days: days, denial_delay_minutes: minutes } => {
-            let (mut record, revision) = settings(draft).await?;
+            let (mut record, revision) = draft.settings().await?;
             seen.must_be(revision)?;
             let view = |settings: &Settings| json!({"destroy_grace_days": settings.destroy_grace_days, "denial_delay_minutes": settings.denial_delay_minutes});
             let (before, mut dangers) = (view(&record), Vec::new());
@@ -521,7 +501,7 @@ async fn replaced(
     if is_final {
         return Ok(Vec::new());
     }
-    let minutes = settings(draft).await?.0.denial_delay_minutes.min(Settings::MAX_DENIAL_DELAY_MINUTES);
+    let minutes = draft.settings().await?.0.denial_delay_minutes.min(Settings::MAX_DENIAL_DELAY_MINUTES);
     Ok(catalog::replaced(before, old, new, draft.now(), time::Duration::minutes(minutes.into())))
 }
 
@@ -585,7 +565,7 @@ async fn drain(
     seen: &Seen,
 ) -> Result<Effect, AdminError> {
     let shard = shard_with(custodian, name)?;
-    let (mut record, revision) = settings(draft).await?;
+    let (mut record, revision) = draft.settings().await?;
     seen.may_be(revision)?;
     let before = record.drained_replicas.clone();
     // One that was drained a moment ago may still seem to be serving.
@@ -609,7 +589,7 @@ async fn drain(
 }
 
 async fn resume(draft: &mut Draft<'_>, custodian: &Custodian, name: &str, seen: &Seen) -> Result<Effect, AdminError> {
-    let (mut record, revision) = settings(draft).await?;
+    let (mut record, revision) = draft.settings().await?;
     seen.may_be(revision)?;
     let before = record.drained_replicas.clone();
     // One that has left the configuration since can be forgotten so.
@@ -667,8 +647,10 @@ pub(super) fn elsewhere<'a>(record: &'a KeyRecord, space: &'a SpaceRecord) -> im
     versions.map(|version| record.version_record(version))
 }
 
-async fn settings(draft: &mut Draft<'_>) -> Result<(Settings, u64), AdminError> {
-    Ok(draft.read::<Settings>(Kind::Settings, Uuid::nil()).await?.unwrap_or_default())
+/// The crypto space of a key.
+async fn space_of(draft: &mut Draft<'_>, key: &KeyRecord) -> Result<SpaceRecord, AdminError> {
+    let space = draft.read::<SpaceRecord>(Kind::Space, key.space).await?;
+    space.map(|(space, _)| space).ok_or_else(|| not_found(Kind::Space, &key.space.to_string()))
 }
 
 async fn free(draft: &mut Draft<'_>, kind: Kind, name: &str) -> Result<(), AdminError> {

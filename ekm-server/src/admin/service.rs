@@ -56,11 +56,7 @@ impl Admin {
 
     /// What this frontend knows for certain, if the catalog is open: what changes are built on.
     pub(super) fn mirror(&self) -> Result<Arc<Mirror>, AdminError> {
-        let locked = || {
-            let problem = self.gate.problem().unwrap_or_else(|| "it is being opened".into());
-            AdminError::Catalog(CatalogError::Locked(problem))
-        };
-        self.gate.mirror().ok_or_else(locked)
+        Ok(self.gate.known()?)
     }
 
     /// The key of the catalog, if it is open.

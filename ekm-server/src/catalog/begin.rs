@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ekm_core::blob::VersionId;
 use ekm_core::catalog::{
-    CatalogKey, Head, KeyRecord, KeyState, Kind, PolicyRecord, Purpose, RootRecord, Settings, SpaceRecord, SpaceState,
+    CatalogKey, Head, KeyRecord, Kind, PolicyRecord, Purpose, RootRecord, Settings, SpaceRecord, SpaceState,
     StoredVersion, VersionRecord, VersionState,
 };
 use ekm_core::custody::Custodian;
@@ -65,7 +65,7 @@ async fn begin(
         ));
     }
     let mut health = Vec::new();
-    for shard in shards_with_health_keys(custodian) {
+    for shard in custodian.shard_names() {
         health.push(make_health_key(custodian, &shard).await?);
     }
     // The wrapped key first: a catalog that nobody can open would be lost.
@@ -98,18 +98,10 @@ async fn begin(
     draft.put(Kind::Space, space.id, &space)?;
     draft.put(Kind::Policy, policy.id, &policy)?;
     for made in health {
-        draft.put_key(&health_key(made, space.id, policy.id, now))?;
+        draft.put_key(&health_key(made, space.id, policy.id, now)?)?;
     }
     draft.commit(Entry::by_ekm("catalog-create", "the catalog"), None).await?;
     Ok(key)
-}
-
-/// One for each shard; without an HSM one of custody `software`.
-fn shards_with_health_keys(custodian: &Custodian) -> Vec<ShardName> {
-    match custodian.shards() {
-        [] => vec![ShardName::default()],
-        shards => shards.iter().map(|shard| shard.name().clone()).collect(),
-    }
 }
 
 async fn make_health_key(custodian: &Custodian, shard: &ShardName) -> Result<VersionRecord, CatalogError> {
@@ -117,38 +109,10 @@ async fn make_health_key(custodian: &Custodian, shard: &ShardName) -> Result<Ver
     Ok(custodian.generate(Algorithm::Symmetric, default_custody(custodian), shard, id).await?)
 }
 
-fn health_key(made: VersionRecord, space: Uuid, policy: Uuid, now: OffsetDateTime) -> KeyRecord {
-    KeyRecord {
-        id: made.id.key,
-        space,
-        policy,
-        replaced_policies: Vec::new(),
-        purpose: Purpose::Health,
-        algorithm: Algorithm::Symmetric,
-        state: KeyState::Enabled,
-        destroy_at: None,
-        created_for: None,
-        destroyed_by_caller: false,
-        paths: Vec::new(),
-        custody: made.custody,
-        primary: 1,
-        versions: vec![StoredVersion {
-            number: 1,
-            state: VersionState::Enabled,
-            destroy_at: None,
-            custody: made.custody,
-            shard: made.shard,
-            left_on: Default::default(),
-            wrapped_material: made.wrapped_material,
-            check_blob: made.check_blob,
-            public_key: None,
-            created_at: now,
-        }],
-        rotation: None,
-        labels: Default::default(),
-        description: String::new(),
-        created_at: now,
-    }
+fn health_key(made: VersionRecord, space: Uuid, policy: Uuid, now: OffsetDateTime) -> Result<KeyRecord, CatalogError> {
+    let key = KeyRecord::new(made, space, policy, Algorithm::Symmetric, now);
+    let key = key.map_err(|impossible| CatalogError::Internal(impossible.problem))?;
+    Ok(KeyRecord { purpose: Purpose::Health, ..key })
 }
 
 /// Notes a shard that was configured after the catalog was begun: its root key, and a health key.
@@ -167,9 +131,8 @@ async fn add_shard(
         let (Some(space), Some(policy)) = (space, policy) else {
             return Err(CatalogError::Internal("the catalog has no crypto space for health keys".into()));
         };
-        draft.put_key(&health_key(made.clone(), space, policy, now))?;
-        let settings = draft.read::<Settings>(Kind::Settings, Uuid::nil()).await?;
-        let mut settings = settings.map(|(settings, _)| settings).unwrap_or_default();
+        draft.put_key(&health_key(made.clone(), space, policy, now)?)?;
+        let (mut settings, _) = draft.settings().await?;
         settings.roots.insert(shard.clone(), root);
         draft.put(Kind::Settings, Uuid::nil(), &settings)?;
         draft.commit(Entry::by_ekm("shard-add", shard.as_str()), None).await?;

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use ekm_core::KeyPath;
 use ekm_core::catalog::ledger::{Change, Class, Touched};
 use ekm_core::catalog::mirror::Since;
-use ekm_core::catalog::{CatalogKey, Head, KeyRecord, Kind, Mirror, SealedRow};
+use ekm_core::catalog::{CatalogKey, Head, KeyRecord, Kind, Mirror, SealedRow, Settings};
 use ekm_storage::{CatalogStore, Commit, Name, StorageError, Write};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -137,6 +137,11 @@ impl<'a> Draft<'a> {
         let revision = row.revision;
         self.before.insert((kind, id), row);
         Ok(Some((record, revision)))
+    }
+
+    /// What holds for the whole catalog, with the revision that wrote it.
+    pub async fn settings(&mut self) -> Result<(Settings, u64), CatalogError> {
+        Ok(self.read(Kind::Settings, Uuid::nil()).await?.unwrap_or_default())
     }
 
     /// A record as it will be after this change, for looking at.

@@ -41,6 +41,12 @@ impl Gate {
         self.mirror.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The same, for what cannot do without; the error says why it is not open yet.
+    pub fn known(&self) -> Result<Arc<Mirror>, CatalogError> {
+        let locked = || CatalogError::Locked(self.problem().unwrap_or_else(|| "it is being opened".into()));
+        self.mirror().ok_or_else(locked)
+    }
+
     /// Something was changed here: look at once.
     pub fn nudge(&self) {
         self.changed.notify_one();

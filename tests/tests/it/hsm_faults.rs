@@ -3,19 +3,25 @@
 use std::fs;
 use std::path::Path;
 
-use ekm_tests::{Effect, Ekm, Fault, FaultyModule, SOFTHSM};
+use ekm_tests::{Directory, Effect, Ekm, Fault, FaultyModule, SOFTHSM};
 
 use crate::hsm_drain::{serve, two_replicas, wait_until};
 
-/// The faults are those of hsm-b.
-fn one_with_faults() -> (Ekm, FaultyModule) {
-    let directory = two_replicas();
+/// Puts a module that has faults on request before hsm-b.
+pub(crate) fn before_hsm_b(directory: &Directory) -> FaultyModule {
     let module = FaultyModule::new(&directory.path().join("faulty"), Path::new(SOFTHSM));
     let file = directory.path().join("ekm.toml");
     let config = fs::read_to_string(&file).unwrap();
     let (before, second) = config.split_once("name = \"hsm-b\"").unwrap();
     let second = second.replacen(SOFTHSM, module.path().to_str().unwrap(), 1);
     fs::write(&file, format!("{before}name = \"hsm-b\"{second}")).unwrap();
+    module
+}
+
+/// The faults are those of hsm-b.
+fn one_with_faults() -> (Ekm, FaultyModule) {
+    let directory = two_replicas();
+    let module = before_hsm_b(&directory);
     (serve(&directory, |config| config), module)
 }
 

@@ -1,16 +1,16 @@
 //! asymmetricSign and getPublicKey, as Cloud KMS would call them; signatures are verified by the openssl command line.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ekm_tests::{CALLER, Directory, Effect, Ekm, Fault, FaultyModule, SOFTHSM, base64, key_create, unbase64};
+use ekm_tests::{CALLER, Directory, Effect, Ekm, Fault, base64, key_create, unbase64};
 use serde_json::{Value, json};
 
 use crate::cli::run;
 use crate::hsm_drain::{serve, two_replicas, wait_until};
+use crate::hsm_faults::before_hsm_b;
 use crate::hsm_replication::{objects, put_replication_key};
 use crate::table::Expect::{self, Good, Refused};
 use crate::table::{PLAINTEXT, Table, post_json};
@@ -294,12 +294,7 @@ fn a_signing_key_is_on_every_hsm_and_one_that_loses_it_gets_it_back() {
 #[test]
 fn a_wrong_signature_never_leaves_and_another_hsm_is_asked() {
     let directory = replicated();
-    let module = FaultyModule::new(&directory.path().join("faulty"), Path::new(SOFTHSM));
-    let file = directory.path().join("ekm.toml");
-    let config = fs::read_to_string(&file).unwrap();
-    let (before, second) = config.split_once("name = \"hsm-b\"").unwrap();
-    let second = second.replacen(SOFTHSM, module.path().to_str().unwrap(), 1);
-    fs::write(&file, format!("{before}name = \"hsm-b\"{second}")).unwrap();
+    let module = before_hsm_b(&directory);
     let ekm = serve(&directory, with_replication_key);
     make(&ekm, KEY, P256);
     let pem = public_key(&ekm, KEY);
