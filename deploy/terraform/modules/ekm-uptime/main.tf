@@ -1,0 +1,91 @@
+# Is the EKM reachable as Cloud KMS reaches it? A check every minute, over the very Service Directory service, or over the internet. It asks
+# without a token and wants 401: the EKM's own answer, for which TLS, host name and process have to be right.
+
+locals {
+  private = var.service_directory_service != null
+  # projects/PROJECT/locations/LOCATION/namespaces/NAMESPACE/services/SERVICE
+  service = local.private ? split("/", var.service_directory_service) : []
+}
+
+resource "google_monitoring_uptime_check_config" "ekm" {
+  project            = var.project.id
+  display_name       = "${var.name}: EKM answers"
+  period             = "60s"
+  timeout            = "10s"
+  checker_type       = local.private ? "VPC_CHECKERS" : "STATIC_IP_CHECKERS"
+  log_check_failures = true
+
+  monitored_resource {
+    type = local.private ? "servicedirectory_service" : "uptime_url"
+    labels = local.private ? {
+      project_id     = local.service[1]
+      location       = local.service[3]
+      namespace_name = local.service[5]
+      service_name   = local.service[7]
+      } : {
+      project_id = var.project.id
+      host       = var.hostname
+    }
+  }
+
+  http_check {
+    path    = "/v0/info"
+    port    = var.port
+    use_ssl = true
+    # Google can validate public certificates only; those of a connection are pinned there.
+    validate_ssl = !local.private
+    headers      = local.private ? { Host = var.hostname } : null
+
+    accepted_response_status_codes {
+      status_value = 401
+    }
+  }
+
+  depends_on = [google_project_iam_member.checkers]
+}
+
+# The checkers look into Service Directory as Cloud KMS does, and need the same roles.
+resource "google_project_iam_member" "checkers" {
+  for_each = toset(local.private ? ["roles/servicedirectory.viewer", "roles/servicedirectory.pscAuthorizedService"] : [])
+
+  project = var.project.id
+  role    = each.key
+  member  = "serviceAccount:service-${var.project.number}@gcp-sa-monitoring-notification.iam.gserviceaccount.com"
+}
+
+resource "google_monitoring_alert_policy" "unreachable" {
+  project               = var.project.id
+  display_name          = "${var.name}: EKM unreachable"
+  combiner              = "OR"
+  severity              = "CRITICAL"
+  notification_channels = var.notification_channels
+
+  conditions {
+    display_name = "Two checkers or more fail for two minutes"
+
+    condition_threshold {
+      filter = join(" AND ", [
+        "metric.type = \"monitoring.googleapis.com/uptime_check/check_passed\"",
+        "metric.labels.check_id = \"${google_monitoring_uptime_check_config.ekm.uptime_check_id}\"",
+        "resource.type = \"${local.private ? "servicedirectory_service" : "uptime_url"}\"",
+      ])
+      comparison      = "COMPARISON_GT"
+      threshold_value = 1
+      duration        = "120s"
+
+      aggregations {
+        alignment_period     = "60s"
+        per_series_aligner   = "ALIGN_NEXT_OLDER"
+        cross_series_reducer = "REDUCE_COUNT_FALSE"
+      }
+    }
+  }
+
+  documentation {
+    mime_type = "text/markdown"
+    content   = <<-EOT
+      The EKM does not answer with 401 on https://${var.hostname}/v0/info. Nobody answers: look at tunnels, routes, firewalls, load balancer, and
+      `/readyz?verbose` of the frontends. 421: the host name is not in the EKM's `server.hosts`.
+    EOT
+  }
+}
