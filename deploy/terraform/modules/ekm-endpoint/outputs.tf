@@ -10,3 +10,12 @@ output "location" {
   description = "The region of the namespace."
   value       = google_service_directory_namespace.ekm.location
 }
+
+output "endpoint" {
+  description = "The one endpoint: what Cloud KMS connects to, and in which network."
+  value = {
+    address = google_service_directory_endpoint.ekm.address
+    port    = google_service_directory_endpoint.ekm.port
+    network = google_service_directory_endpoint.ekm.network
+  }
+}

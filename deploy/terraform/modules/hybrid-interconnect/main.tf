@@ -91,7 +91,7 @@ resource "google_compute_router_peer" "this" {
 # A warning and no error: some want the tier more than the isolation.
 check "the_connection_stays_in_one_region" {
   assert {
-    condition     = var.availability == "99.9"
+    condition     = var.availability == "99.9" || !var.single_region
     error_message = "The 99.99 tier leaves the region: requests to the EKM of one region may pass through the other one, and a fault there can be felt here. For keys in a single region Google recommends 99.9."
   }
 }

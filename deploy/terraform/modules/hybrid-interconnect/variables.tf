@@ -133,6 +133,12 @@ variable "project_id" {
   type        = string
 }
 
+variable "single_region" {
+  description = "Whether the keys are in a single region; then the 99.99 tier, which is two, gives a warning."
+  type        = bool
+  default     = true
+}
+
 variable "type" {
   description = "DEDICATED or PARTNER."
   type        = string

@@ -56,6 +56,7 @@ module "interconnect" {
   availability      = var.interconnect.availability
   asn               = var.interconnect.asn
   attachments       = var.interconnect.attachments
+  single_region     = false
   advertised_ranges = local.advertised_ranges
 }
 
