@@ -24,7 +24,7 @@ output "certificates" {
 output "verify_command" {
   description = "Asks Cloud KMS to call the EKM over this connection now; the provider has no resource for that. An answer {} is good."
   value = join(" ", [
-    "curl --silent --show-error --header \"Authorization: Bearer $(gcloud auth print-access-token)\"",
+    "curl --silent --show-error --oauth2-bearer $(gcloud auth print-access-token)",
     "https://cloudkms.googleapis.com/v1/projects/${var.project_id}/locations/${var.location}/ekmConnections/${var.name}:verifyConnectivity",
   ])
 }

@@ -13,7 +13,7 @@ output "set_primary_commands" {
   value = {
     for label, version in google_kms_crypto_key_version.this : label => join(" ", [
       "gcloud kms keys update ${local.versions[label].key} --keyring ${var.key_ring} --location ${var.location} --project ${var.project_id}",
-      "--primary-version \"$(basename ${version.name})\"",
+      "--primary-version ${reverse(split("/", version.name))[0]}",
     ]) if var.keys[local.versions[label].key].purpose == "ENCRYPT_DECRYPT"
   }
 }

@@ -36,7 +36,7 @@ run "a_key_behind_a_connection" {
     error_message = "The ring is where the keys are."
   }
   assert {
-    condition     = output.set_primary_commands["orders/first"] == "gcloud kms keys update orders --keyring ekm-a1 --location europe-west3 --project keys-example --primary-version \"$(basename projects/keys-example/locations/europe-west3/keyRings/ekm-a1/cryptoKeys/orders/cryptoKeyVersions/3)\""
+    condition     = output.set_primary_commands["orders/first"] == "gcloud kms keys update orders --keyring ekm-a1 --location europe-west3 --project keys-example --primary-version 3"
     error_message = "The command that no resource replaces."
   }
 }
@@ -263,4 +263,13 @@ run "a_key_ring_without_a_name_is_refused" {
   command = plan
   variables { key_ring = "" }
   expect_failures = [var.key_ring]
+}
+
+run "a_mode_that_google_does_not_know_is_refused" {
+  command = plan
+  variables {
+    key_management_mode = "AUTOMATIC"
+    keys                = {}
+  }
+  expect_failures = [var.key_management_mode]
 }
