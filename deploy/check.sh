@@ -6,26 +6,44 @@
 set -uo pipefail
 cd "$(dirname "$0")"
 
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 failed=0
+
+# What needs no tool: rules of the house that Terraform does not know.
+check_text() {
+  local good=0 sources
+  sources=$(find terraform -name '*.tf' -not -path '*/google-ranges/*')
+  # shellcheck disable=SC2086
+  if grep -nE '35\.199\.192|35\.191\.0|130\.211\.0|199\.36\.153' $sources; then
+    echo "terraform: Google's ranges stand in modules/google-ranges and nowhere else"
+    good=1
+  fi
+  for file in $(find terraform -name versions.tf); do
+    cmp "$file" terraform/modules/ekm-endpoint/versions.tf || good=1
+  done
+  # shellcheck disable=SC2086
+  awk '
+    function done() { if (kind != "" && (!described || (kind == "variable" && !typed))) { print file ": " name " has no description or no type"; bad = 1 } kind = "" }
+    /^(variable|output) "/ { done(); kind = $1; name = $2; file = FILENAME; described = typed = 0 }
+    /^  description += / { described = 1 }
+    /^  type += / { typed = 1 }
+    /^}/ { done() }
+    END { exit bad }' $sources || good=1
+  return "$good"
+}
 
 # One module or stage: valid, and its tests pass; a stage's for each of its examples. Prints only what is wrong.
 check_directory() {
-  local directory=$1 work example count
-  work=$(mktemp -d)
+  local directory=$1 log example good=0 count
+  log=$(mktemp -d -p "$work")
   # Nothing is left in the tree, and none of these run into each other.
-  export TF_DATA_DIR="$work/data" TF_IN_AUTOMATION=1 CHECKPOINT_DISABLE=1
+  export TF_DATA_DIR="$log/data"
   tf() { "$terraform" -chdir="$directory" "$@"; }
 
-  {
-    tf get
-    # Where the CLI configuration overrides the provider, there is nothing to init, and init would ask the registry all the same.
-    if ! tf validate -no-color >"$work/validate" 2>&1; then
-      grep -q 'terraform init' "$work/validate" && tf init -backend=false -input=false -no-color && tf validate -no-color >"$work/validate" 2>&1
-    fi
-  } >"$work/init" 2>&1
-  local good=$?
+  { tf $fetch -no-color && tf validate -no-color; } >"$log/validate" 2>&1 || good=1
   if [ $good -ne 0 ]; then
-    cat "$work/init" "$work/validate"
+    cat "$log/validate"
   elif [ -d "$directory/examples" ]; then
     # The guards are about no example in particular: they run with the first.
     local filters=()
@@ -33,34 +51,54 @@ check_directory() {
       echo "= $(basename "$example")"
       tf test -no-color -var-file="examples/$(basename "$example")" ${filters[@]+"${filters[@]}"} || good=1
       filters=(-filter=tests/invariants.tftest.hcl)
-    done >"$work/test" 2>&1
+    done >"$log/test" 2>&1
   else
-    tf test -no-color >"$work/test" 2>&1 || good=1
+    tf test -no-color >"$log/test" 2>&1 || good=1
   fi
-  count=$(grep -c '^  run .*\.\.\. pass$' "$work/test" 2>/dev/null)
+  count=$(grep -c '^  run .*\.\.\. pass$' "$log/test" 2>/dev/null)
   # A directory without a test would pass for ever.
   if [ $good -eq 0 ] && [ "${count:-0}" -gt 0 ]; then
     echo "terraform: $directory: ok, $count tests"
   else
-    [ ! -f "$work/test" ] || grep -v '\.\.\. \(pass\|skip\|in progress\|tearing down\)$' "$work/test"
+    [ ! -f "$log/test" ] || grep -v '\.\.\. \(pass\|skip\|in progress\|tearing down\)$' "$log/test"
     echo "terraform: $directory: FAILED"
     good=1
   fi
-  rm -rf "$work"
-  # init's, if it ran; a lock file belongs to who applies, and there is none here.
-  rm -f "$directory/.terraform.lock.hcl"
+  # init's. A lock file belongs to who applies; there is none here.
+  rm -rf "$log" "$directory/.terraform.lock.hcl"
   return "$good"
 }
 
-terraform=${TERRAFORM:-terraform}
-if command -v "$terraform" >/dev/null; then
-  terraform=$(realpath "$(command -v "$terraform")")
+check_terraform() {
+  terraform=$(realpath "$(command -v "$1")")
+  export terraform work TF_IN_AUTOMATION=1 CHECKPOINT_DISABLE=1
+  # One download for all, if any.
+  export TF_PLUGIN_CACHE_DIR="$work/plugins" TF_PLUGIN_CACHE_MAY_BREAK_DEPENDENCY_LOCK_FILE=1
+  mkdir "$TF_PLUGIN_CACHE_DIR" "$work/probe"
+
   "$terraform" fmt -check -recursive -diff terraform || { echo "terraform: run 'terraform fmt -recursive deploy/terraform'"; failed=1; }
+
+  # Where the CLI configuration overrides the provider, there is nothing to init, and init would ask the registry all the same.
+  cp terraform/modules/ekm-endpoint/versions.tf "$work/probe/"
+  if "$terraform" -chdir="$work/probe" validate >/dev/null 2>&1; then
+    export fetch=get
+  elif "$terraform" -chdir="$work/probe" init -backend=false -input=false -no-color >"$work/init" 2>&1; then
+    export fetch="init -backend=false -input=false"
+  else
+    tail -n 20 "$work/init"
+    echo "terraform: the provider hashicorp/google is absent, and no registry has it: only the format of deploy/terraform is checked"
+    return
+  fi
+
   export -f check_directory
-  export terraform
   # The long ones first.
   printf '%s\n' terraform/topologies/*/network terraform/modules/* terraform/topologies/*/kms |
     xargs -P "${CHECK_DEPLOY_JOBS:-$(nproc)}" -I{} bash -c 'check_directory {}' || failed=1
+}
+
+check_text || failed=1
+if command -v "${TERRAFORM:-terraform}" >/dev/null; then
+  check_terraform "${TERRAFORM:-terraform}"
 else
   echo "terraform: absent, deploy/terraform is not checked"
 fi

@@ -74,7 +74,8 @@ resource "google_monitoring_alert_policy" "unreachable" {
       duration        = "120s"
 
       aggregations {
-        alignment_period     = "60s"
+        # Longer than a check's period, so that none is missing because it came late.
+        alignment_period     = "300s"
         per_series_aligner   = "ALIGN_NEXT_OLDER"
         cross_series_reducer = "REDUCE_COUNT_FALSE"
       }

@@ -15,7 +15,7 @@ variable "advertised_ranges" {
 
   validation {
     condition     = alltrue([for range in var.advertised_ranges : can(cidrhost(range, 0)) && try(cidrsubnet(range, 0, 0) == range, false)])
-    error_message = "A range to announce is an IPv4 network such as 35.199.192.0/19, without host bits."
+    error_message = "A range to announce is an IPv4 network such as 192.0.2.0/24, without host bits."
   }
 }
 
