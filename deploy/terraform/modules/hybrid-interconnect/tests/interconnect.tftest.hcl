@@ -194,8 +194,7 @@ run "there_are_two_edge_availability_domains" {
       a = { region = "europe-west3", metro = "fra", edge_availability_domain = 1 }
       b = { region = "europe-west3", metro = "fra", edge_availability_domain = 2 }
       c = { region = "europe-west4", metro = "ams", edge_availability_domain = 1 }
-      d = { region = "europe-west4", metro = "ams", edge_availability_domain = 2 }
-      e = { region = "europe-west4", metro = "ams", edge_availability_domain = 3 }
+      d = { region = "europe-west4", metro = "ams", edge_availability_domain = 3 }
     }
     availability = "99.99"
   }

@@ -56,7 +56,7 @@ run "the_configuration_passes_tls_to_the_frontends_and_asks_their_ops_listeners"
     error_message = "Time-out and connections are handed on."
   }
   assert {
-    condition     = !can(regex("proxy_protocol on;", output.nginx_conf)) && !can(regex("[0-9] .*backup;", output.nginx_conf))
+    condition     = !can(regex("proxy_protocol on;", output.nginx_conf)) && toset([for server in regexall("server ([0-9.]+):8443", output.nginx_conf) : server[0]]) == toset(var.frontends)
     error_message = "No PROXY protocol, and no other site, unless it is asked for."
   }
   assert {
