@@ -2,9 +2,8 @@
 # without a token and wants 401: the EKM's own answer, for which TLS, host name and process have to be right.
 
 locals {
-  private = var.service_directory_service != null
   # projects/PROJECT/locations/LOCATION/namespaces/NAMESPACE/services/SERVICE
-  service = local.private ? split("/", var.service_directory_service) : []
+  service = var.private ? split("/", var.service_directory_service) : []
 }
 
 resource "google_monitoring_uptime_check_config" "ekm" {
@@ -12,12 +11,12 @@ resource "google_monitoring_uptime_check_config" "ekm" {
   display_name       = "${var.name}: EKM answers"
   period             = "60s"
   timeout            = "10s"
-  checker_type       = local.private ? "VPC_CHECKERS" : "STATIC_IP_CHECKERS"
+  checker_type       = var.private ? "VPC_CHECKERS" : "STATIC_IP_CHECKERS"
   log_check_failures = true
 
   monitored_resource {
-    type = local.private ? "servicedirectory_service" : "uptime_url"
-    labels = local.private ? {
+    type = var.private ? "servicedirectory_service" : "uptime_url"
+    labels = var.private ? {
       project_id     = local.service[1]
       location       = local.service[3]
       namespace_name = local.service[5]
@@ -33,8 +32,8 @@ resource "google_monitoring_uptime_check_config" "ekm" {
     port    = var.port
     use_ssl = true
     # Google can validate public certificates only; those of a connection are pinned there.
-    validate_ssl = !local.private
-    headers      = local.private ? { Host = var.hostname } : null
+    validate_ssl = !var.private
+    headers      = var.private ? { Host = var.hostname } : null
 
     accepted_response_status_codes {
       status_value = 401
@@ -46,7 +45,7 @@ resource "google_monitoring_uptime_check_config" "ekm" {
 
 # The checkers look into Service Directory as Cloud KMS does, and need the same roles.
 resource "google_project_iam_member" "checkers" {
-  for_each = toset(local.private ? ["roles/servicedirectory.viewer", "roles/servicedirectory.pscAuthorizedService"] : [])
+  for_each = toset(var.private ? ["roles/servicedirectory.viewer", "roles/servicedirectory.pscAuthorizedService"] : [])
 
   project = var.project.id
   role    = each.key
@@ -67,7 +66,7 @@ resource "google_monitoring_alert_policy" "unreachable" {
       filter = join(" AND ", [
         "metric.type = \"monitoring.googleapis.com/uptime_check/check_passed\"",
         "metric.labels.check_id = \"${google_monitoring_uptime_check_config.ekm.uptime_check_id}\"",
-        "resource.type = \"${local.private ? "servicedirectory_service" : "uptime_url"}\"",
+        "resource.type = \"${var.private ? "servicedirectory_service" : "uptime_url"}\"",
       ])
       comparison      = "COMPARISON_GT"
       threshold_value = 1

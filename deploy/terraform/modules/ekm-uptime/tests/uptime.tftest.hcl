@@ -7,11 +7,13 @@ variables {
   project  = { id = "net-example", number = "210987654321" }
   name     = "ekm-a1"
   hostname = "ekm.example.com"
+  private  = false
 }
 
 run "a_private_check_goes_by_the_service_that_cloud_kms_uses" {
   command = plan
   variables {
+    private                   = true
     service_directory_service = "projects/net-example/locations/europe-west3/namespaces/ekm-a1/services/ekm"
     port                      = 8443
   }
@@ -72,4 +74,16 @@ run "a_project_id_is_no_number" {
   command = plan
   variables { project = { id = "net-example", number = "net-example" } }
   expect_failures = [var.project]
+}
+
+run "a_private_check_without_a_service_is_refused" {
+  command = plan
+  variables { private = true }
+  expect_failures = [var.service_directory_service]
+}
+
+run "a_public_check_takes_no_service" {
+  command = plan
+  variables { service_directory_service = "projects/net-example/locations/europe-west3/namespaces/ekm-a1/services/ekm" }
+  expect_failures = [var.service_directory_service]
 }

@@ -81,5 +81,6 @@ module "uptime" {
   hostname                  = var.hostname
   port                      = var.endpoint.port
   service_directory_service = module.endpoint.service
+  private                   = true
   notification_channels     = var.notification_channels
 }

@@ -91,5 +91,6 @@ module "uptime" {
   project               = var.vpc_project
   name                  = local.name
   hostname              = var.hostname
+  private               = false
   notification_channels = var.notification_channels
 }

@@ -149,5 +149,6 @@ module "uptime" {
   hostname                  = var.hostname
   port                      = module.load_balancer.port
   service_directory_service = module.endpoint.service
+  private                   = true
   notification_channels     = var.notification_channels
 }
