@@ -118,13 +118,14 @@ module "proxies" {
 module "load_balancer" {
   source = "../../../modules/internal-nlb"
 
-  project_id = var.vpc_project.id
-  name       = local.name
-  region     = var.region
-  network    = google_compute_network.ekm.id
-  subnetwork = google_compute_subnetwork.proxies.id
-  address    = var.address
-  backends   = { for site, proxy in module.proxies : site => { group = proxy.instance_group, failover = var.sites[site].backup } }
+  project_id     = var.vpc_project.id
+  name           = local.name
+  region         = var.region
+  network        = google_compute_network.ekm.id
+  subnetwork     = google_compute_subnetwork.proxies.id
+  address        = var.address
+  backends       = { for site, proxy in module.proxies : site => { group = proxy.instance_group, failover = var.sites[site].backup } }
+  failover_ratio = var.failover_ratio
 }
 
 module "endpoint" {

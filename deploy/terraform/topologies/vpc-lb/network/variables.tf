@@ -9,6 +9,12 @@ variable "address" {
   }
 }
 
+variable "failover_ratio" {
+  description = "At which share of ready primary proxies traffic goes to the backup site; 0: when none is left."
+  type        = number
+  default     = 0
+}
+
 variable "hostname" {
   description = "The EKM's host name, as in its server.hosts."
   type        = string
