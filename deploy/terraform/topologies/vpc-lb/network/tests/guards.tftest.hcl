@@ -91,3 +91,12 @@ run "an_address_outside_the_subnetwork_is_refused" {
   variables { address = "10.128.11.10" }
   expect_failures = [var.address]
 }
+
+run "an_address_is_no_range" {
+  command = plan
+  variables {
+    subnet_range = "10.128.10.0"
+    address      = null
+  }
+  expect_failures = [var.subnet_range]
+}
