@@ -66,7 +66,10 @@ run "the_alarm_is_about_this_check" {
 
 run "an_endpoint_is_no_service" {
   command = plan
-  variables { service_directory_service = "projects/net-example/locations/europe-west3/namespaces/ekm-a1" }
+  variables {
+    private                   = true
+    service_directory_service = "projects/net-example/locations/europe-west3/namespaces/ekm-a1"
+  }
   expect_failures = [var.service_directory_service]
 }
 
