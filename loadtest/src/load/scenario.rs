@@ -424,13 +424,6 @@ impl Scenario {
             return Err("email has an '{n}' if there is more than one caller".into());
         }
         callers.keys.iter().try_for_each(|name| self.known("[[keys]]", name, &names(&self.keys, |keys| &keys.name)))?;
-        for mix in &self.mix {
-            let verb = mix.get_ref().verb;
-            if self.keys_for(callers, verb).is_none() {
-                let kind = if verb.needs_signing_key() { "with an algorithm" } else { "without an algorithm" };
-                return Err(format!("callers '{}' have no [[keys]] {kind} for {}", callers.name, verb.name()));
-            }
-        }
         Ok(())
     }
 
@@ -440,6 +433,12 @@ impl Scenario {
         }
         if mix.payload_bytes == 0 || mix.payload_bytes > 65_536 {
             return Err("payload_bytes is 1 to 65536, which is what Cloud KMS takes".into());
+        }
+        let without = self.callers.iter().find(|callers| self.keys_for(callers.get_ref(), mix.verb).is_none());
+        if let Some(callers) = without {
+            let (name, verb) = (&callers.get_ref().name, mix.verb);
+            let kind = if verb.needs_signing_key() { "with an algorithm" } else { "without an algorithm" };
+            return Err(format!("callers '{name}' have no [[keys]] {kind} for {}", verb.name()));
         }
         Ok(())
     }

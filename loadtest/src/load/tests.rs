@@ -35,7 +35,7 @@ fn an_error_in_a_scenario_names_the_line_and_what_is_wrong() {
         ("[[phase]]\nname = \"b\"\nseconds = -1\nrate = 1", 8, "seconds is more than 0"),
         ("[[phase]]\nname = \"a\"\nseconds = 1\nrate = 1", 8, "another of [[phase]] called 'a'"),
         ("[[phase]]\nname = \"b\"\nseconds = 1\nrates = { nobody = 1 }", 8, "no [[callers]] is called 'nobody'"),
-        ("[[mix]]\nverb = \"sign\"", 1, "no [[keys]] with an algorithm for sign"),
+        ("[[mix]]\nverb = \"sign\"", 8, "no [[keys]] with an algorithm for sign"),
         ("[[objective]]\nphases = [\"z\"]", 8, "no [[phase]] is called 'z'; there are 'a'"),
         ("[[objective]]\nwithin_ms = 3", 8, "within_ms goes with success_percent"),
         ("[[fault]]\nfrontend = 2\nrestart = true", 8, "frontend is 1 to 1"),
