@@ -7,6 +7,8 @@ use plotters::prelude::*;
 /// In pixels; the page scales them.
 const SIZE: (u32, u32) = (960, 320);
 
+const FONT: (&str, u32) = ("sans-serif", 16);
+
 /// Values over x. Where there is none the line has a gap.
 pub struct Line {
     pub name: String,
@@ -49,7 +51,7 @@ impl Chart<'_> {
             let (from, to) = (xs().fold(f64::INFINITY, f64::min).min(0.0), xs().fold(0.0, f64::max).max(1e-3));
             let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
             let mut builder = ChartBuilder::on(&root);
-            builder.margin(10).x_label_area_size(36).y_label_area_size(64);
+            builder.margin(10).x_label_area_size(44).y_label_area_size(72);
             if self.is_log {
                 let range = (lowest.max(1e-2) * 0.8..highest * 1.3).log_scale();
                 let mut chart = builder.build_cartesian_2d(from..to, range)?;
@@ -81,6 +83,8 @@ impl Chart<'_> {
             .y_desc(self.y)
             .x_label_formatter(&figure)
             .y_label_formatter(&figure)
+            .label_style(FONT)
+            .axis_desc_style(FONT)
             .draw()?;
         for mark in &self.marks {
             let line = vec![(*mark, bottom), (*mark, top)];
@@ -110,6 +114,7 @@ impl Chart<'_> {
             .position(SeriesLabelPosition::UpperLeft)
             .background_style(WHITE.mix(0.85))
             .border_style(BLACK.mix(0.2))
+            .label_font(FONT)
             .draw()?;
         Ok(())
     }

@@ -25,7 +25,7 @@ pub fn render(results: &Results) -> Result<String, Box<dyn Error>> {
         escaped(results.about.trim()),
     );
     for reason in &results.reasons {
-        write!(html, "<p class=\"{}\">{}</p>\n", verdict.to_lowercase(), escaped(reason))?;
+        writeln!(html, "<p class=\"{}\">{}</p>", verdict.to_lowercase(), escaped(reason))?;
     }
     html += "<p class=\"conditions\">";
     html += &conditions(results).iter().map(|line| escaped(line)).collect::<Vec<_>>().join("<br>");
@@ -44,7 +44,7 @@ pub fn render(results: &Results) -> Result<String, Box<dyn Error>> {
         for fault in &results.faults {
             let until = fault.until_s.map_or_else(String::new, |until| format!(" until {until:.1} s"));
             let error = fault.error.as_ref().map_or_else(String::new, |error| format!(": failed, {error}"));
-            write!(html, "<li>at {:.1} s{until}: {}</li>\n", fault.at_s, escaped(&format!("{}{error}", fault.what)))?;
+            writeln!(html, "<li>at {:.1} s{until}: {}</li>", fault.at_s, escaped(&format!("{}{error}", fault.what)))?;
         }
         html += "</ul>\n";
     }
@@ -52,7 +52,7 @@ pub fn render(results: &Results) -> Result<String, Box<dyn Error>> {
     let phases = results.phases.iter().map(|phase| (phase.name.as_str(), &phase.summary));
     html += &summaries(phases.chain([("all phases", &results.total)]));
     for (heading, chart) in charts(results) {
-        write!(html, "<h2>{heading}</h2>\n{}\n", chart.svg()?)?;
+        writeln!(html, "<h2>{heading}</h2>\n{}", chart.svg()?)?;
     }
     if results.callers.len() > 1 {
         html += "<h2>Callers</h2>\n";
@@ -91,8 +91,6 @@ fn charts(results: &Results) -> Vec<(&'static str, Chart<'static>)> {
             "Goodput over offered load, a point for each phase",
             chart("right answers a second", goodput, false),
         ));
-        let right = |value: fn(&Summary) -> f64| value;
-        let _ = right;
         let lines = vec![
             over_load("right answers, p50", |summary| (summary.right_ms.count > 0).then_some(summary.right_ms.p50)),
             over_load("right answers, p99", |summary| (summary.right_ms.count > 0).then_some(summary.right_ms.p99)),

@@ -193,6 +193,13 @@ pub struct Callers {
     pub email: Option<String>,
 }
 
+impl Callers {
+    /// Of a rate, beside the other groups'.
+    pub fn share(&self) -> f64 {
+        self.share.unwrap_or(self.count as f64)
+    }
+}
+
 /// A set of keys that are alike.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

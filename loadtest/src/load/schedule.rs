@@ -5,7 +5,7 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use crate::choice::Weights;
-use crate::scenario::{Arrivals, Phase, Scenario};
+use crate::scenario::{Arrivals, Callers, Phase, Scenario};
 
 /// A scenario's times and rates, with the capacity put in.
 #[derive(Clone, Debug)]
@@ -81,7 +81,7 @@ impl Schedule {
                 (rates.values().sum(), Weights::new(callers().map(|callers| of(&callers.name))))
             }
             None => {
-                let share = callers().map(|callers| callers.share.unwrap_or(callers.count as f64));
+                let share = callers().map(Callers::share);
                 (phase.rate.or(phase.load).unwrap_or(0.0), Weights::new(share))
             }
         };

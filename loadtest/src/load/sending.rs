@@ -12,6 +12,7 @@ use tokio::runtime::Builder;
 use tokio::task::{LocalSet, yield_now};
 use tokio::time::sleep;
 
+use crate::choice::Weights;
 use crate::clock::{Timer, thread_cpu};
 use crate::connection::keep;
 use crate::progress::Live;
@@ -152,7 +153,11 @@ impl Generator<'_> {
             let (cpu_before, wall_before) = (thread_cpu(), Instant::now());
             match schedule {
                 Some(schedule) => self.send(&thread, schedule, number).await?,
-                None => (0..per_thread).for_each(|_| thread.arrive(0, 0, thread.now(), thread.now())),
+                None => {
+                    let (groups, mut random) = (self.groups(), fastrand::Rng::with_seed(self.scenario.seed));
+                    (0..per_thread)
+                        .for_each(|_| thread.arrive(0, groups.choose(&mut random), thread.now(), thread.now()));
+                }
             }
             while thread.outstanding() > 0 {
                 thread.give_up_late_ones();
@@ -162,6 +167,11 @@ impl Generator<'_> {
             let cost = Cost { cpu: thread_cpu() - cpu_before, wall: wall_before.elapsed(), has_priority };
             Ok((thread.recording(), cost))
         })
+    }
+
+    /// By their shares.
+    fn groups(&self) -> Weights {
+        Weights::new(self.scenario.callers.iter().map(|callers| callers.get_ref().share()))
     }
 
     /// Opens this thread's share of the connections.
