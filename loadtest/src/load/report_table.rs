@@ -123,14 +123,9 @@ fn row(name: &str, summary: &Summary) -> Vec<String> {
     ]
 }
 
-/// With three digits that mean something.
+/// With as many digits as mean something; two behind the point tell 99.95 % from all.
 pub fn figure(value: f64) -> String {
-    let digits = match value.abs() {
-        100.0.. => 0,
-        10.0.. => 1,
-        _ => 2,
-    };
-    if value.fract() == 0.0 { format!("{value}") } else { format!("{value:.digits$}") }
+    if value.fract() == 0.0 || value.abs() >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") }
 }
 
 /// The first column to the left, figures to the right.
