@@ -1,12 +1,13 @@
 //! What goes wrong during a run, when it was planned to.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -151,11 +152,10 @@ fn begin(fault: &FaultAt, rig: &Mutex<Option<Rig>>, target: &Target) -> Result<U
 }
 
 fn with<T>(rig: &Mutex<Option<Rig>>, act: impl FnOnce(&mut Rig) -> Result<T>) -> Result<T> {
-    act(rig
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .as_mut()
-        .context("without --rig, only commands are possible")?)
+    let mut rig = rig.lock().unwrap_or_else(PoisonError::into_inner);
+    let rig = rig.as_mut().context("without --rig, only commands are possible")?;
+    // The harness gives up by a panic, as it should in a test.
+    catch_unwind(AssertUnwindSafe(|| act(rig))).unwrap_or_else(|_| bail!("the rig has failed; the reason is above"))
 }
 
 fn run_command(command: &[String], rig: &Mutex<Option<Rig>>) -> Result<Undo> {

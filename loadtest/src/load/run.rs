@@ -1,5 +1,6 @@
 //! `ekm-load run`: from a scenario to a result.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -15,7 +16,7 @@ use tokio::task::LocalSet;
 
 use crate::conditions::Conditions;
 use crate::connection::{Sender, open};
-use crate::faults::Plan;
+use crate::faults::{Done, Plan};
 use crate::objectives::{Judged, judge};
 use crate::progress::{Live, Progress};
 use crate::recording::{Kind, Recording};
@@ -112,8 +113,11 @@ fn measure(args: &Args, scenario: &Scenario) -> Result<Results> {
     let conditions = Conditions::now(scenario, args.url.as_deref());
     let rig = args.rig.then(|| {
         eprintln!("starting {}", conditions.target);
-        Rig::start(scenario)
+        // The harness gives up by a panic, as it should in a test.
+        let started = catch_unwind(AssertUnwindSafe(|| Rig::start(scenario)));
+        started.map_err(|_| anyhow!("the rig could not be started; the reason is above"))
     });
+    let rig = rig.transpose()?;
     let (target, tokens) = match &rig {
         Some(rig) => (rig.target(), rig.tokens()),
         None => elsewhere(args)?,
@@ -156,15 +160,8 @@ fn measure(args: &Args, scenario: &Scenario) -> Result<Results> {
     let server = cpu_before.zip(cpu()).and_then(|(before, after)| after.checked_sub(before));
     let untouched = !scenario.fault.iter().any(|fault| fault.get_ref().restart || fault.get_ref().signal.is_some());
     let server_cores = server.filter(|_| untouched).map(|cpu| rounded(cpu.as_secs_f64() / schedule.seconds()));
-    let mut results = summarise(scenario, &schedule, &run, conditions, capacity_per_s);
+    let mut results = summarise(scenario, &schedule, &run, conditions, capacity_per_s, faults);
     results.server_cores = server_cores;
-    for fault in &faults {
-        if let Some(error) = &fault.error {
-            results.reasons.push(format!("{}: {error}", fault.what));
-            results.verdict = Verdict::Inconclusive;
-        }
-    }
-    results.faults = faults;
     Ok(results)
 }
 
@@ -255,13 +252,16 @@ fn summarise(
     run: &Run,
     conditions: Conditions,
     capacity_per_s: Option<f64>,
+    faults: Vec<Done>,
 ) -> Results {
     let recording = &run.recording;
     let all = recording.sum(|cell| schedule.phases[usize::from(cell.phase)].is_measured);
     let total = Summary::of(&all, results::measured_seconds(schedule));
     let generator = generator_report(run, recording, &total);
     let objectives = judge(scenario, schedule, recording, capacity_per_s);
-    let (verdict, reasons) = verdict(&objectives, &generator.bottleneck, &total);
+    let failed = faults.iter().filter_map(|fault| Some(format!("{}: {}", fault.what, fault.error.as_ref()?)));
+    let says_nothing: Vec<_> = generator.bottleneck.iter().cloned().chain(failed).collect();
+    let (verdict, reasons) = verdict(&objectives, says_nothing, &total);
     Results {
         version: VERSION,
         scenario: scenario.name.clone(),
@@ -277,7 +277,7 @@ fn summarise(
         callers: results::by_callers(scenario, schedule, recording),
         verbs: results::by_verb(scenario, schedule, recording),
         objectives,
-        faults: Vec::new(),
+        faults,
         series: Series::of(scenario, schedule, recording),
     }
 }
@@ -319,13 +319,13 @@ fn generator_report(run: &Run, recording: &Recording, total: &Summary) -> Genera
     }
 }
 
-/// A wrong answer is wrong whoever was the bottleneck.
-fn verdict(objectives: &[Judged], bottleneck: &[String], total: &Summary) -> (Verdict, Vec<String>) {
+/// A wrong answer is wrong whoever was the bottleneck. `says_nothing`: why a run says nothing else about the service.
+fn verdict(objectives: &[Judged], says_nothing: Vec<String>, total: &Summary) -> (Verdict, Vec<String>) {
     if total.count(Kind::Wrong) + total.count(Kind::Denied) > 0 {
         return (Verdict::Fail, vec!["good requests were answered wrongly or denied".into()]);
     }
-    if !bottleneck.is_empty() {
-        return (Verdict::Inconclusive, bottleneck.to_vec());
+    if !says_nothing.is_empty() {
+        return (Verdict::Inconclusive, says_nothing);
     }
     if total.arrivals == 0 {
         return (Verdict::Inconclusive, vec!["nothing was due".into()]);
