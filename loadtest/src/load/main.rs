@@ -36,6 +36,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use results::Verdict;
 
+/// What is taken and given back for each request is a good part of what it costs.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Sends requests on schedule, whatever comes of them, and says what came of them.
 #[derive(Parser)]
 struct Args {

@@ -86,7 +86,11 @@ fn charts(results: &Results) -> Vec<(&'static str, Chart<'static>)> {
             points: phases.iter().map(|summary| (summary.offered_per_s, value(summary))).collect(),
         };
         let chart = |y, lines, is_log| Chart { x: "requests due a second", y, lines, is_log, marks: Vec::new() };
-        let goodput = vec![over_load("right answers", |summary| Some(summary.goodput_per_s))];
+        let mut goodput = vec![over_load("right answers", |summary| Some(summary.goodput_per_s))];
+        if let Some(capacity) = results.capacity_per_s {
+            let points = phases.iter().map(|summary| (summary.offered_per_s, Some(capacity)));
+            goodput.push(Line { name: "capacity".into(), points: points.collect() });
+        }
         charts.push((
             "Goodput over offered load, a point for each phase",
             chart("right answers a second", goodput, false),

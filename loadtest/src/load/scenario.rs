@@ -50,7 +50,7 @@ pub struct Client {
     pub threads: usize,
     /// From the time on the schedule to the answer; Cloud KMS gives up after 150 ms.
     pub timeout_ms: f64,
-    /// More are not sent, and counted. Default: what may come within one time-out at the highest rate, and half as much again.
+    /// More are not sent, and counted. Default: what may come at the highest rate until the last retry's time-out, and half as much again.
     pub max_outstanding: Option<usize>,
     pub arrivals: Arrivals,
     pub retry: Option<Retry>,

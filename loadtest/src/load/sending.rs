@@ -62,7 +62,12 @@ impl Generator<'_> {
     /// How many requests may be under way at once, on each thread.
     pub fn max_outstanding(&self, peak_per_s: f64) -> usize {
         let client = &self.scenario.client;
-        let needed = 1.5 * peak_per_s * client.timeout_ms / 1000.0;
+        // Retries wait at most half as long again as `after_ms` says; what RetryInfo asks for comes out of the reserve.
+        let longest_ms = client.retry.as_ref().map_or(client.timeout_ms, |retry| {
+            let waits = (0..retry.attempts).map(|attempt| 1.5 * retry.after_ms * retry.factor.powi(attempt.into()));
+            client.timeout_ms * (1.0 + f64::from(retry.attempts)) + waits.sum::<f64>()
+        });
+        let needed = 1.5 * peak_per_s * longest_ms / 1000.0;
         client.max_outstanding.unwrap_or_else(|| (needed as usize).max(100)).div_ceil(client.threads)
     }
 
