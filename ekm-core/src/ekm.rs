@@ -1,6 +1,5 @@
 //! The operations everything exists for.
 
-use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -279,9 +278,7 @@ impl Request<'_> {
 }
 
 fn demand(caller: &Caller, urgency: Urgency, deadline: Instant) -> Demand {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(caller.email.as_bytes());
-    Demand { deadline, caller: hasher.finish(), urgency }
+    Demand { deadline, caller: caller.number(), urgency }
 }
 
 /// Of the verbs that take a session.

@@ -33,6 +33,7 @@ mod hsm_shards;
 mod keys;
 mod load;
 mod ops;
+mod overload;
 mod process;
 mod rig;
 mod signing;
