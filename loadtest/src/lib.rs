@@ -137,7 +137,7 @@ pub async fn until_idle(ekm: &Ekm) -> Result<()> {
 }
 
 /// CPU time of the living threads of a process and of its children, such as HSM workers, so far: from schedstat, in nanosecond steps.
-fn cpu_us(pid: u32) -> Result<f64> {
+pub fn cpu_us(pid: u32) -> Result<f64> {
     let mut total = 0.0;
     for task in fs::read_dir(format!("/proc/{pid}/task")).context("the server is gone")? {
         let task = task?.path();
