@@ -146,6 +146,7 @@ fn links_between_the_documents_lead_somewhere() {
         "docs/signing.md",
         "docs/simulator.md",
         "docs/conformance.md",
+        "loadtest/README.md",
     ] {
         let path = repository.join(file);
         let text = fs::read_to_string(&path).unwrap();
