@@ -1,5 +1,4 @@
-# Is the EKM reachable as Cloud KMS reaches it? A check every minute, over the very Service Directory service, or over the internet. It asks
-# without a token and wants 401: the EKM's own answer, for which TLS, host name and process have to be right.
+# Is the EKM ready, on the way that Cloud KMS takes? A check every minute, over the very Service Directory service, or over the internet.
 
 locals {
   # projects/PROJECT/locations/LOCATION/namespaces/NAMESPACE/services/SERVICE
@@ -8,7 +7,7 @@ locals {
 
 resource "google_monitoring_uptime_check_config" "ekm" {
   project            = var.project.id
-  display_name       = "${var.name}: EKM answers"
+  display_name       = "${var.name}: EKM ready"
   period             = "60s"
   timeout            = "10s"
   checker_type       = var.private ? "VPC_CHECKERS" : "STATIC_IP_CHECKERS"
@@ -28,7 +27,7 @@ resource "google_monitoring_uptime_check_config" "ekm" {
   }
 
   http_check {
-    path    = "/v0/info"
+    path    = "/readyz"
     port    = var.port
     use_ssl = true
     # Google can validate public certificates only; those of a connection are pinned there.
@@ -36,7 +35,7 @@ resource "google_monitoring_uptime_check_config" "ekm" {
     headers      = var.private ? { Host = var.hostname } : null
 
     accepted_response_status_codes {
-      status_value = 401
+      status_value = 200
     }
   }
 
@@ -54,7 +53,7 @@ resource "google_project_iam_member" "checkers" {
 
 resource "google_monitoring_alert_policy" "unreachable" {
   project               = var.project.id
-  display_name          = "${var.name}: EKM unreachable"
+  display_name          = "${var.name}: EKM not ready"
   combiner              = "OR"
   severity              = "CRITICAL"
   notification_channels = var.notification_channels
@@ -84,8 +83,8 @@ resource "google_monitoring_alert_policy" "unreachable" {
   documentation {
     mime_type = "text/markdown"
     content   = <<-EOT
-      The EKM does not answer with 401 on https://${var.hostname}/v0/info. Nobody answers: look at tunnels, routes, firewalls, load balancer, and
-      `/readyz?verbose` of the frontends. 421: the host name is not in the EKM's `server.hosts`.
+      https://${var.hostname}/readyz does not answer with 200. 503: a frontend that is asked is not ready, and `/readyz?verbose` on its ops listener says
+      why. No answer: look at tunnels, routes, firewalls and load balancers.
     EOT
   }
 }

@@ -35,7 +35,7 @@ resource "google_compute_network_endpoint" "frontend" {
   port                   = var.port
 }
 
-# The frontend's own readiness, from its ops listener: plain HTTP on another port than the traffic.
+# The frontend's own readiness, on the port that serves. Google does not look whose certificate it is.
 resource "google_compute_health_check" "ready" {
   project             = var.project_id
   name                = "${var.name}-ready"
@@ -44,9 +44,8 @@ resource "google_compute_health_check" "ready" {
   healthy_threshold   = 2
   unhealthy_threshold = 2
 
-  http_health_check {
-    port_specification = "USE_FIXED_PORT"
-    port               = var.ops_port
+  https_health_check {
+    port_specification = "USE_SERVING_PORT"
     request_path       = var.health_path
   }
 

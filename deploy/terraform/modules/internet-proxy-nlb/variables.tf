@@ -10,13 +10,13 @@ variable "connections_per_frontend" {
 }
 
 variable "health_path" {
-  description = "What is asked on the ops port: /readyz, or /readyz?shard=NAME if these frontends serve one shard only."
+  description = "What each frontend is asked: /readyz, or /readyz?shard=NAME if these frontends serve one shard only."
   type        = string
   default     = "/readyz"
 
   validation {
     condition     = can(regex("^/readyz(\\?shard=[a-z][a-z0-9-]*)?$", var.health_path))
-    error_message = "A load balancer asks /readyz: it means that real wraps work and no drain has begun. /livez only means that the process answers, and /healthz does not know of drains and fails when one shard does."
+    error_message = "A load balancer asks /readyz: it means that real wraps work and no drain has begun. /livez only means that the process answers, and /healthz does not know of drains and fails when one shard does; the port that serves has neither."
   }
 }
 
@@ -47,17 +47,6 @@ variable "network" {
     id           = string
     routing_mode = string
   })
-}
-
-variable "ops_port" {
-  description = "The port of the frontends' ops listener ([ops] listen in the EKM's configuration)."
-  type        = number
-  default     = 9443
-
-  validation {
-    condition     = var.ops_port != var.port && var.ops_port >= 1 && var.ops_port <= 65535
-    error_message = "ops_port is the ops listener's port, which has /readyz; the EKM's own port has keys and nothing else, and answers 401 or 405."
-  }
 }
 
 variable "port" {

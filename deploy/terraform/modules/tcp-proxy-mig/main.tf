@@ -1,7 +1,7 @@
 # nginx on a regional managed instance group: the TCP proxies to the EKM frontends of one site.
 
 locals {
-  # The template asks the frontends' ops listeners on 9443, and answers health checks on 8080.
+  # The template answers health checks there.
   health_port = 8080
 
   nginx_conf = templatefile("${path.module}/../../../nginx/stream.conf.tftpl", {

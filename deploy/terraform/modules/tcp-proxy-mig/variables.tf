@@ -36,13 +36,13 @@ variable "connect_timeout_ms" {
 }
 
 variable "frontend_port" {
-  description = "The port where the frontends speak TLS. Their ops listeners have to be on 9443."
+  description = "The port where the frontends speak TLS; /readyz is asked there, too."
   type        = number
   default     = 8443
 
   validation {
-    condition     = var.frontend_port != 9443
-    error_message = "9443 is the frontends' ops listener, which speaks plain HTTP and has no keys. frontend_port is the one of [server] listen."
+    condition     = var.frontend_port >= 1 && var.frontend_port <= 65535
+    error_message = "frontend_port is the port of [server] listen in the EKM's configuration, between 1 and 65535."
   }
 }
 

@@ -33,8 +33,8 @@ run "a_private_check_goes_by_the_service_that_cloud_kms_uses" {
     error_message = "TLS without validation, which Google has for public names only; the EKM's host name."
   }
   assert {
-    condition     = google_monitoring_uptime_check_config.ekm.http_check[0].port == 8443 && google_monitoring_uptime_check_config.ekm.http_check[0].path == "/v0/info" && google_monitoring_uptime_check_config.ekm.http_check[0].accepted_response_status_codes[0].status_value == 401
-    error_message = "The EKM's own answer to a stranger."
+    condition     = google_monitoring_uptime_check_config.ekm.http_check[0].port == 8443 && google_monitoring_uptime_check_config.ekm.http_check[0].path == "/readyz" && google_monitoring_uptime_check_config.ekm.http_check[0].accepted_response_status_codes[0].status_value == 200
+    error_message = "Real wraps work, and no token is needed to ask."
   }
   assert {
     condition     = toset(keys(google_project_iam_member.checkers)) == toset(["roles/servicedirectory.viewer", "roles/servicedirectory.pscAuthorizedService"]) && alltrue([for grant in google_project_iam_member.checkers : grant.member == "serviceAccount:service-210987654321@gcp-sa-monitoring-notification.iam.gserviceaccount.com"])

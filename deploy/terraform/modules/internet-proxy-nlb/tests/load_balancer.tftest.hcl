@@ -57,16 +57,16 @@ run "every_frontend_of_every_site_is_a_hybrid_endpoint_of_its_own" {
   }
 }
 
-run "the_health_check_asks_the_ops_listener_whether_the_frontend_is_ready" {
+run "the_health_check_asks_the_port_that_serves_whether_the_frontend_is_ready" {
   command = plan
 
   assert {
-    condition     = google_compute_health_check.ready.http_health_check[0].port == 9443 && google_compute_health_check.ready.http_health_check[0].port_specification == "USE_FIXED_PORT" && google_compute_health_check.ready.http_health_check[0].request_path == "/readyz"
-    error_message = "On the ops port, in plain HTTP."
+    condition     = google_compute_health_check.ready.https_health_check[0].port_specification == "USE_SERVING_PORT" && google_compute_health_check.ready.https_health_check[0].port == null && google_compute_health_check.ready.https_health_check[0].request_path == "/readyz"
+    error_message = "Over TLS, each endpoint on its own port."
   }
   assert {
-    condition     = length(google_compute_health_check.ready.https_health_check) + length(google_compute_health_check.ready.tcp_health_check) == 0 && length(google_compute_backend_service.ekm.health_checks) == 1
-    error_message = "One check of one kind."
+    condition     = length(google_compute_health_check.ready.http_health_check) + length(google_compute_health_check.ready.tcp_health_check) == 0 && length(google_compute_backend_service.ekm.health_checks) == 1
+    error_message = "One check of one kind; TCP alone would only show that somebody listens."
   }
 }
 
@@ -75,7 +75,7 @@ run "a_shard_can_have_a_load_balancer_of_its_own" {
   variables { health_path = "/readyz?shard=payments" }
 
   assert {
-    condition     = google_compute_health_check.ready.http_health_check[0].request_path == "/readyz?shard=payments"
+    condition     = google_compute_health_check.ready.https_health_check[0].request_path == "/readyz?shard=payments"
     error_message = "The shard is in the query."
   }
 }
@@ -96,12 +96,6 @@ run "healthz_is_for_probers" {
   command = plan
   variables { health_path = "/healthz" }
   expect_failures = [var.health_path]
-}
-
-run "the_ekms_port_is_not_the_ops_port" {
-  command = plan
-  variables { ops_port = 8443 }
-  expect_failures = [var.ops_port]
 }
 
 run "the_ekm_must_not_close_first" {

@@ -68,7 +68,6 @@ module "load_balancer" {
   network                  = { id = google_compute_network.ekm.id, routing_mode = google_compute_network.ekm.routing_mode }
   sites                    = var.sites
   port                     = var.frontend_port
-  ops_port                 = var.ops_port
   health_path              = var.health_path
   connections_per_frontend = var.connections_per_frontend
 }

@@ -57,12 +57,6 @@ variable "notification_channels" {
   default     = []
 }
 
-variable "ops_port" {
-  description = "The port of the frontends' ops listener."
-  type        = number
-  default     = 9443
-}
-
 variable "private_google_access" {
   description = "Announce the way to private.googleapis.com, for an EKM that fetches Google's token keys without internet access."
   type        = bool

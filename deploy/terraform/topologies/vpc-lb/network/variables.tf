@@ -97,7 +97,7 @@ variable "sites" {
 }
 
 variable "subnet_range" {
-  description = "The proxies' addresses; the sites' firewalls have to admit them to the EKM's port and to its ops port."
+  description = "The proxies' addresses; the sites' firewalls have to admit them to the EKM's port."
   type        = string
 
   validation {
