@@ -1,7 +1,9 @@
 //! More than can be done: who is refused, how, and how fast it is over. What it costs under load is measured by `ekm-load`.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -217,4 +219,22 @@ fn what_all_frontends_lose_takes_none_of_them_out_and_what_one_loses_takes_it_ou
         frontend.eventually("failing, and in", || says(frontend) && frontend.ops("/readyz").status == 200);
         assert_eq!(frontend.ops("/healthz").status, 503, "for people who look, not for load balancers");
     }
+}
+
+/// Every thread of the process but those that have to notice stands still, as in a system call that does not come back.
+#[test]
+fn a_process_whose_runtime_is_stuck_says_so_and_ends_itself() {
+    let mut ekm = Ekm::serve(&set_up(&[]), |config| config + "watchdog_ms = 1000\n");
+    let threads = fs::read_dir(format!("/proc/{}/task", ekm.pid())).unwrap().map(|thread| thread.unwrap().path());
+    let name = |thread: &Path| fs::read_to_string(thread.join("comm")).unwrap_or_default();
+    let goes_on = |thread: &Path| ["watchdog", "ekm-aside"].contains(&name(thread).trim());
+    let stuck: Vec<_> = threads.filter(|thread| !goes_on(thread)).collect();
+    let ids = stuck.iter().map(|thread| thread.file_name().unwrap());
+    // PTRACE_ATTACH, which stops one thread for as long as whoever traces it lives.
+    let script = "for (@ARGV) { syscall(101, 16, $_ + 0, 0, 0) == 0 or die $! } sleep 600";
+    let mut tracer = Command::new("perl").args(["-e", script]).args(ids).spawn().unwrap();
+    ekm.eventually("said", || ekm.log().contains("runtime_stuck"));
+    tracer.kill().unwrap();
+    tracer.wait().unwrap();
+    assert_eq!(ekm.wait().signal(), Some(6), "ended, not gone on:\n{}", ekm.log());
 }
