@@ -210,7 +210,8 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_HTTP2_STREAMS)
             .max_header_list_size(MAX_HEAD_BYTES as u32)
-            .max_pending_accept_reset_streams(20)
+            // Of a client that gives up on all it has asked, at once, and has asked as much again.
+            .max_pending_accept_reset_streams(2 * MAX_HTTP2_STREAMS as usize)
             .max_local_error_reset_streams(64)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(5));

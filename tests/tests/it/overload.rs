@@ -232,8 +232,8 @@ fn a_process_whose_runtime_is_stuck_says_so_and_ends_itself() {
     let goes_on = |thread: &Path| ["watchdog", "ekm-aside"].contains(&name(thread).trim());
     let stuck: Vec<_> = threads.filter(|thread| !goes_on(thread)).collect();
     let ids = stuck.iter().map(|thread| thread.file_name().unwrap());
-    // PTRACE_ATTACH, which stops one thread for as long as whoever traces it lives.
-    let script = "for (@ARGV) { syscall(101, 16, $_ + 0, 0, 0) == 0 or die $! } sleep 600";
+    // ptrace's PTRACE_SEIZE and PTRACE_INTERRUPT stop one thread for as long as whoever traces it lives. One that has ended is stuck, too.
+    let script = "for my $call (0x4206, 0x4207) { syscall(101, $call, $_ + 0, 0, 0) for @ARGV } sleep 600";
     let mut tracer = Command::new("perl").args(["-e", script]).args(ids).spawn().unwrap();
     ekm.eventually("said", || ekm.log().contains("runtime_stuck"));
     tracer.kill().unwrap();
