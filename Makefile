@@ -3,7 +3,7 @@
 # A rustup that setup.sh has just installed is not on the PATH of this shell yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help run test lint audit bench bench-device bench-catalog bench-control drill-catalog drill-hsm conformance release
+.PHONY: help run test lint audit bench bench-device bench-catalog bench-control drill-catalog drill-hsm drill-topology conformance release
 
 help: ## List what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -57,6 +57,11 @@ drill-hsm: ## Break HSMs under load, one of three at a time, and see what it cos
 	@sh scripts/setup.sh test
 	cargo build --locked --workspace
 	target/debug/drill-hsm
+
+drill-topology: ## Break replicas and a site behind each reference topology, and see what it costs (as root, 6 minutes)
+	@sh scripts/setup.sh test
+	cargo build --locked --workspace
+	target/debug/drill-topology
 
 conformance: ## The conformance suite against a new service for each custody: the table in docs/conformance-report.md
 	@sh scripts/setup.sh test
