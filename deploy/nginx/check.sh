@@ -40,7 +40,7 @@ if command -v nginx >/dev/null 2>&1; then
     for configuration in "$here"/examples/*.conf "$here/https.conf"; do
         sed -e "s#/var/log/nginx#$work#; s#/etc/nginx/ekm-ca.pem#$work/certificate.pem#; s#/etc/nginx/tls#$work#" \
             -e "s#^http {#http { $temporary#" "$configuration" >"$work/nginx.conf"
-        if nginx -t -q -p "$work" -c "$work/nginx.conf" -g "pid $work/pid;" 2>"$work/messages"; then
+        if nginx -t -q -c "$work/nginx.conf" -g "pid $work/pid;" 2>"$work/messages"; then
             say "nginx: ${configuration#"$here"/} is fine"
         else
             wrong "nginx: ${configuration#"$here"/}: $(cat "$work/messages")"

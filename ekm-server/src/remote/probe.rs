@@ -16,7 +16,6 @@ use tokio_rustls::TlsConnector;
 pub(crate) struct Shown {
     /// The address that this machine called from.
     pub(crate) from: SocketAddr,
-    pub(crate) tcp: Duration,
     pub(crate) tls: Duration,
     pub(crate) version: Option<ProtocolVersion>,
     /// The leaf first.
@@ -35,7 +34,7 @@ pub(crate) async fn look(
     name: ServerName<'static>,
     patience: Duration,
 ) -> Result<Shown, NoHandshake> {
-    let (from, tcp, stream) = connect(address, patience).await.map_err(NoHandshake::Tcp)?;
+    let (from, _, stream) = connect(address, patience).await.map_err(NoHandshake::Tcp)?;
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = Arc::new(Anybody { algorithms: provider.signature_verification_algorithms });
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
@@ -48,7 +47,7 @@ pub(crate) async fn look(
     let tls = begun.elapsed();
     let session = stream.get_ref().1;
     let chain = session.peer_certificates().unwrap_or_default().iter().map(|one| one.clone().into_owned()).collect();
-    Ok(Shown { from, tcp, tls, version: session.protocol_version(), chain })
+    Ok(Shown { from, tls, version: session.protocol_version(), chain })
 }
 
 /// How long a TCP connection takes, and the address that it is made from.

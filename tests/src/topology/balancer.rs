@@ -30,7 +30,7 @@ impl Balancer {
         let file = directory.join("nginx.conf");
         fs::write(&file, text.replace("/var/log/nginx", directory.to_str().expect("UTF-8"))).expect("writable");
         let mut command = node.command("nginx");
-        command.arg("-p").arg(&directory).arg("-c").arg(&file);
+        command.arg("-c").arg(&file);
         command.arg("-g").arg(format!("daemon off; pid {}/pid;", directory.display()));
         Self::start(command, node, directory)
     }

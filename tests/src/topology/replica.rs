@@ -24,15 +24,14 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// A copy of what `ekm dev` has set up, below this directory.
-    pub(super) fn start(node: Node, origin: &Directory, within: &Path, request_deadline_ms: u32) -> Self {
+    /// A copy of what `ekm dev` has set up, below this directory, with these lines for `[limits]`.
+    pub(super) fn start(node: Node, origin: &Directory, within: &Path, limits: &str) -> Self {
         let directory = within.join(&node.name);
         let status = Command::new("cp").arg("-a").arg(origin.path()).arg(&directory).status();
         assert!(status.is_ok_and(|status| status.success()), "cp");
         let config = fs::read_to_string(directory.join("ekm.toml")).expect("ekm dev has been here");
         let config = config.replace("127.0.0.1:", "0.0.0.0:");
-        let limits = format!("\n[limits]\nrequest_deadline_ms = {request_deadline_ms}\n");
-        fs::write(directory.join("serve.toml"), config + &limits).expect("writable");
+        fs::write(directory.join("serve.toml"), format!("{config}\n[limits]\n{limits}")).expect("writable");
         let process = spawn(&node, &directory);
         Self { node, directory, process }
     }
@@ -72,9 +71,13 @@ impl Replica {
         kill_process(Pid::from_child(&self.process), signal).expect("it is there");
     }
 
-    /// Waits for its end, and starts it again.
-    pub fn restart(&mut self) {
+    /// Waits until its process has ended.
+    pub fn wait(&mut self) {
         let _ = self.process.wait();
+    }
+
+    /// Starts it again after its end.
+    pub fn restart(&mut self) {
         self.process = spawn(&self.node, &self.directory);
     }
 }

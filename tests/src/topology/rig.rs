@@ -67,8 +67,8 @@ pub struct Rig {
 }
 
 impl Sites {
-    /// Starts the replicas, and waits until they are ready.
-    pub fn start(request_deadline_ms: u32) -> Self {
+    /// Starts the replicas with these lines for `[limits]`, and waits until they are ready.
+    pub fn start(limits: &str) -> Self {
         let guardian = Guardian::new("topology");
         let origin = set_up(&[]);
         route_packets();
@@ -79,7 +79,7 @@ impl Sites {
         let start = |site: char, third, numbers: std::ops::RangeInclusive<u8>| {
             let replicas = numbers.map(|number| {
                 let node = Node::new(&format!("{site}{number}"), &format!("site-{site}"), third, 10 + number);
-                Replica::start(node, &origin, &directory, request_deadline_ms)
+                Replica::start(node, &origin, &directory, limits)
             });
             replicas.collect::<Vec<_>>()
         };
@@ -169,7 +169,8 @@ fn one_site(sample: &str, replicas: &[Replica]) -> String {
 
 /// The sample as a balancer that knows no sites: all servers in one backend, looked at as often as Google does it at most.
 fn front_end(sample: &str, a: &[Replica], b: &[Replica]) -> String {
-    let all = sections(&one_site(sample, a)).map(|section| match section.lines().next().unwrap_or_default() {
+    let one_site = one_site(sample, a);
+    let all = sections(&one_site).map(|section| match section.lines().next().unwrap_or_default() {
         "backend site-a" | "backend unchecked" => with_servers(section, a.iter().chain(b)),
         _ => section.to_owned(),
     });

@@ -50,7 +50,7 @@ impl Nginx {
         let file = directory.path().join("nginx.conf");
         fs::write(&file, text.replace("listen 8443", &format!("listen {address}"))).unwrap();
         let mut command = Command::new("/usr/sbin/nginx");
-        command.arg("-p").arg(directory.path()).arg("-c").arg(&file);
+        command.arg("-c").arg(&file);
         let log = fs::File::create(directory.path().join("stderr.log")).unwrap();
         command.arg("-g").arg(format!("daemon off; pid {own}/pid;"));
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("nginx starts");

@@ -113,7 +113,10 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Vec<Row> {
-    let mut sites = Sites::start(if args.short { 1500 } else { 100 });
+    // In the short form a drain is shorter, too.
+    let limits =
+        if args.short { "request_deadline_ms = 1500\ndrain_delay_ms = 1500\n" } else { "request_deadline_ms = 100\n" };
+    let mut sites = Sites::start(limits);
     if args.output == Output::Text {
         print(&conditions(args));
         print(&report::TABLE.head());
@@ -155,8 +158,15 @@ fn drill(args: &Args, sites: &mut Sites, way: Way, fault: Fault, load: &Load) ->
         Fault::None => {}
         Fault::Silent => sites.a[0].silence(),
         Fault::Hung => sites.a[0].signal(Signal::STOP),
-        Fault::Killed => sites.a[0].signal(Signal::KILL),
-        Fault::Drained => sites.a[0].signal(Signal::TERM),
+        Fault::Killed => {
+            sites.a[0].signal(Signal::KILL);
+            sites.a[0].wait();
+        }
+        // Until it has closed its last connection.
+        Fault::Drained => {
+            sites.a[0].signal(Signal::TERM);
+            sites.a[0].wait();
+        }
         Fault::SiteGone => sites.lose_site_a(),
     }
     sleep(time);
