@@ -39,7 +39,9 @@ impl Balancer {
     pub(super) fn haproxy(node: &Node, within: &Path, edit: impl FnOnce(String) -> String) -> Self {
         let directory = directory(node, within);
         let file = directory.join("haproxy.cfg");
-        fs::write(&file, edit(deployed("haproxy/tcp.cfg"))).expect("writable");
+        // As many file descriptors as that needs are not given to everybody.
+        let text = edit(deployed("haproxy/tcp.cfg")).replace("maxconn 16384", "maxconn 2048");
+        fs::write(&file, text).expect("writable");
         let mut command = node.command("haproxy");
         command.arg("-db").arg("-f").arg(&file);
         Self::start(command, node, directory)

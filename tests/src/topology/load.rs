@@ -62,15 +62,15 @@ impl Caller {
     }
 
     /// One request, on the connection that there is, or on a new one.
-    fn ask(&self, slot: &mut Option<(Connection, u32)>, verb: &str, body: &Value) -> (Sample, Option<Answer>) {
+    fn ask(&self, slot: &mut Slot, verb: &str, body: &Value) -> (Sample, Option<Answer>) {
         let at = Instant::now();
         let deadline = at + self.patience;
         let mut connected = false;
         let mut attempt = || -> io::Result<Answer> {
-            if let Some((mut connection, used)) = slot.take().filter(|(_, used)| *used < REQUESTS_OF_A_CONNECTION) {
+            if let Some(mut connection) = slot.connection.take().filter(|_| slot.left > 0) {
                 match self.request(&mut connection, verb, body, deadline) {
                     Ok(answer) => {
-                        keep(slot, connection, used + 1, &answer);
+                        slot.keep(connection, &answer);
                         return Ok(answer);
                     }
                     // A server may close a connection that is kept, and a client tries again then. Silence is another thing.
@@ -79,9 +79,10 @@ impl Caller {
                 }
             }
             connected = true;
+            slot.left = if slot.left == 0 { REQUESTS_OF_A_CONNECTION } else { slot.left };
             let mut connection = Connection::open_within(self.address, self.config.clone(), left(deadline)?)?;
             let answer = self.request(&mut connection, verb, body, deadline)?;
-            keep(slot, connection, 1, &answer);
+            slot.keep(connection, &answer);
             Ok(answer)
         };
         let outcome = attempt();
@@ -99,8 +100,17 @@ impl Caller {
     }
 }
 
-fn keep(slot: &mut Option<(Connection, u32)>, connection: Connection, used: u32, answer: &Answer) {
-    *slot = (answer.header("connection") != Some("close")).then_some((connection, used));
+/// A connection, if there is one, and for how many requests it is good.
+struct Slot {
+    connection: Option<Connection>,
+    left: u32,
+}
+
+impl Slot {
+    fn keep(&mut self, connection: Connection, answer: &Answer) {
+        self.left -= 1;
+        self.connection = (answer.header("connection") != Some("close")).then_some(connection);
+    }
 }
 
 fn was_closed(error: &io::Error) -> bool {
@@ -158,7 +168,9 @@ impl Load {
 
 /// Wraps, and then unwraps what was wrapped.
 fn work(caller: &Caller, number: u32, interval: Duration, samples: &Mutex<Vec<Sample>>, ended: &AtomicBool) {
-    let (mut slot, mut blob) = (None, None::<String>);
+    // The first connections end at different times.
+    let mut slot = Slot { connection: None, left: 1 + number % REQUESTS_OF_A_CONNECTION };
+    let mut blob = None::<String>;
     let plaintext = base64(number.to_be_bytes());
     while !ended.load(Ordering::Relaxed) {
         let begun = Instant::now();

@@ -96,7 +96,7 @@ fn a_preflight_names_the_step_that_fails() {
 #[test]
 fn a_preflight_says_what_a_refusal_means() {
     let ekm = Ekm::dev(&[]);
-    let denied = ekm.issuer().token_with(json!({"email": "service-7@gcp-sa-ekms.iam.gserviceaccount.com"}));
+    let denied = ekm.issuer().token_with(json!({"email": "somebody@example.com"}));
     let files = ekm.directory.path();
     fs::write(files.join("denied"), denied).unwrap();
     let line =

@@ -93,7 +93,7 @@ impl Fault {
 const PATIENCE: Duration = Duration::from_millis(150);
 
 /// On a machine that has other things to do.
-const PATIENCE_SHORT: Duration = Duration::from_secs(2);
+const PATIENCE_SHORT: Duration = Duration::from_secs(1);
 
 /// After a fault, until nothing has failed for a second, or was noticed to be over.
 const RECOVERY: Duration = Duration::from_secs(30);
@@ -114,8 +114,10 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Vec<Row> {
     // In the short form a drain is shorter, too.
-    let limits =
-        if args.short { "request_deadline_ms = 1500\ndrain_delay_ms = 1500\n" } else { "request_deadline_ms = 100\n" };
+    let limits = match args.short {
+        true => "request_deadline_ms = 1500\ndrain_delay_ms = 1500\n",
+        false => "request_deadline_ms = 100\ndrain_delay_ms = 5000\n",
+    };
     let mut sites = Sites::start(limits);
     if args.output == Output::Text {
         print(&conditions(args));
@@ -148,7 +150,7 @@ fn run(args: &Args) -> Vec<Row> {
 }
 
 fn drill(args: &Args, sites: &mut Sites, way: Way, fault: Fault, load: &Load) -> Row {
-    let time = if args.short { Duration::from_secs(1) } else { Duration::from_secs_f64(args.seconds) };
+    let time = if args.short { 2 * PATIENCE_SHORT } else { Duration::from_secs_f64(args.seconds) };
     let mut row = Row::new(way.name(), fault.name(), fault.limit(way).filter(|_| !args.short));
     if !load.is_well_within(RECOVERY, CALM) {
         row.faults.push("requests fail before it begins".into());
