@@ -1,5 +1,5 @@
 //! The part of Terraform's template language that `deploy/nginx/stream.conf.tftpl` is written in: `for`, `if`, `else` on lines of their own,
-//! names, and the host of a `host:port`. `deploy/nginx/check.sh` compares with Terraform itself where it is installed.
+//! names, whether a list is empty, and the host of a `host:port`. `deploy/nginx/check.sh` compares with Terraform itself where it is installed.
 
 use serde_json::{Map, Value};
 
@@ -44,8 +44,12 @@ fn block(lines: &[&str], variables: &Map<String, Value>, shown: bool, text: &mut
                 assert_eq!(inside[size], "%{ endfor ~}");
                 at += size + 2;
             }
-            ["if", name] => {
-                let holds = variables[name].as_bool().expect("true or false");
+            ["if", ref condition @ ..] => {
+                let holds = match condition {
+                    [name] => variables[*name].as_bool().expect("true or false"),
+                    [length, "==", "0"] => variables[list_in(length)].as_array().expect("a list").is_empty(),
+                    _ => panic!("'{directive}' is not understood"),
+                };
                 let mut size = block(inside, variables, shown && holds, text);
                 if inside[size] == "%{ else ~}" {
                     size += 1 + block(&inside[size + 1..], variables, shown && !holds, text);
@@ -58,6 +62,11 @@ fn block(lines: &[&str], variables: &Map<String, Value>, shown: bool, text: &mut
         }
     }
     at
+}
+
+/// The name in `length(name)`.
+fn list_in(length: &str) -> &str {
+    length.strip_prefix("length(").and_then(|rest| rest.strip_suffix(')')).expect("length(name)")
 }
 
 fn interpolated(line: &str, variables: &Map<String, Value>) -> String {
@@ -91,6 +100,9 @@ mod tests {
         let servers = "a {\n    server x:1 x;\n    server y:2 y;\n";
         assert_eq!(render(template, &variables(true)), format!("{servers}  yes\n}}\n"));
         assert_eq!(render(template, &variables(false)), format!("{servers}  no 7\n}}\n"));
+        let empty = "%{ if length(list) == 0 ~}\nnone\n%{ for s in list ~}\n%{ endfor ~}\n%{ endif ~}\n";
+        assert_eq!(render(empty, &variables(true)), "");
+        assert_eq!(render(empty, &json!({"list": []})), "none\n");
     }
 
     #[test]

@@ -27,12 +27,40 @@ impl Balancer {
         });
         let directory = directory(node, within);
         let text = template::render(&deployed("nginx/stream.conf.tftpl"), &variables);
+        Self::start_nginx(node, directory, &text)
+    }
+
+    fn start_nginx(node: &Node, directory: PathBuf, text: &str) -> Self {
         let file = directory.join("nginx.conf");
         fs::write(&file, text.replace("/var/log/nginx", directory.to_str().expect("UTF-8"))).expect("writable");
         let mut command = node.command("nginx");
         command.arg("-c").arg(&file);
         command.arg("-g").arg(format!("daemon off; pid {}/pid;", directory.display()));
         Self::start(command, node, directory)
+    }
+
+    /// nginx that ends TLS with the certificate in this directory of `ekm dev`, before these replicas.
+    pub(super) fn nginx_https(node: &Node, within: &Path, origin: &Path, hosts: &[String]) -> Self {
+        let directory = directory(node, within);
+        let of_origin = |file: &str| origin.join("tls").join(file).to_str().expect("UTF-8").to_owned();
+        let mut text = String::new();
+        for line in deployed("nginx/https.conf").lines() {
+            // Each list of servers begins with the first replica's; the others' lines go.
+            match line.trim_start().strip_prefix("server 10.20.") {
+                Some(rest) if rest.starts_with("1.11:") => {
+                    let (_, rest) = rest.split_once(':').expect("a port");
+                    text.extend(hosts.iter().map(|host| format!("server {host}:{rest}\n")));
+                }
+                Some(_) => {}
+                None => text += &format!("{line}\n"),
+            }
+        }
+        let text = text
+            .replace("ekm.example.com", "localhost")
+            .replace("/etc/nginx/ekm-ca.pem", &of_origin("certificate.pem"))
+            .replace("/etc/nginx/tls/certificate.pem", &of_origin("certificate.pem"))
+            .replace("/etc/nginx/tls/private-key.pem", &of_origin("private-key.pem"));
+        Self::start_nginx(node, directory, &text)
     }
 
     /// HAProxy, with a configuration that was made of the sample.

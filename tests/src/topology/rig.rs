@@ -24,6 +24,8 @@ pub enum Way {
     Direct,
     /// The same with nginx in each
     DirectNginx,
+    /// The same with nginx that ends TLS, and repeats requests
+    DirectHttps,
     /// From the internet: one TCP proxy before the replicas of both sites; HAProxy stands for Google's front end
     Internet,
     /// In a VPC network: nginx for each site there, and an address that goes to the second site when the first is not ready
@@ -37,6 +39,7 @@ impl Way {
             Self::None => "no balancer",
             Self::Direct => "direct, HAProxy",
             Self::DirectNginx => "direct, nginx",
+            Self::DirectHttps => "direct, HTTPS",
             Self::Internet => "internet",
             Self::Vpc => "VPC, nginx",
         }
@@ -100,9 +103,10 @@ impl Sites {
         let sites = [&self.a, &self.b];
         let (address, router, balancers): (SocketAddr, _, Vec<_>) = match way {
             Way::None => (self.a[0].address(), None, Vec::new()),
-            Way::Direct | Way::DirectNginx => {
+            Way::Direct | Way::DirectNginx | Way::DirectHttps => {
                 let each = self.balancers.iter().zip(sites).map(|(node, replicas)| match way {
                     Way::Direct => Balancer::haproxy(node, within, |sample| one_site(&sample, replicas)),
+                    Way::DirectHttps => Balancer::nginx_https(node, within, self.origin.path(), &hosts(replicas)),
                     _ => Balancer::nginx(node, within, 8443, &addresses(replicas), &[]),
                 });
                 let each = each.collect();
@@ -149,6 +153,10 @@ const ANNOUNCER: Duration = Duration::from_millis(500);
 
 /// The least that Google's health checks allow.
 const INTERNAL_CHECKS: Duration = Duration::from_secs(1);
+
+fn hosts(replicas: &[Replica]) -> Vec<String> {
+    replicas.iter().map(|replica| replica.address().ip().to_string()).collect()
+}
 
 fn addresses(replicas: &[Replica]) -> Vec<String> {
     replicas.iter().map(|replica| replica.address().to_string()).collect()

@@ -123,7 +123,7 @@ fn run(args: &Args) -> Vec<Row> {
         print(&conditions(args));
         print(&report::TABLE.head());
     }
-    let all = [Way::None, Way::Direct, Way::DirectNginx, Way::Internet, Way::Vpc];
+    let all = [Way::None, Way::Direct, Way::DirectNginx, Way::DirectHttps, Way::Internet, Way::Vpc];
     let ways = all.into_iter().filter(|way| args.topology.is_empty() || args.topology.contains(way));
     let mut rows: Vec<Row> = Vec::new();
     for way in ways {
