@@ -28,7 +28,7 @@ enum TopologyCommand {
     ///
     /// Run it on a machine in the VPC network and region of the EKM connection, or on the internet if that is where Cloud KMS comes from:
     /// it sees that machine's way to the EKM and no other. Every line says what to do. Exit code 0 if nothing fails; warnings do not fail.
-    Preflight(preflight::PreflightArgs),
+    Preflight(Box<preflight::PreflightArgs>),
 }
 
 pub(super) fn run(args: &TopologyArgs) -> Result<Exit, CliError> {
