@@ -1,5 +1,7 @@
 //! Who calls: the identity inside a verified token.
 
+use std::hash::{DefaultHasher, Hasher};
+
 use serde::{Deserialize, Serialize};
 
 use crate::glob;
@@ -15,6 +17,15 @@ pub struct Caller {
     pub subject: String,
     /// The token's `iss`.
     pub issuer: String,
+}
+
+impl Caller {
+    /// The same number for the same address; another one for another, but for chance.
+    pub fn number(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(self.email.as_bytes());
+        hasher.finish()
+    }
 }
 
 /// E-mail addresses, with `*` for any run of characters: `service-*@gcp-sa-ekms.iam.gserviceaccount.com`, or `*` alone

@@ -13,7 +13,7 @@ use crate::caller::Caller;
 use crate::catalog::{Custody, KeyState, SpaceState, VersionState};
 use crate::custody::Custodian;
 use crate::error::{Error, NotInUse};
-use crate::hsm::Timing;
+use crate::hsm::{Demand, Patience, Timing, Urgency};
 use crate::justification::Justification;
 use crate::path::KeyPath;
 use crate::policy::{self, Aspect, Denial, Verb};
@@ -89,7 +89,10 @@ impl Ekm {
         }
         let version = key.primary();
         trace.used(version, &self.custodian);
-        let sealed = self.custodian.wrap(version, request.aad, plaintext, request.deadline, &mut trace.hsm).await?;
+        let sealed = self
+            .custodian
+            .wrap(version, request.aad, plaintext, request.patience(Urgency::Wrap), &mut trace.hsm)
+            .await?;
         Ok(blob::encode(version.id, &sealed))
     }
 
@@ -105,7 +108,7 @@ impl Ekm {
             VersionState::Disabled => return Err(Error::NotInUse(NotInUse::VersionDisabled)),
             VersionState::Destroyed => return Err(Error::NotInUse(NotInUse::Destroyed)),
         }
-        self.custodian.unwrap(version, request.aad, sealed, request.deadline, &mut trace.hsm).await
+        self.custodian.unwrap(version, request.aad, sealed, request.patience(Urgency::Unwrap), &mut trace.hsm).await
     }
 
     /// Signs data, or its digest, under a signing key.
@@ -117,7 +120,7 @@ impl Ekm {
         let version = key.primary();
         trace.used(version, &self.custodian);
         let digest = input.digest(public_key(version)?.algorithm())?;
-        self.custodian.sign(version, digest, request.deadline, &mut trace.hsm).await
+        self.custodian.sign(version, digest, request.patience(Urgency::Sign), &mut trace.hsm).await
     }
 
     /// The public half of a signing key, from the snapshot.
@@ -229,14 +232,28 @@ impl Ekm {
         named.is_none_or(|id| id.key != key.id || key.version(id).is_some())
     }
 
+    /// Whether the shard of a key has too much to do, so that a request for it can be refused before it is read. What this does not say
+    /// is decided when the request gets there.
+    pub fn is_too_much(&self, path: &KeyPath, verb: Verb, caller: &Caller, deadline: Instant) -> bool {
+        let Some(urgency) = urgency(verb) else { return false };
+        let snapshot = self.snapshot.load();
+        let Ok(key) = snapshot.key(path) else { return false };
+        let version = key.primary();
+        // What is kept in this process needs no session.
+        let on_token = version.custody == Custody::Hsm;
+        let shard = self.custodian.place_of(version).filter(|_| on_token);
+        shard.is_some_and(|place| self.custodian.shards()[place].would_refuse(&demand(caller, urgency, deadline)))
+    }
+
     /// A real wrap and unwrap with a shard's health key, through the same custody and queue as any request.
     pub async fn check_health(&self, shard: &ShardName, deadline: Instant) -> Result<(), Error> {
         let snapshot = self.snapshot.load_full();
         let version = snapshot.health_key(shard).ok_or(Error::KeyUnavailable)?.primary();
         let text = crate::software::random::<32>().map_err(|_| Error::Internal("no random numbers"))?;
         let (aad, mut timing) = (b"health", Timing::default());
-        let sealed = self.custodian.wrap(version, aad, Plaintext::new(text.to_vec()), deadline, &mut timing).await?;
-        let opened = self.custodian.unwrap(version, aad, sealed, deadline, &mut timing).await?;
+        let patience = Patience::Request(Demand { deadline, caller: 0, urgency: Urgency::Health });
+        let sealed = self.custodian.wrap(version, aad, Plaintext::new(text.to_vec()), patience, &mut timing).await?;
+        let opened = self.custodian.unwrap(version, aad, sealed, patience, &mut timing).await?;
         if opened.as_bytes() != text {
             return Err(Error::HsmIntegrity("unwrap did not give back what was wrapped"));
         }
@@ -251,6 +268,26 @@ impl Ekm {
     /// The means to use keys.
     pub fn custodian(&self) -> &Custodian {
         &self.custodian
+    }
+}
+
+impl Request<'_> {
+    fn patience(&self, urgency: Urgency) -> Patience {
+        Patience::Request(demand(self.caller, urgency, self.deadline))
+    }
+}
+
+fn demand(caller: &Caller, urgency: Urgency, deadline: Instant) -> Demand {
+    Demand { deadline, caller: caller.number(), urgency }
+}
+
+/// Of the verbs that take a session.
+fn urgency(verb: Verb) -> Option<Urgency> {
+    match verb {
+        Verb::Unwrap => Some(Urgency::Unwrap),
+        Verb::Wrap => Some(Urgency::Wrap),
+        Verb::AsymmetricSign => Some(Urgency::Sign),
+        Verb::GetPublicKey | Verb::CreateKey | Verb::DestroyKey | Verb::CheckCryptoSpacePermissions => None,
     }
 }
 

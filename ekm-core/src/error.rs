@@ -73,6 +73,10 @@ pub enum Error {
     #[error("the crypto space has {0} keys, which is as many as it may; destroy some, or have its bound raised")]
     TooManyKeys(u32),
 
+    /// He may not send that many.
+    #[error("this caller sends more requests a second than limits.caller_requests_per_s allows")]
+    CallerRate,
+
     // The HSM's.
     /// The token failed at this operation.
     #[error("HSM: {function} failed with {code}")]
@@ -102,8 +106,8 @@ pub enum Error {
     /// Its current version has wrapped as often as one may.
     #[error("the key version has wrapped 2^32 times, which is as often as it may; rotate the key")]
     KeyExhausted,
-    /// The queue in front of the token is full.
-    #[error("the queue in front of the HSM is full")]
+    /// An answer would come too late: there is more to do than the shard's sessions can.
+    #[error("the HSM has more to do than it can in time")]
     Overloaded,
 
     // Others'.
@@ -124,6 +128,9 @@ pub enum Error {
     CatalogStale,
 
     // Ours.
+    /// This frontend does not keep up; another one may.
+    #[error("this frontend does not keep up: {0}")]
+    FrontendBusy(&'static str),
     /// The answer would come too late to be of use.
     #[error("the deadline passed in stage '{0}'")]
     DeadlineExceeded(&'static str),
@@ -215,6 +222,8 @@ impl Error {
             Self::KeyUnavailable => "key_unavailable",
             Self::KeyExhausted => "key_exhausted",
             Self::Overloaded => "overloaded",
+            Self::CallerRate => "caller_rate",
+            Self::FrontendBusy(_) => "frontend_busy",
             Self::IssuerUnavailable => "issuer_unavailable",
             Self::CatalogStale => "catalog_stale",
             Self::DeadlineExceeded(_) => "deadline_exceeded",
@@ -239,7 +248,9 @@ impl Error {
             | Self::UnwrapFailed
             | Self::WrongAlgorithm { .. }
             | Self::NotImplemented(_) => Blame::Caller,
-            Self::Denied(_) | Self::DenialPending(_) | Self::NotInUse(_) | Self::TooManyKeys(_) => Blame::Policy,
+            Self::Denied(_) | Self::DenialPending(_) | Self::NotInUse(_) | Self::TooManyKeys(_) | Self::CallerRate => {
+                Blame::Policy
+            }
             Self::HsmFault { .. }
             | Self::HsmTimeout
             | Self::HsmAway { .. }
@@ -250,7 +261,7 @@ impl Error {
             Self::CatalogStale | Self::CatalogUnavailable(_) => Blame::Storage,
             Self::KeyPending | Self::KeyGeneration(_) => Blame::Hsm,
             Self::IssuerUnavailable => Blame::Issuer,
-            Self::DeadlineExceeded(_) | Self::AuditUnavailable | Self::Internal(_) => Blame::Us,
+            Self::DeadlineExceeded(_) | Self::AuditUnavailable | Self::FrontendBusy(_) | Self::Internal(_) => Blame::Us,
         }
     }
 }

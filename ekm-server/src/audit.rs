@@ -58,6 +58,9 @@ pub struct Record {
     pub is_key_health_check: bool,
     /// The shard of the key, if it lives on HSMs.
     pub shard: Option<ShardName>,
+    /// What the request's time went into, besides the HSM.
+    #[serde(flatten)]
+    pub stages: Stages,
     /// Key, version, custody, times: as far as the request came.
     #[serde(flatten, serialize_with = "trace_fields")]
     pub trace: Trace,
@@ -70,6 +73,20 @@ pub struct Record {
     /// From `time` to the answer.
     #[serde(serialize_with = "microseconds", rename = "total_us")]
     pub total: Duration,
+}
+
+/// How long the stages of a request took, as far as it came.
+#[derive(Clone, Copy, Default, Serialize)]
+pub struct Stages {
+    /// From its first byte to the end of its head; with HTTP/2 nobody knows.
+    #[serde(serialize_with = "microseconds", rename = "head_us")]
+    pub head: Duration,
+    /// Until the caller was known.
+    #[serde(serialize_with = "microseconds", rename = "authentication_us")]
+    pub authentication: Duration,
+    /// Until the body was there.
+    #[serde(serialize_with = "microseconds", rename = "body_us")]
+    pub body: Duration,
 }
 
 fn rfc3339<S: Serializer>(time: &OffsetDateTime, serializer: S) -> Result<S::Ok, S::Error> {
@@ -111,6 +128,8 @@ fn trace_fields<S: Serializer>(trace: &Trace, serializer: S) -> Result<S::Ok, S:
         denied_by: Option<&'static str>,
         #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
         denial_final_at: Option<OffsetDateTime>,
+        #[serde(serialize_with = "microseconds", rename = "hsm_turn_us")]
+        turn: Duration,
         #[serde(serialize_with = "microseconds", rename = "hsm_queue_us")]
         queue: Duration,
         #[serde(serialize_with = "microseconds", rename = "hsm_device_us")]
@@ -125,6 +144,7 @@ fn trace_fields<S: Serializer>(trace: &Trace, serializer: S) -> Result<S::Ok, S:
         by_grace: trace.by_grace,
         denied_by: trace.denied_by.map(Aspect::name),
         denial_final_at: trace.denial_final_at,
+        turn: trace.hsm.turn,
         queue: trace.hsm.queue,
         device: trace.hsm.device,
     }

@@ -11,6 +11,7 @@ use futures_util::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::health::{self, Health};
+use crate::reload::Reload;
 use crate::router::DataPlane;
 use crate::tls::Certificate;
 
@@ -137,17 +138,21 @@ async fn reload_certificate(certificate: &Arc<Certificate>, plane: &DataPlane) {
     }
 }
 
-/// SIGHUP: certificates and key sets are read again, the audit log is opened again.
+/// SIGHUP: certificates, key sets and what can change of the configuration are read again, the audit log is opened again.
 pub async fn watch_hangup(
     certificates: Vec<Arc<Certificate>>,
     refresh_admin: Option<impl Fn() + Send>,
+    mut reload: Option<Reload>,
     plane: Arc<DataPlane>,
 ) {
     let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
     while hangup.recv().await.is_some() {
-        tracing::info!("SIGHUP: reading certificate and key sets again, reopening the audit log");
+        tracing::info!("SIGHUP: reading certificate, key sets and configuration again, reopening the audit log");
         plane.audit.reopen();
-        plane.authenticator.refresh();
+        if let Some(reload) = &mut reload {
+            reload.apply(&plane).await;
+        }
+        plane.authenticator.load().refresh();
         refresh_admin.iter().for_each(|refresh| refresh());
         for certificate in &certificates {
             reload_certificate(certificate, &plane).await;

@@ -4,7 +4,6 @@
 //! has none at all. One thing they cannot see: a head that begins in the same read as the request before it counts as idle,
 //! until its next byte.
 
-use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
@@ -14,6 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use http::{HeaderValue, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -39,6 +39,24 @@ pub struct Peer {
     pub certificate: Option<Arc<CertificateDer<'static>>>,
     /// Its user id, as the kernel says; on a Unix socket only.
     pub uid: Option<u32>,
+    /// When the first byte of this request came; only HTTP/1.1 tells.
+    pub first_byte: Option<Instant>,
+}
+
+/// In a response's extensions: nobody waits for it any more, so it is not sent, and its connection or stream ends.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("an answer came too late to be sent")]
+pub struct TooLate;
+
+/// How far the end of the process has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub enum Drain {
+    /// Not at all.
+    Serving,
+    /// Load balancers are told: connections end behind their next answer, new ones are still served.
+    Leaving,
+    /// Nothing new is accepted, and connections end when their requests have.
+    Draining,
 }
 
 /// The clocks of a connection.
@@ -48,6 +66,7 @@ pub struct Clocks {
     header: Duration,
     idle: Duration,
     write: Duration,
+    age: Duration,
 }
 
 impl Clocks {
@@ -58,6 +77,7 @@ impl Clocks {
             header: Duration::from_millis(limits.header_timeout_ms),
             idle: Duration::from_secs(limits.idle_timeout_s),
             write: Duration::from_millis(limits.write_timeout_ms),
+            age: Duration::from_secs(limits.max_connection_age_s),
         }
     }
 }
@@ -119,8 +139,11 @@ impl Activity {
         self.evict.notified().await;
     }
 
-    fn request_started(&self) {
-        self.state().in_flight += 1;
+    /// Since when its head was read, if it is known.
+    fn request_started(&self) -> Option<Instant> {
+        let mut state = self.state();
+        state.in_flight += 1;
+        (state.phase == Phase::Head && state.in_flight == 1).then_some(state.since)
     }
 
     fn request_ended(&self) {
@@ -155,18 +178,29 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     router: Router,
     activity: Arc<Activity>,
     clocks: Clocks,
-    draining: watch::Receiver<bool>,
+    mut drain: watch::Receiver<Drain>,
 ) -> &'static str {
+    // Not all at once, if they were made all at once.
+    let age = clocks.age.mul_f64(0.8 + 0.4 * fastrand::f64());
+    let too_old = Instant::now() + age;
     let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity), count_heads: !http2 });
     let service = {
-        let activity = Arc::clone(&activity);
+        let (activity, drain) = (Arc::clone(&activity), drain.clone());
         service_fn(move |mut request: hyper::Request<Incoming>| {
-            request.extensions_mut().insert(peer.clone());
-            let (router, guard) = (router.clone(), InFlight::new(&activity));
+            let (guard, first_byte) = InFlight::new(&activity);
+            request.extensions_mut().insert(Peer { first_byte, ..peer.clone() });
+            let (router, drain) = (router.clone(), drain.clone());
             async move {
-                let response = router.oneshot(request).await;
+                let Ok(mut response) = router.oneshot(request).await;
                 drop(guard);
-                response as Result<_, Infallible>
+                if response.extensions().get::<TooLate>().is_some() {
+                    return Err(TooLate);
+                }
+                // Behind an answer no request of the peer's can be on its way, as it could be on an idle connection.
+                if !http2 && (Instant::now() > too_old || *drain.borrow() != Drain::Serving) {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok(response)
             }
         })
     };
@@ -180,11 +214,22 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             .max_local_error_reset_streams(64)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(5));
-        drive(builder.serve_connection(io, service), &activity, &clocks, draining).await
+        // GOAWAY tells the peer which of its requests were taken, so it may come at any time.
+        let leave = async {
+            tokio::select! {
+                () = reached(&mut drain, Drain::Leaving) => "drained",
+                () = tokio::time::sleep(age) => "aged",
+            }
+        };
+        drive(builder.serve_connection(io, service), &activity, &clocks, leave).await
     } else {
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder.max_headers(MAX_HEADERS).max_header_size(MAX_HEAD_BYTES).header_read_timeout(None);
-        drive(builder.serve_connection(io, service), &activity, &clocks, draining).await
+        let leave = async {
+            reached(&mut drain, Drain::Draining).await;
+            "drained"
+        };
+        drive(builder.serve_connection(io, service), &activity, &clocks, leave).await
     }
 }
 
@@ -192,9 +237,9 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 struct InFlight(Arc<Activity>);
 
 impl InFlight {
-    fn new(activity: &Arc<Activity>) -> Self {
-        activity.request_started();
-        Self(Arc::clone(activity))
+    fn new(activity: &Arc<Activity>) -> (Self, Option<Instant>) {
+        let first_byte = activity.request_started();
+        (Self(Arc::clone(activity)), first_byte)
     }
 }
 
@@ -204,30 +249,30 @@ impl Drop for InFlight {
     }
 }
 
-/// Resolves when the drain has begun, or whoever could begin it is gone.
-pub async fn began(draining: &mut watch::Receiver<bool>) {
-    let _ = draining.wait_for(|&draining| draining).await;
+/// Resolves when the end has come so far, or whoever could begin it is gone.
+pub async fn reached(drain: &mut watch::Receiver<Drain>, far: Drain) {
+    let _ = drain.wait_for(|&drain| drain >= far).await;
 }
 
 async fn drive<C: GracefulConnection>(
     connection: C,
     activity: &Activity,
     clocks: &Clocks,
-    mut draining: watch::Receiver<bool>,
+    leave: impl Future<Output = &'static str>,
 ) -> &'static str {
     let mut connection = pin!(connection);
     let mut expired = pin!(expired(activity, clocks));
-    tokio::select! {
+    let left = tokio::select! {
         biased; // the connection first: what it reads and writes moves the clocks
         outcome = &mut connection => return if outcome.is_ok() { "closed" } else { "error" },
         reason = &mut expired => return reason,
         () = activity.evict.notified() => return "evicted",
-        () = began(&mut draining) => {}
-    }
+        left = leave => left,
+    };
     connection.as_mut().graceful_shutdown();
     tokio::select! {
         biased;
-        outcome = &mut connection => if outcome.is_ok() { "drained" } else { "error" },
+        outcome = &mut connection => if outcome.is_ok() { left } else { "error" },
         reason = &mut expired => reason,
     }
 }

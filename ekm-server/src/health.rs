@@ -1,13 +1,16 @@
 //! Is this frontend fit for traffic? A real wrap and unwrap in each shard every second decides, with hysteresis.
 //!
-//! A shard's trouble stays in its shard: the frontend is ready while one shard is.
+//! A shard's trouble stays in its shard: the frontend is ready while one shard is. What most frontends find wrong takes none of them out: the
+//! others could do no better, and a load balancer without frontends answers nobody, not even with keys that need no HSM.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::response::{IntoResponse, Response};
 use ekm_core::{Ekm, Error, ShardName};
+use http::{StatusCode, Uri};
 use serde::Serialize;
 
 /// How old a result may be; also how often the check runs.
@@ -34,6 +37,8 @@ struct State {
     failures: u32,
     successes: u32,
     ready: bool,
+    /// It has been ready, and fails on most of the other frontends, too.
+    shared: bool,
 }
 
 #[derive(Clone)]
@@ -98,6 +103,49 @@ impl Health {
         !self.is_draining() && self.shards.iter().any(ShardHealth::is_ready)
     }
 
+    /// The shards that fail, for the other frontends.
+    pub fn unfit(&self) -> String {
+        let failing = self.shards.iter().filter(|shard| shard.report().error.is_some());
+        failing.map(|shard| shard.name.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Takes in what the other frontends find wrong with themselves.
+    pub fn compare<'a>(&self, others: impl Iterator<Item = &'a str> + Clone) {
+        let count = others.clone().count();
+        for shard in &self.shards {
+            let name = shard.name.as_str();
+            let alike = others.clone().filter(|unfit| unfit.split(' ').any(|unfit| unfit == name)).count();
+            shard.note_others(2 * alike > count);
+        }
+    }
+
+    /// What a load balancer gets: 200 if traffic should come here. With `?shard=NAME`, for a pool that serves one shard only, that shard
+    /// alone decides.
+    pub fn probe(&self, uri: &Uri) -> Response {
+        match self.is_ready_for(uri) {
+            Ok(true) => (StatusCode::OK, "ready\n").into_response(),
+            Ok(false) => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response(),
+            Err(unknown) => (StatusCode::NOT_FOUND, unknown).into_response(),
+        }
+    }
+
+    /// Whether traffic should come here: all of it, or that for the shard which the query names.
+    pub fn is_ready_for(&self, uri: &Uri) -> Result<bool, String> {
+        let shard = self.shard_asked_for(uri)?;
+        Ok(shard.map_or(self.is_ready(), |shard| shard.is_ready() && !self.is_draining()))
+    }
+
+    /// `shard=NAME` in the query.
+    pub fn shard_asked_for(&self, uri: &Uri) -> Result<Option<&ShardHealth>, String> {
+        let name = uri.query().and_then(|query| query.split('&').find_map(|part| part.strip_prefix("shard=")));
+        let Some(name) = name else { return Ok(None) };
+        let found = self.shard(name).map(Some);
+        found.ok_or_else(|| {
+            let names: Vec<_> = self.shards.iter().map(|shard| shard.name.as_str()).collect();
+            format!("this frontend has no such shard; it has {}\n", names.join(", "))
+        })
+    }
+
     /// The last checks.
     pub fn report(&self) -> Report {
         let shards: BTreeMap<_, _> = self.shards.iter().map(|shard| (shard.name.to_string(), shard.report())).collect();
@@ -123,7 +171,7 @@ impl ShardHealth {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let first = state.checked.is_none();
         match outcome {
-            Ok(()) => (state.successes, state.failures) = (state.successes + 1, 0),
+            Ok(()) => (state.successes, state.failures, state.shared) = (state.successes + 1, 0, false),
             Err(_) => (state.successes, state.failures) = (0, state.failures + 1),
         }
         let was_ready = state.ready;
@@ -146,9 +194,26 @@ impl ShardHealth {
         state.checked = Some(Checked { at: Instant::now(), took: started.elapsed(), failure });
     }
 
+    /// Most of the other frontends have the same trouble, or not.
+    fn note_others(&self, alike: bool) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = alike && (state.shared || state.ready);
+        if shared != state.shared {
+            tracing::warn!(shard = %self.name, shared, "whether most frontends fail alike, so that this one stays ready");
+        }
+        state.shared = shared;
+    }
+
+    /// Whether it fails on most frontends, and this one is ready because of that.
+    pub fn is_shared_trouble(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.shared && !state.ready
+    }
+
     /// Whether traffic for its keys should come here.
     pub fn is_ready(&self) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).ready
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.ready || state.shared
     }
 
     /// The last check. One that has not come back for long counts as failing.
@@ -214,6 +279,23 @@ mod tests {
         assert_eq!(health.report().status, "failing", "for people who look, not for load balancers");
         assert!(feed(&health.shards[0], "++") && !feed(&health.shards[1], "---"));
         assert!(health.is_ready());
+    }
+
+    #[test]
+    fn what_most_frontends_find_wrong_takes_none_of_them_out() {
+        let health = health(2);
+        health.compare(["shard-0", "shard-0"].into_iter());
+        assert!(!health.shards[0].is_ready(), "it has never been ready");
+        assert!(feed(&health.shards[0], "+-"));
+        assert_eq!(health.unfit(), "shard-0 shard-1");
+        health.compare(["shard-0", "shard-1 shard-0", ""].into_iter());
+        assert!(feed(&health.shards[0], "--------"));
+        health.compare(["shard-0", "", "shard-1"].into_iter());
+        assert!(!health.shards[0].is_ready(), "the others can do better");
+        health.compare(["shard-0"].into_iter());
+        assert!(!health.shards[0].is_ready(), "and it does not come back by that");
+        health.compare([].into_iter());
+        assert!(!health.is_ready(), "alone it is no better");
     }
 
     #[test]

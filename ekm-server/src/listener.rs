@@ -6,15 +6,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::Limits;
-use crate::connection::{self, Activity, Clocks, Peer};
+use crate::connection::{self, Activity, Clocks, Drain, Peer};
 use crate::metrics::Metrics;
 use crate::socket_file::SocketFile;
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 1024;
 
 /// A listening socket and what to do with its connections.
 pub struct Listener {
@@ -43,8 +46,8 @@ struct Shared {
 }
 
 impl Listener {
-    /// Binds the address. Without `tls` it speaks plain HTTP/1.1. Metrics show it under `name`.
-    pub async fn bind(
+    /// Binds the address, for the runtime that this is called in. Without `tls` it speaks plain HTTP/1.1. Metrics show it under `name`.
+    pub fn bind(
         name: &'static str,
         address: SocketAddr,
         tls: Option<TlsAcceptor>,
@@ -52,7 +55,10 @@ impl Listener {
         limits: &Limits,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
-        let socket = Socket::Tcp(TcpListener::bind(address).await?, tls);
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let socket = Socket::Tcp(socket.listen(BACKLOG)?, tls);
         Ok(Self { socket, router, shared: Arc::new(Shared::new(name, limits, metrics)) })
     }
 
@@ -75,12 +81,12 @@ impl Listener {
         }
     }
 
-    /// Accepts until `draining` says stop, then lets every connection finish its requests. Returns how many connections were
+    /// Accepts until `drain` says stop, then lets every connection finish its requests. Returns how many connections were
     /// cut because they did not finish within `patience`.
-    pub async fn run(self, mut draining: watch::Receiver<bool>, patience: Duration) -> usize {
+    pub async fn run(self, mut drain: watch::Receiver<Drain>, patience: Duration) -> usize {
         let mut tasks = JoinSet::new();
         let mut number = 0;
-        let each = draining.clone();
+        let each = drain.clone();
         loop {
             tokio::select! {
                 accepted = self.socket.accept() => match accepted {
@@ -95,7 +101,7 @@ impl Listener {
                     }
                 },
                 Some(_) = tasks.join_next() => {}
-                () = connection::began(&mut draining) => break,
+                () = connection::reached(&mut drain, Drain::Draining) => break,
             }
         }
         drop(self.socket);
@@ -104,7 +110,7 @@ impl Listener {
         tasks.len()
     }
 
-    fn start(&self, tasks: &mut JoinSet<()>, number: u64, accepted: Accepted, draining: watch::Receiver<bool>) {
+    fn start(&self, tasks: &mut JoinSet<()>, number: u64, accepted: Accepted, drain: watch::Receiver<Drain>) {
         let activity = Arc::new(Activity::default());
         if !self.shared.admit(number, &activity) {
             return;
@@ -118,7 +124,7 @@ impl Listener {
                         let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
                         let peer = Peer { uid, ..Peer::default() };
                         let activity = Arc::clone(&activity);
-                        return connection::serve(stream, false, peer, router, activity, shared.clocks, draining).await;
+                        return connection::serve(stream, false, peer, router, activity, shared.clocks, drain).await;
                     }
                     Accepted::Tcp(stream, address, tls) => {
                         let _ = stream.set_nodelay(true);
@@ -127,7 +133,7 @@ impl Listener {
                 };
                 let Some(tls) = tls else {
                     let activity = Arc::clone(&activity);
-                    return connection::serve(stream, false, peer, router, activity, shared.clocks, draining).await;
+                    return connection::serve(stream, false, peer, router, activity, shared.clocks, drain).await;
                 };
                 match shared.handshake(&tls, stream).await {
                     Ok(stream) => {
@@ -136,7 +142,7 @@ impl Listener {
                         let leaf = tls.peer_certificates().and_then(<[_]>::first);
                         let peer = Peer { certificate: leaf.map(|leaf| Arc::new(leaf.clone().into_owned())), ..peer };
                         activity.restart();
-                        connection::serve(stream, http2, peer, router, Arc::clone(&activity), shared.clocks, draining)
+                        connection::serve(stream, http2, peer, router, Arc::clone(&activity), shared.clocks, drain)
                             .await
                     }
                     Err(reason) => reason,

@@ -12,6 +12,8 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
+use crate::audit::Stages;
+
 /// From 100 µs doubling, with the promises' thresholds (40, 80, 100, 130, 150 ms) as exact bounds.
 const BUCKETS_SECONDS: &[f64] = &[
     0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.0032, 0.0064, 0.0128, 0.0256, 0.04, 0.08, 0.1, 0.13, 0.15, 0.3, 1.0, 5.0,
@@ -19,6 +21,9 @@ const BUCKETS_SECONDS: &[f64] = &[
 
 /// What an HSM is asked for: the first of [`Verb::ALL`].
 const OPERATIONS: [Verb; 3] = [Verb::Wrap, Verb::Unwrap, Verb::AsymmetricSign];
+
+/// As labels, in the order of [`Metrics::observe_stages`].
+const STAGES: [&str; 4] = ["head", "authentication", "body", "hsm_turn"];
 
 /// Made once, passed down.
 pub struct Metrics {
@@ -28,6 +33,9 @@ pub struct Metrics {
     pub admin_requests: IntCounterVec,
     /// By verb; the last one is for what is no verb of the protocol.
     request_seconds: Vec<Histogram>,
+    stage_seconds: [Histogram; STAGES.len()],
+    /// How late tasks begin.
+    pub lateness: Gauge,
     /// In the order of the configuration.
     shards: Vec<ShardMetrics>,
     hsm_state: IntGaugeVec,
@@ -85,6 +93,10 @@ struct ShardMetrics {
     name: ShardName,
     hedges: IntCounter,
     retries: IntCounter,
+    sessions: IntGauge,
+    waiting: IntGauge,
+    refused: IntCounter,
+    expired: IntCounter,
     replicas: Vec<ReplicaMetrics>,
 }
 
@@ -108,6 +120,7 @@ impl Metrics {
         let make = Maker { registry: &registry };
         let request_seconds =
             make.histograms("ekm_request_seconds", "From the request's head to the answer.", &["verb"]);
+        let stage_seconds = make.histograms("ekm_stage_seconds", "What a request's time goes into.", &["stage"]);
         let shards = make.shards(shards);
         let build = make.gauges("ekm_build_info", "1, with the version as label.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -116,6 +129,8 @@ impl Metrics {
             requests: make.counters("ekm_requests_total", "Requests by verb and outcome.", &["verb", "code"]),
             admin_requests: make.counters("ekm_admin_requests_total", "Admin requests by outcome.", &["code"]),
             request_seconds: verbs().map(|verb| request_seconds.with_label_values(&[verb])).collect(),
+            stage_seconds: STAGES.map(|stage| stage_seconds.with_label_values(&[stage])),
+            lateness: make.float_gauge("ekm_task_lateness_seconds", "How much later than they should tasks begin."),
             shards,
             hsm_state: make.gauges(
                 "ekm_hsm_replica_state",
@@ -203,12 +218,27 @@ impl Metrics {
         }
     }
 
+    /// What the stages of a request took, as far as it came.
+    pub fn observe_stages(&self, stages: &Stages, trace: &Trace) {
+        let took = [stages.head, stages.authentication, stages.body, trace.hsm.turn];
+        for (histogram, took) in self.stage_seconds.iter().zip(took) {
+            if !took.is_zero() {
+                histogram.observe(took.as_secs_f64());
+            }
+        }
+    }
+
     /// Takes over how the replicas are now.
     pub fn set_hsm(&self, shards: &[Shard]) {
         for (shard, metrics) in shards.iter().zip(&self.shards) {
             self.set_replicas(shard, metrics);
             advance(&metrics.hedges, shard.counts().hedges);
             advance(&metrics.retries, shard.counts().retries);
+            let admission = shard.admission();
+            metrics.sessions.set(admission.sessions as i64);
+            metrics.waiting.set(admission.waiting as i64);
+            advance(&metrics.refused, admission.refused);
+            advance(&metrics.expired, admission.expired);
         }
     }
 
@@ -284,6 +314,13 @@ impl Maker<'_> {
             "Operations sent to a second replica because the first failed.",
             &["shard"],
         );
+        let sessions = self.gauges("ekm_shard_sessions", "Sessions of the replicas that can be used.", &["shard"]);
+        let waiting = self.gauges("ekm_shard_waiting", "Requests that wait for a session.", &["shard"]);
+        let shed = self.counters(
+            "ekm_shard_shed_total",
+            "Requests refused because they would wait too long, or given up because they did.",
+            &["shard", "how"],
+        );
         let of = |labels: [&str; 2]| ReplicaMetrics {
             queue_seconds: queue_seconds.with_label_values(&labels),
             operation_seconds: OPERATIONS.map(|verb| operation.with_label_values(&[labels[0], labels[1], verb.name()])),
@@ -301,6 +338,10 @@ impl Maker<'_> {
                 name: shard.name().clone(),
                 hedges: hedges.with_label_values(&[name]),
                 retries: retries.with_label_values(&[name]),
+                sessions: sessions.with_label_values(&[name]),
+                waiting: waiting.with_label_values(&[name]),
+                refused: shed.with_label_values(&[name, "refused"]),
+                expired: shed.with_label_values(&[name, "expired"]),
                 replicas: shard.replicas().iter().map(|replica| of([name, replica.name()])).collect(),
             }
         };

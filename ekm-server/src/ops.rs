@@ -13,7 +13,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use crate::catalog::Gate;
-use crate::health::{Health, ShardHealth};
+use crate::health::Health;
 use crate::router::DataPlane;
 
 /// What the ops listener looks at.
@@ -39,17 +39,15 @@ pub fn router(ops: Ops) -> Router {
 
 /// For load balancers. Only causes of this frontend alone take readiness away: its HSM, its drain. What all frontends share, such
 /// as the issuer and the catalog's database, is shown and changes nothing: else one fault there would take all of them away.
-///
-/// With `?shard=NAME`, for a load balancer's pool that serves one shard only, that shard alone decides.
 async fn readyz(State(ops): State<Ops>, uri: Uri) -> Response {
-    let ready = match shard_asked_for(&ops, &uri) {
-        Ok(shard) => shard.map_or(ops.health.is_ready(), |shard| shard.is_ready() && !ops.health.is_draining()),
+    if !uri.query().is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose"))) {
+        return ops.health.probe(&uri);
+    }
+    let ready = match ops.health.is_ready_for(&uri) {
+        Ok(ready) => ready,
         Err(unknown) => return (StatusCode::NOT_FOUND, unknown).into_response(),
     };
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    if !uri.query().is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose"))) {
-        return (status, if ready { "ready\n" } else { "not ready\n" }).into_response();
-    }
     let snapshot = ops.plane.ekm.snapshot();
     let mut text = String::new();
     let mark = |good| if good { "[+]" } else { "[-]" };
@@ -58,6 +56,9 @@ async fn readyz(State(ops): State<Ops>, uri: Uri) -> Response {
         let error = shard.report().error;
         let (name, wrap) = (shard.name(), error.as_deref().unwrap_or("ok"));
         let _ = writeln!(text, "{} shard {name}: wrap and unwrap with its health key: {wrap}", mark(error.is_none()));
+    }
+    for shard in ops.health.shards().iter().filter(|shard| shard.is_shared_trouble()) {
+        let _ = writeln!(text, "[!] shard {} fails on most frontends, so this one stays ready", shard.name());
     }
     let draining = ops.health.is_draining();
     let _ = writeln!(text, "{} draining: {}", mark(!draining), if draining { "yes" } else { "no" });
@@ -95,7 +96,18 @@ async fn readyz(State(ops): State<Ops>, uri: Uri) -> Response {
             "[!] {not_final} changes of policies are not final yet: what they deny is answered with 503"
         );
     }
-    for (issuer, age) in ops.plane.authenticator.key_set_ages() {
+    for shard in ops.plane.ekm.custodian().shards() {
+        let hsm::AdmissionStatus { sessions, busy, waiting, service, .. } = shard.admission();
+        let (name, ms) = (shard.name(), service.as_secs_f64() * 1000.0);
+        let _ = writeln!(
+            text,
+            "{} shard {name}: {busy} operations under way in {sessions} sessions, {waiting} wait, {ms:.2} ms each",
+            note(waiting == 0)
+        );
+    }
+    let late_ms = ops.plane.intake.lateness().as_secs_f64() * 1000.0;
+    let _ = writeln!(text, "{} tasks begin {late_ms:.1} ms late", note(late_ms < 40.0));
+    for (issuer, age) in ops.plane.authenticator.load().key_set_ages() {
         let known = age.map_or("never fetched".into(), |age| format!("key set fetched {} s ago", age.as_secs()));
         let _ = writeln!(text, "{} issuer {issuer}: {known}", note(age.is_some()));
     }
@@ -105,7 +117,7 @@ async fn readyz(State(ops): State<Ops>, uri: Uri) -> Response {
 
 /// The deep checks' last results, at most about a second old: of every shard, or with `?shard=NAME` of one.
 async fn healthz(State(ops): State<Ops>, uri: Uri) -> Response {
-    match shard_asked_for(&ops, &uri) {
+    match ops.health.shard_asked_for(&uri) {
         Ok(None) => {
             let report = ops.health.report();
             health_response(report.status, &report)
@@ -124,17 +136,6 @@ fn health_response(status: &str, report: &impl Serialize) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], body + "\n").into_response()
 }
 
-/// `shard=NAME` in the query.
-fn shard_asked_for<'a>(ops: &'a Ops, uri: &Uri) -> Result<Option<&'a ShardHealth>, String> {
-    let name = uri.query().and_then(|query| query.split('&').find_map(|part| part.strip_prefix("shard=")));
-    let Some(name) = name else { return Ok(None) };
-    let found = ops.health.shard(name).map(Some);
-    found.ok_or_else(|| {
-        let names: Vec<_> = ops.health.shards().iter().map(|shard| shard.name().as_str()).collect();
-        format!("this frontend has no such shard; it has {}\n", names.join(", "))
-    })
-}
-
 async fn metrics(State(ops): State<Ops>) -> Response {
     let plane = &ops.plane;
     let snapshot = plane.ekm.snapshot();
@@ -145,13 +146,14 @@ async fn metrics(State(ops): State<Ops>) -> Response {
     metrics.policy_changes_not_final.set(snapshot.changes_not_final(OffsetDateTime::now_utc()) as i64);
     metrics.catalog_rejected.set(snapshot.refused().len() as i64);
     metrics.audit_queue.set(plane.audit.queue_length() as i64);
+    metrics.lateness.set(plane.intake.lateness().as_secs_f64());
     metrics.set_hsm(plane.ekm.custodian().shards());
     for shard in ops.health.shards() {
         let healthy = shard.report().error.is_none();
         metrics.shard_healthy.with_label_values(&[shard.name().as_str()]).set(healthy.into());
     }
     metrics.ready.set(ops.health.is_ready().into());
-    for (issuer, age) in plane.authenticator.key_set_ages() {
+    for (issuer, age) in plane.authenticator.load().key_set_ages() {
         let seconds = age.map_or(f64::INFINITY, |age| age.as_secs_f64());
         metrics.jwks_age.with_label_values(&[issuer]).set(seconds);
     }

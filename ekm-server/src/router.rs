@@ -6,29 +6,34 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::State;
+use axum::routing::get;
 use bytes::Bytes;
 use ekm_core::caller::Caller;
 use ekm_core::policy::Verb;
 use ekm_core::{Ekm, Error, KeyPath, ShardName, Trace};
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header, request};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version, header, request};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::OwnedSemaphorePermit;
 
-use crate::audit::{AuditLogs, Record};
+use crate::audit::{AuditLogs, Record, Stages};
 use crate::auth::Authenticator;
 use crate::background::Unserved;
 use crate::config::Config;
-use crate::connection::Peer;
+use crate::connection::{Peer, TooLate};
 use crate::control::{self, Control};
 use crate::dialect::{self, ControlRequest};
+use crate::health::Health;
+use crate::intake::Intake;
 use crate::metrics::Metrics;
 use crate::shapes::Shapes;
-use crate::status;
+use crate::status::Answers;
 use crate::wire::{self, Bounds, CryptoRequest, Input, Why, truncated};
 
 /// What the data plane works with; made once, shared by all requests.
@@ -36,7 +41,7 @@ pub struct DataPlane {
     /// Keys and the means to use them.
     pub ekm: Ekm,
     /// Who calls.
-    pub authenticator: Authenticator,
+    pub authenticator: ArcSwap<Authenticator>,
     /// The way to the catalog's database, for what cannot do without.
     pub control: Control,
     /// What happened.
@@ -49,8 +54,10 @@ pub struct DataPlane {
     pub hosts: Vec<String>,
     /// Bounds in time and size.
     pub limits: RequestLimits,
-    /// Put errors into `{"error":…}`.
-    pub error_envelope: bool,
+    /// How failed requests are answered.
+    pub answers: Answers,
+    /// What is let in.
+    pub intake: Intake,
     /// What cannot be served.
     pub unserved: Unserved,
     /// Failures of ours, for the log.
@@ -121,9 +128,14 @@ impl FailureLog {
     }
 }
 
+/// An answer that takes so many times the deadline is not sent: 130 ms of Cloud KMS's 150, the network included.
+const TOO_LATE: f64 = 1.3;
+
 /// Bounds of one request.
 pub struct RequestLimits {
     deadline: Duration,
+    /// After this nothing is sent any more.
+    too_late: Duration,
     body: Duration,
     body_bytes: usize,
     /// Of decoded fields.
@@ -136,6 +148,7 @@ impl RequestLimits {
         let limits = &config.limits;
         Self {
             deadline: config.request_deadline(),
+            too_late: config.request_deadline().mul_f64(TOO_LATE),
             body: Duration::from_millis(limits.body_timeout_ms),
             body_bytes: *limits.max_body_bytes.get_ref(),
             fields: Bounds { plaintext_bytes: limits.max_plaintext_bytes, aad_bytes: limits.max_aad_bytes },
@@ -177,9 +190,12 @@ pub(crate) async fn discard(body: Body, max_bytes: usize, deadline: Instant) -> 
     tokio::time::timeout_at(until.into(), read).await.unwrap_or(false)
 }
 
-/// The EKM listener's only route. axum's patterns cannot say "ends with `:wrap`", so the verb is split off in [`split_verb`].
-pub fn router(plane: Arc<DataPlane>) -> Router {
-    Router::new().fallback(answer).with_state(plane)
+/// The protocol's only route: axum's patterns cannot say "ends with `:wrap`", so the verb is split off in [`split_verb`]. And what load
+/// balancers ask for: they probe the port that they send requests to.
+pub fn router(plane: Arc<DataPlane>, health: Arc<Health>) -> Router {
+    let probe = get(async |State(health): State<Arc<Health>>, uri: Uri| health.probe(&uri));
+    let probes = Router::new().route("/readyz", probe).with_state(health);
+    Router::new().fallback(answer).with_state(plane).merge(probes)
 }
 
 /// What is known about a request so far. If the caller goes away, hyper drops the request's future, and this writes the record.
@@ -203,10 +219,12 @@ impl Drop for Open<'_> {
 }
 
 async fn answer(State(plane): State<Arc<DataPlane>>, request: Request<Body>) -> Response<Full<Bytes>> {
-    let started = Instant::now();
+    let peer = request.extensions().get::<Peer>();
+    let (now, first_byte) = (Instant::now(), peer.and_then(|peer| peer.first_byte));
+    let started = first_byte.unwrap_or(now);
     let deadline = started + plane.limits.deadline;
-    let peer = request.extensions().get::<Peer>().and_then(|peer| peer.address);
-    let record = new_record(&plane, &request, peer);
+    let mut record = new_record(&plane, &request, peer.and_then(|peer| peer.address));
+    record.stages.head = now - started;
     let request_id = HeaderValue::from_str(&record.request_id).expect("hexadecimal digits and a hyphen");
     let mut open = Open { plane: &plane, record: Some(record), started };
     // hyper honours Transfer-Encoding over a Content-Length beside it, and does not say that there was one; a proxy in front might see it
@@ -223,21 +241,27 @@ async fn answer(State(plane): State<Arc<DataPlane>>, request: Request<Body>) -> 
 
     let mut record = open.record.take().expect("only taken here");
     record.total = started.elapsed();
+    let too_late = record.total > plane.limits.too_late;
+    let outcome = if too_late { Err(Error::DeadlineExceeded("answering")) } else { outcome };
     record.shard = plane.shard_of(&record.trace);
     record.code = outcome.as_ref().err().map_or("ok", Error::code);
     record.error = outcome.as_ref().err().map(ToString::to_string);
     let mut response = match outcome {
         Ok(json) => ok(json),
-        Err(error) => status::to_response(&error, plane.error_envelope),
+        Err(error) => plane.answers.to_response(&error),
     };
-    record.status = Some(response.status().as_u16());
+    record.status = (!too_late).then(|| response.status().as_u16());
     plane.failures.log(&record);
-    let (verb, mut code, total, trace) = (record.verb, record.code, record.total, record.trace);
+    let (verb, mut code, total, trace, stages) = (record.verb, record.code, record.total, record.trace, record.stages);
     if let Err(error) = plane.audit.of(&record).write(record, deadline).await {
         code = error.code();
-        response = status::to_response(&error, plane.error_envelope);
+        response = plane.answers.to_response(&error);
     }
     plane.metrics.observe(verb, code, total, &trace);
+    plane.metrics.observe_stages(&stages, &trace);
+    if too_late {
+        response.extensions_mut().insert(TooLate);
+    }
     response.headers_mut().insert("x-request-id", request_id);
     if closes {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -259,6 +283,7 @@ fn new_record(plane: &DataPlane, request: &Request<Body>, peer: Option<SocketAdd
         relative_resource_name: None,
         is_key_health_check: false,
         shard: None,
+        stages: Stages::default(),
         trace: Trace::default(),
         status: None,
         code: "abandoned",
@@ -282,18 +307,29 @@ async fn serve(
         record.verb = split.as_ref().ok().map(|(_, verb)| *verb);
         let is_info = dialect::INFO_PATHS.contains(&head.uri.path());
         check_head(plane, &head, if is_info { Method::GET } else { Method::POST })?;
-        let caller = plane.authenticator.authenticate(&head.headers, deadline).await?;
+        let asked = Instant::now();
+        let caller = plane.authenticator.load().authenticate(&head.headers, deadline).await?;
+        let known = Instant::now();
+        record.stages.authentication = known - asked;
         record.caller = Some(Arc::clone(&caller));
         if is_info {
             return Ok(Asked::Info);
         }
         let (path, verb) = split?;
         check_media_type(&head.headers)?;
+        // Before anything is read or parsed: what cannot be done in time costs as little as possible.
+        plane.intake.admit(&caller, verb)?;
+        if plane.ekm.is_too_much(&path, verb, &caller, deadline) {
+            return Err(Error::Overloaded);
+        }
+        let bytes = body.size_hint().exact().unwrap_or(plane.limits.body_bytes as u64);
+        let room = plane.intake.room(bytes.min(plane.limits.body_bytes as u64))?;
         let body = plane.limits.read(&mut body, deadline).await?;
+        record.stages.body = known.elapsed();
         if let Some(shapes) = &plane.shapes {
             shapes.record(&head, verb, &body);
         }
-        Ok::<_, Error>(Asked::Verb(caller, path, verb, body))
+        Ok::<_, Error>(Asked::Verb(caller, path, verb, body, room))
     }
     .await;
     let too_long = body.size_hint().lower() > plane.limits.body_bytes as u64;
@@ -302,9 +338,9 @@ async fn serve(
         // hyper does not read the rest, and closes; the client has to know (RFC 9112 §9.3).
         *closes |= !ended && head.version != Version::HTTP_2;
     }
-    let (caller, path, verb, body) = match read? {
+    let (caller, path, verb, body, _room) = match read? {
         Asked::Info => return Ok(dialect::encode_info()),
-        Asked::Verb(caller, path, verb, body) => (caller, path, verb, body),
+        Asked::Verb(caller, path, verb, body, room) => (caller, path, verb, body, room),
     };
     let called = Called { plane, path: &path, caller: &caller, deadline };
     match verb {
@@ -322,7 +358,7 @@ async fn serve(
 enum Asked {
     /// getInfo.
     Info,
-    Verb(Arc<Caller>, KeyPath, Verb, Bytes),
+    Verb(Arc<Caller>, KeyPath, Verb, Bytes, OwnedSemaphorePermit),
 }
 
 /// Who calls what, and until when.

@@ -8,7 +8,9 @@ use ekm_core::policy::{Denial, DenialReason};
 use ekm_core::{Blame, Error};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
-use serde_json::json;
+use serde_json::{Value, json};
+
+use crate::config::{OverloadStatus, Server};
 
 /// The numbers of `google.rpc.Code` that we use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +44,8 @@ fn mapping(error: &Error) -> (StatusCode, Rpc) {
         Error::NotInUse(_) | Error::TooManyKeys(_) | Error::WrongAlgorithm { .. } => {
             (StatusCode::BAD_REQUEST, Rpc::FailedPrecondition)
         }
-        // No other frontend would have more room: the device is the bottleneck.
-        Error::Overloaded => (StatusCode::TOO_MANY_REQUESTS, Rpc::ResourceExhausted),
+        // No other frontend would have more room: the device is the bottleneck, or the caller sends too many.
+        Error::Overloaded | Error::CallerRate => (StatusCode::TOO_MANY_REQUESTS, Rpc::ResourceExhausted),
         Error::DenialPending(_)
         | Error::HsmFault { .. }
         | Error::HsmTimeout
@@ -58,6 +60,7 @@ fn mapping(error: &Error) -> (StatusCode, Rpc) {
         | Error::KeyGeneration(_)
         | Error::DeadlineExceeded(_)
         | Error::AuditUnavailable
+        | Error::FrontendBusy(_)
         | Error::Internal(_) => (StatusCode::SERVICE_UNAVAILABLE, Rpc::Unavailable),
     }
 }
@@ -85,9 +88,52 @@ fn violation(denial: &Denial) -> Option<(&'static str, String)> {
     }
 }
 
-/// The answer to a failed request. `envelope` puts the status into `{"error":…}`.
-pub fn to_response(error: &Error, envelope: bool) -> Response<Full<Bytes>> {
-    let (status, rpc) = mapping(error);
+/// How failed requests are answered.
+pub struct Answers {
+    envelope: bool,
+    overload: StatusCode,
+    /// The answer to most requests when there is too much to do, made once.
+    overloaded: Bytes,
+}
+
+impl Answers {
+    /// From the configuration.
+    pub fn new(server: &Server) -> Self {
+        let overload = match server.overload_status {
+            OverloadStatus::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
+            OverloadStatus::ServiceUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        let answers = Self { envelope: server.error_envelope, overload, overloaded: Bytes::new() };
+        let overloaded = answers.body(&Error::Overloaded, answers.mapping(&Error::Overloaded).1);
+        Self { overloaded, ..answers }
+    }
+
+    /// The answer to one.
+    pub fn to_response(&self, error: &Error) -> Response<Full<Bytes>> {
+        let (status, rpc) = self.mapping(error);
+        let body = match error {
+            Error::Overloaded => self.overloaded.clone(),
+            _ => self.body(error, rpc),
+        };
+        with_headers(status, body)
+    }
+
+    fn mapping(&self, error: &Error) -> (StatusCode, Rpc) {
+        match (mapping(error), self.overload) {
+            ((StatusCode::TOO_MANY_REQUESTS, _), StatusCode::SERVICE_UNAVAILABLE) => (self.overload, Rpc::Unavailable),
+            (mapped, _) => mapped,
+        }
+    }
+
+    fn body(&self, error: &Error, rpc: Rpc) -> Bytes {
+        let body = body(error, rpc);
+        let body = if self.envelope { json!({"error": body}) } else { body };
+        body.to_string().into()
+    }
+}
+
+/// A google.rpc.Status.
+fn body(error: &Error, rpc: Rpc) -> Value {
     let mut body = json!({"code": rpc as u8, "message": public_message(error)});
     let bad_request = |field: &str, problem: &str| {
         let violation = json!({"field": field, "description": problem});
@@ -100,15 +146,16 @@ pub fn to_response(error: &Error, envelope: bool) -> Response<Full<Bytes>> {
                 body["details"] = bad_request(field, &problem);
             }
         }
-        Error::Overloaded => {
+        Error::Overloaded | Error::CallerRate => {
             body["details"] = json!([{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.05s"}]);
         }
         _ => {}
     }
-    if envelope {
-        body = json!({"error": body});
-    }
-    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    body
+}
+
+fn with_headers(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -162,7 +209,7 @@ mod tests {
             | Error::KeyUnavailable
             | Error::KeyExhausted => {}
             Error::Overloaded | Error::IssuerUnavailable | Error::CatalogStale | Error::DeadlineExceeded(_) => {}
-            Error::AuditUnavailable | Error::Internal(_) => {}
+            Error::AuditUnavailable | Error::Internal(_) | Error::CallerRate | Error::FrontendBusy(_) => {}
             Error::SpaceNotFound(_) | Error::KeyExists(_) | Error::AlgorithmNotOffered(_) | Error::TooManyKeys(_) => {}
             Error::CatalogUnavailable(_) | Error::KeyPending | Error::KeyGeneration(_) => {}
         };
@@ -195,6 +242,8 @@ mod tests {
             (Error::KeyUnavailable, 503, 14),
             (Error::KeyExhausted, 503, 14),
             (Error::Overloaded, 429, 8),
+            (Error::CallerRate, 429, 8),
+            (Error::FrontendBusy("x"), 503, 14),
             (Error::IssuerUnavailable, 503, 14),
             (Error::CatalogStale, 503, 14),
             (Error::DeadlineExceeded("hsm"), 503, 14),
@@ -225,8 +274,7 @@ mod tests {
             let (verb, now) = (policy::Verb::Wrap, time::OffsetDateTime::UNIX_EPOCH);
             let request = policy::Request { caller: &caller, verb, justification: &justification, resource, now };
             let denial = policy::decide(&policy, &request).unwrap_err();
-            let text = to_response(&Error::Denied(denial.clone()), false);
-            let text = format!("{:?}", text.into_body());
+            let text = body(&Error::Denied(denial.clone()), Rpc::PermissionDenied).to_string();
             assert!(!text.contains("secret") && !text.contains("REVIEW"), "{text}");
             violation(&denial)
         };

@@ -26,6 +26,8 @@ pub struct Frontend {
     pub revision: u64,
     /// When it said so, by its own clock.
     pub seen_at: OffsetDateTime,
+    /// What it finds wrong with itself; mostly empty.
+    pub unfit: String,
 }
 
 impl CatalogStore {
@@ -151,6 +153,7 @@ impl CatalogStore {
                 version: text(row, 2).ok()?.to_owned(),
                 revision: number(row, 3).ok()?,
                 seen_at: OffsetDateTime::parse(text(row, 4).ok()?, &Rfc3339).ok()?,
+                unfit: text(row, 5).ok()?.to_owned(),
             })
         };
         // As for what is due: one that makes no sense is nobody.
@@ -166,6 +169,7 @@ impl CatalogStore {
             version.as_str().into(),
             frontend.revision.into(),
             time_text(frontend.seen_at).into(),
+            frontend.unfit.as_str().into(),
         ];
         let yesterday = [time_text(frontend.seen_at - time::Duration::DAY).into()];
         self.note(async |connection| {

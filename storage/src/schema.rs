@@ -9,12 +9,13 @@ use crate::connection::{Begin, Connection, Value};
 use crate::{CatalogStore, StorageError, statements};
 
 /// The versions whose tables this program reads and writes.
-pub(crate) const SUPPORTED: RangeInclusive<i64> = 3..=3;
+pub(crate) const SUPPORTED: RangeInclusive<i64> = 4..=4;
 
 /// The first catalog was SQLite only.
 const FIRST: &str = include_str!("../migrations/0001_catalog.sql");
 const RECORDS: &str = include_str!("../migrations/0002_records.sql");
 const WRAPS: &str = include_str!("../migrations/0003_wraps.sql");
+const UNFIT: &str = include_str!("../migrations/0004_unfit.sql");
 
 /// What a database holds, and what this program can use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +87,11 @@ fn migrator(postgres: bool) -> Migrator {
     let records = sqlx::AssertSqlSafe(records).into_sql_str();
     let migration =
         |version, name: &'static str, sql| Migration::new(version, name.into(), MigrationType::Simple, sql, false);
-    let mut migrations = vec![migration(2, "records", records), migration(3, "wraps", WRAPS.into_sql_str())];
+    let mut migrations = vec![
+        migration(2, "records", records),
+        migration(3, "wraps", WRAPS.into_sql_str()),
+        migration(4, "unfit", UNFIT.into_sql_str()),
+    ];
     if !postgres {
         migrations.insert(0, migration(1, "catalog", FIRST.into_sql_str()));
     }

@@ -49,10 +49,10 @@ statements! {
     PUT_DUE = "INSERT INTO due (kind, id, at) VALUES ($1, $2, $3) ON CONFLICT (kind, id) DO UPDATE SET at = excluded.at" => [];
     DELETE_DUE = "DELETE FROM due WHERE kind = $1 AND id = $2" => [];
 
-    PUT_FRONTEND = "INSERT INTO frontends (instance, name, version, revision, seen_at) VALUES ($1, $2, $3, $4, $5)
-        ON CONFLICT (instance) DO UPDATE SET revision = excluded.revision, seen_at = excluded.seen_at" => [];
-    FRONTENDS = "SELECT instance, name, version, revision, seen_at FROM frontends ORDER BY name, instance"
-        => [Text, Text, Text, Integer, Text];
+    PUT_FRONTEND = "INSERT INTO frontends (instance, name, version, revision, seen_at, unfit) VALUES ($1, $2, $3, $4, $5, $6)
+        ON CONFLICT (instance) DO UPDATE SET revision = excluded.revision, seen_at = excluded.seen_at, unfit = excluded.unfit" => [];
+    FRONTENDS = "SELECT instance, name, version, revision, seen_at, unfit FROM frontends ORDER BY name, instance"
+        => [Text, Text, Text, Integer, Text, Text];
     DELETE_OLD_FRONTENDS = "DELETE FROM frontends WHERE seen_at < $1" => [];
 
     DELETE_FRONTEND = "DELETE FROM frontends WHERE instance = $1" => [];

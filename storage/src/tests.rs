@@ -130,9 +130,9 @@ on_both! {
         let mut lease = fixture.store.writer().await.unwrap();
         lease.connection().script("ALTER TABLE records ADD COLUMN note TEXT").await.unwrap();
         let applied = if lease.connection().is_postgres() {
-            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (4, 'x', TRUE, ''::BYTEA, 0)"
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (5, 'x', TRUE, ''::BYTEA, 0)"
         } else {
-            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (4, 'x', TRUE, x'', 0)"
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (5, 'x', TRUE, x'', 0)"
         };
         lease.connection().script(applied).await.unwrap();
         lease.sound();
@@ -142,7 +142,7 @@ on_both! {
         assert_eq!(all_rows(&fixture.store).await.1.len(), 1);
 
         let mut lease = fixture.store.writer().await.unwrap();
-        lease.connection().script("UPDATE usable_from SET schema_version = 4").await.unwrap();
+        lease.connection().script("UPDATE usable_from SET schema_version = 5").await.unwrap();
         lease.sound();
         let refused = fixture.store.schema().await.unwrap().check().unwrap_err();
         assert!(refused.to_string().contains("run a newer ekm"), "{refused}");
@@ -254,7 +254,7 @@ on_both! {
         store.migrate().await.unwrap();
         let seen_at = OffsetDateTime::now_utc().truncate_to_second();
         let frontend = |instance: &str, seen_at| Frontend {
-            instance: instance.into(), name: "host".into(), version: "1".into(), revision: 3, seen_at,
+            instance: instance.into(), name: "host".into(), version: "1".into(), revision: 3, seen_at, unfit: "x".into(),
         };
         store.report(&frontend("old", seen_at - 2 * time::Duration::DAY)).await.unwrap();
         store.report(&frontend("a", seen_at)).await.unwrap();

@@ -103,10 +103,10 @@ impl Custodian {
         version: &KeyVersion,
         aad: &[u8],
         plaintext: Plaintext,
-        deadline: Instant,
+        patience: Patience,
         timing: &mut Timing,
     ) -> Result<Sealed, Error> {
-        let (patience, format) = (Patience::Request(deadline), version.custody.format());
+        let format = version.custody.format();
         let aad = blob::bound_aad(format, version.id, aad);
         let material = self.material(version, patience).await?;
         if format != Format::Xaes {
@@ -128,17 +128,16 @@ impl Custodian {
         &self,
         version: &KeyVersion,
         digest: Vec<u8>,
-        deadline: Instant,
+        patience: Patience,
         timing: &mut Timing,
     ) -> Result<Vec<u8>, Error> {
-        let patience = Patience::Request(deadline);
         let public = version.public_key.as_ref().ok_or(OTHER_KIND)?;
         match self.material(version, patience).await? {
             Material::OnToken => {
                 let signed = self.shard_of(version)?.sign(version.token_key(), digest, patience, timing).await;
                 noting_a_loss(version, signed)
             }
-            Material::Signs(key) => self.signing.sign(key, public, digest, deadline).await,
+            Material::Signs(key) => self.signing.sign(key, public, digest, patience.end()).await,
             Material::InProcess(_) => Err(OTHER_KIND),
         }
     }
@@ -149,10 +148,10 @@ impl Custodian {
         version: &KeyVersion,
         aad: &[u8],
         sealed: Sealed,
-        deadline: Instant,
+        patience: Patience,
         timing: &mut Timing,
     ) -> Result<Plaintext, Error> {
-        let (patience, format) = (Patience::Request(deadline), sealed.format());
+        let format = sealed.format();
         if !version.custody.opens(format) {
             return Err(Error::UnwrapFailed);
         }
@@ -370,7 +369,7 @@ mod tests {
 
     fn wrap(custodian: &Custodian, version: &KeyVersion, aad: &[u8], text: &[u8]) -> Result<Sealed, Error> {
         let (text, deadline) = (Plaintext::new(text.to_vec()), Instant::now() + PATIENCE);
-        wait(custodian.wrap(version, aad, text, deadline, &mut Timing::default()))
+        wait(custodian.wrap(version, aad, text, Patience::Own(deadline), &mut Timing::default()))
     }
 
     /// As [`crate::Ekm::unwrap`] does it: whatever is no blob of this version is the caller's fault.
@@ -379,7 +378,7 @@ mod tests {
             return Err(Error::UnwrapFailed);
         };
         let deadline = Instant::now() + PATIENCE;
-        let unwrapped = wait(custodian.unwrap(version, aad, sealed, deadline, &mut Timing::default()));
+        let unwrapped = wait(custodian.unwrap(version, aad, sealed, Patience::Own(deadline), &mut Timing::default()));
         unwrapped.map(|plaintext| plaintext.as_bytes().to_vec())
     }
 
@@ -471,7 +470,8 @@ mod tests {
         );
         let held = version.proving.try_lock().unwrap();
         let (text, deadline) = (Plaintext::new(vec![1]), Instant::now() + Duration::from_millis(50));
-        let error = wait(custodian.wrap(&version, b"", text, deadline, &mut Timing::default())).err().unwrap();
+        let error =
+            wait(custodian.wrap(&version, b"", text, Patience::Own(deadline), &mut Timing::default())).err().unwrap();
         assert!(matches!(error, Error::HsmTimeout) && Instant::now() >= deadline);
         drop(held);
         wrap(&custodian, &version, b"", b"text").unwrap();

@@ -25,8 +25,8 @@ pub struct TokenKey {
 /// Whose time a job takes.
 #[derive(Clone, Copy, Debug)]
 pub enum Patience {
-    /// A request's. The job ends at the request's deadline or at the HSM's, whichever is first, and is shed if the queue is full.
-    Request(Instant),
+    /// A request's. The job ends at the request's deadline or at the HSM's, whichever is first, and is refused if there is too much to do.
+    Request(Demand),
     /// Our own. The job waits for room in the queue, until then.
     Own(Instant),
 }
@@ -35,7 +35,43 @@ impl Patience {
     /// When nobody waits any more.
     pub(crate) fn end(self) -> Instant {
         match self {
-            Self::Request(end) | Self::Own(end) => end,
+            Self::Request(Demand { deadline, .. }) | Self::Own(deadline) => deadline,
+        }
+    }
+}
+
+/// A request's claim to a session.
+#[derive(Clone, Copy, Debug)]
+pub struct Demand {
+    /// After this nobody waits for the answer.
+    pub deadline: Instant,
+    /// Whose it is: the same number for the same caller.
+    pub caller: u64,
+    /// How much depends on it.
+    pub urgency: Urgency,
+}
+
+/// How much depends on an operation, when not all can be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// Data that cannot be read until it is done.
+    Unwrap,
+    /// Data that is not written yet.
+    Wrap,
+    /// Signatures.
+    Sign,
+    /// Our own question whether the shard works, one at a time: it has a place of its own.
+    Health,
+}
+
+impl Urgency {
+    /// How much of a request's time it may wait for a session.
+    pub(super) fn share_of_time(self) -> f64 {
+        match self {
+            Self::Unwrap => 0.20,
+            Self::Wrap => 0.12,
+            Self::Sign => 0.08,
+            Self::Health => 1.0,
         }
     }
 }
@@ -43,7 +79,9 @@ impl Patience {
 /// How long a job waited, how long the token worked on it, and which token it was.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timing {
-    /// From entering the queue to a worker taking it.
+    /// For a turn among all that want the shard.
+    pub turn: Duration,
+    /// From entering the replica's queue to a session taking it.
     pub queue: Duration,
     /// Inside PKCS#11 only.
     pub device: Duration,

@@ -228,7 +228,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::super::frame::Order;
-    use super::super::job::{Answer, TokenKey};
+    use super::super::job::{Answer, Demand, TokenKey, Urgency};
     use super::*;
     use crate::blob::VersionId;
     use crate::secret::Plaintext;
@@ -258,7 +258,8 @@ mod tests {
             let deadline = Instant::now() + LONG;
             let ask = |request: Request| {
                 let lane = Arc::clone(&self.lane);
-                tokio::spawn(async move { lane.ask(&request, false, deadline, Patience::Request(deadline)).await })
+                let patience = Patience::Request(Demand { deadline, caller: 1, urgency: Urgency::Unwrap });
+                tokio::spawn(async move { lane.ask(&request, false, deadline, patience).await })
             };
             let asked = (0..count).map(|_| ask(request())).collect();
             everybody_else().await;

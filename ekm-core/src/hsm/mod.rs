@@ -2,6 +2,7 @@
 //!
 //! A request goes this way:
 //!
+//! - `admission`: whether it can be done in time at all, and whose turn it is.
 //! - [`Shard`]: chooses among replicas that hold the same keys, asks a second one if the first is late or fails.
 //! - [`Replica`]: one token, with its state (`health`), and the task that keeps it usable.
 //! - `link`: the bounded queue in front of its sessions. They run on threads of this process, or in a worker process of their own
@@ -14,6 +15,7 @@
 //! No PKCS#11 call ever runs on an async worker. There is no trait over tokens: PKCS#11 is the one way to an HSM, and
 //! custody `software` needs no token.
 
+mod admission;
 mod confine;
 pub mod fault;
 mod frame;
@@ -35,9 +37,10 @@ mod tests;
 mod token;
 pub mod worker;
 
+pub use admission::AdmissionStatus;
 pub use health::State;
 pub(crate) use job::DIGEST_BYTES;
-pub use job::{Patience, Timing, TokenKey};
+pub use job::{Demand, Patience, Timing, TokenKey, Urgency};
 pub use link::TokenInfo;
 pub use process::WorkerCommand;
 pub use replica::{Isolation, Replica, ReplicaOptions, ReplicaStatus};

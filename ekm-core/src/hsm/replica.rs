@@ -175,6 +175,16 @@ impl Replica {
         }
     }
 
+    /// How many sessions it has for requests; none without a way to its token.
+    pub(super) fn sessions(&self) -> usize {
+        self.link.load().as_ref().map_or(0, |link| link.token.sessions)
+    }
+
+    /// Whether one of them has nothing to do.
+    pub(super) fn has_idle_session(&self) -> bool {
+        (self.health.in_flight() as usize) < self.sessions()
+    }
+
     /// Takes it out of use, or back. Operations under way finish.
     pub fn set_drained(&self, drained: bool) {
         if self.drained.swap(drained, Ordering::Relaxed) != drained {
@@ -230,7 +240,7 @@ impl Replica {
         let Some(link) = self.link.load_full() else { return Err(Failure::Away(self.health.now().2)) };
         let (entered, _in_flight) = (Instant::now(), self.health.begin());
         let deadline = match patience {
-            Patience::Request(deadline) => deadline.min(entered + self.deadline),
+            Patience::Request(demand) => demand.deadline.min(entered + self.deadline),
             Patience::Own(deadline) => deadline,
         };
         let mut waiting = Waiting { replica: self, since: entered, answered: false };
@@ -300,7 +310,7 @@ impl Replica {
         let asked = queue.ask(request, confirm, deadline, patience);
         match tokio::time::timeout_at(deadline.into(), asked).await {
             Ok(Ok((taken, (result, device)))) => {
-                let timing = Timing { queue: taken - entered, device, replica: 0 };
+                let timing = Timing { queue: taken - entered, device, ..Timing::default() };
                 result.map(|answer| (answer, timing)).map_err(Failure::Fault)
             }
             Ok(Err(Undone::Full)) => Err(Failure::Full),

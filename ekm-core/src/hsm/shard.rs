@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use super::admission::{Admission, AdmissionStatus, Refused};
 use super::fault::{Class, Fault};
 use super::health::State;
-use super::job::{Answer, Patience, Request, Timing, TokenKey, with_digest};
+use super::job::{Answer, Demand, Patience, Request, Timing, TokenKey, with_digest};
 use super::replica::{Failure, Replica, ReplicaOptions};
 use super::token::TokenError;
 use crate::algorithm::SigningAlgorithm;
@@ -43,7 +44,8 @@ const MAKING: Duration = Duration::from_secs(25);
 pub struct ShardOptions {
     /// What operators, metrics and the catalog call it.
     pub name: ShardName,
-    /// How many jobs may wait for each replica; one more is refused with [`Error::Overloaded`].
+    /// How many jobs may wait for their turn, and how many for each replica, whatever is predicted; one more is refused with
+    /// [`Error::Overloaded`].
     pub queue_length: usize,
     /// How long one operation may take on one replica, waiting included. Shorter than any request's deadline.
     pub deadline: Duration,
@@ -61,6 +63,7 @@ pub struct Shard {
     /// Under which root key on its tokens new secrets are wrapped.
     root: OnceLock<VersionId>,
     replicas: Arc<[Arc<Replica>]>,
+    admission: Arc<Admission>,
     copies: usize,
     replication: Option<String>,
     keepers: Mutex<Vec<tokio::task::JoinHandle<()>>>,
@@ -100,8 +103,8 @@ impl Shard {
         let keepers = Mutex::new(replicas.iter().map(keep).collect());
         let (hedge_credit, hedges, retries) = (AtomicI64::new(0), AtomicU64::new(0), AtomicU64::new(0));
         let latencies = Latencies::default();
-        let root = OnceLock::new();
-        Self { name, root, replicas, copies, replication, keepers, hedge_credit, latencies, hedges, retries }
+        let (root, admission) = (OnceLock::new(), Admission::new(queue_length));
+        Self { name, root, replicas, admission, copies, replication, keepers, hedge_credit, latencies, hedges, retries }
     }
 
     /// Waits until every replica was tried once. The first error that does not pass by itself, such as a refused PIN; replicas that are
@@ -333,13 +336,47 @@ impl Shard {
     }
 
     async fn run(&self, request: Request, patience: Patience, timing: &mut Timing) -> Result<Answer, Failure> {
+        let entered = Instant::now();
+        let _turn = match patience {
+            Patience::Request(demand) => {
+                let turn = self.admission.enter(demand, self.sessions()).await;
+                timing.turn = entered.elapsed();
+                Some(turn.map_err(|Refused| Failure::Full)?)
+            }
+            Patience::Own(_) => None,
+        };
         let course = Course { request: Arc::new(request), patience, tried: AtomicU64::new(0) };
         let earned = self.hedge_credit.load(Ordering::Relaxed) + HEDGE_SHARE_PER_MILLE;
         self.hedge_credit.store(earned.min(HEDGES_SAVED * HEDGE_PRICE), Ordering::Relaxed);
-        let (answer, measured) = self.answered(&course).await?;
+        let (answer, measured) = match self.answered(&course).await {
+            Ok(answered) => answered,
+            Err(failure) => {
+                if matches!(failure, Failure::Timeout) {
+                    self.admission.note(entered.elapsed() - timing.turn);
+                }
+                return Err(failure);
+            }
+        };
+        self.admission.note(measured.device);
         self.latencies.note(measured.queue + measured.device);
-        *timing = measured;
+        *timing = Timing { turn: timing.turn, ..measured };
         Ok(answer)
+    }
+
+    /// Whether an operation would be refused now, because there is too much to do. A refusal that [`Self::wrap`] and the others repeat.
+    pub fn would_refuse(&self, demand: &Demand) -> bool {
+        self.admission.would_refuse(demand, self.sessions())
+    }
+
+    /// How many wait, and for what.
+    pub fn admission(&self) -> AdmissionStatus {
+        self.admission.status()
+    }
+
+    /// Of the replicas that can be used.
+    fn sessions(&self) -> usize {
+        let usable = self.replicas.iter().filter(|replica| replica.health.state().is_usable());
+        usable.map(|replica| replica.sessions()).sum()
     }
 
     async fn answered(&self, course: &Course) -> Result<(Answer, Timing), Failure> {
@@ -386,7 +423,7 @@ impl Shard {
             outcome = &mut attempt => return outcome,
             () = tokio::time::sleep(self.latencies.hedge_after()) => {}
         }
-        let second = self.choose(course).filter(|_| self.take_hedge());
+        let second = self.choose(course).filter(|_| !self.admission.is_shedding() && self.take_hedge());
         let Some(second) = second else { return attempt.await };
         self.hedges.fetch_add(1, Ordering::Relaxed);
         let mut other = std::pin::pin!(self.attempt(second, course, false));
@@ -411,7 +448,8 @@ impl Shard {
         taken >= HEDGE_PRICE
     }
 
-    /// The better of two replicas that can do it, chosen at random; suspect ones only if there is no other.
+    /// The better of two replicas that can do it, chosen at random: of those with an idle session, if there are any, and suspect ones only if
+    /// there is no other.
     fn choose(&self, course: &Course) -> Option<usize> {
         let (tried, key) = (course.tried.load(Ordering::Relaxed), course.request.key());
         let fit = |state: State, replica: &Replica| {
@@ -423,7 +461,12 @@ impl Shard {
             bits.fold(0u64, |bits, (index, _)| bits | 1 << index)
         };
         let serving = untried(&|replica| fit(State::Serving, replica));
-        let candidates = if serving != 0 { serving } else { untried(&|replica| fit(State::Suspect, replica)) };
+        let idle = serving & untried(&Replica::has_idle_session);
+        let candidates = match (idle, serving) {
+            (0, 0) => untried(&|replica| fit(State::Suspect, replica)),
+            (0, serving) => serving,
+            (idle, _) => idle,
+        };
         if candidates == 0 && tried == 0 {
             // All that could do it lack the key, as far as anybody knows. One of them says so.
             return self.replicas.iter().position(|replica| replica.health.state().is_usable());

@@ -141,12 +141,12 @@ fn token() -> Token {
 
 fn wrap(custodian: &Custodian, version: &KeyVersion) -> Result<Sealed, Error> {
     let (text, deadline) = (Plaintext::new(b"text".to_vec()), Instant::now() + Duration::from_secs(20));
-    wait(custodian.wrap(version, b"aad", text, deadline, &mut Timing::default()))
+    wait(custodian.wrap(version, b"aad", text, Patience::Own(deadline), &mut Timing::default()))
 }
 
 fn unwrap(custodian: &Custodian, version: &KeyVersion, sealed: Sealed) -> Result<Vec<u8>, Error> {
     let deadline = Instant::now() + Duration::from_secs(20);
-    let unwrapped = wait(custodian.unwrap(version, b"aad", sealed, deadline, &mut Timing::default()));
+    let unwrapped = wait(custodian.unwrap(version, b"aad", sealed, Patience::Own(deadline), &mut Timing::default()));
     unwrapped.map(|plaintext| plaintext.as_bytes().to_vec())
 }
 
@@ -343,7 +343,8 @@ fn many_first_uses_at_once_are_one_proof_and_a_key_that_is_lost_later_is_not_use
     let deadline = Instant::now() + Duration::from_secs(20);
     let wrap_one = async || {
         let text = Plaintext::new(b"text".to_vec());
-        custodian.wrap(&version, b"aad", text, deadline, &mut Timing::default()).await
+        let patience = Patience::Request(Demand { deadline, caller: 1, urgency: Urgency::Wrap });
+        custodian.wrap(&version, b"aad", text, patience, &mut Timing::default()).await
     };
     let outcomes = wait(futures_util::future::join_all((0..1000).map(|_| wrap_one())));
     assert!(outcomes.iter().all(Result::is_ok));
@@ -437,7 +438,8 @@ fn a_secret_opens_only_for_its_context_and_no_blob_of_a_caller_passes_for_one() 
         custodian.version(&wait(custodian.generate(Algorithm::Symmetric, Custody::Hsm, &main(), id)).unwrap());
     for aad in [&b"catalog key"[..], &blob::secret_aad(id, b"catalog key")] {
         let (text, deadline) = (Plaintext::new(vec![7; 32]), Instant::now() + Duration::from_secs(20));
-        let sealed = wait(custodian.wrap(&version, aad, text, deadline, &mut Timing::default())).unwrap();
+        let sealed =
+            wait(custodian.wrap(&version, aad, text, Patience::Own(deadline), &mut Timing::default())).unwrap();
         lasting(b"catalog key", &blob::encode(id, &sealed));
     }
 }
@@ -538,7 +540,7 @@ fn blobs_of_every_format_that_an_hsm_ever_made_still_open_and_no_other_format_do
     });
     let open = |sealed: Sealed, aad: &str| {
         let deadline = Instant::now() + Duration::from_secs(20);
-        wait(custodian.unwrap(&version, aad.as_bytes(), sealed, deadline, &mut Timing::default()))
+        wait(custodian.unwrap(&version, aad.as_bytes(), sealed, Patience::Own(deadline), &mut Timing::default()))
     };
     for blob in golden["blobs"].as_array().unwrap() {
         let (named, sealed) = blob::parse(&bytes(&blob["blob"])).unwrap();
@@ -588,7 +590,8 @@ fn secrets_material_and_blobs_of_the_first_hsm_wrapped_version_still_open() {
         let (named, sealed) = blob::parse(&bytes(&blob["blob"])).unwrap();
         assert_eq!((named, sealed.format()), (record.id, blob::Format::Xaes));
         let (aad, deadline) = (text(&blob["aad"]), Instant::now() + Duration::from_secs(20));
-        let opened = wait(custodian.unwrap(&version, aad.as_bytes(), sealed, deadline, &mut Timing::default()));
+        let opened =
+            wait(custodian.unwrap(&version, aad.as_bytes(), sealed, Patience::Own(deadline), &mut Timing::default()));
         assert_eq!(opened.unwrap().as_bytes(), text(&blob["plaintext"]).as_bytes());
     }
     let secret = &golden["secret_under_root"];
@@ -636,7 +639,7 @@ fn a_signing_key_of_each_algorithm_signs_what_its_public_half_verifies_and_canno
 
 fn sign(custodian: &Custodian, version: &KeyVersion, digest: &[u8]) -> Result<Vec<u8>, Error> {
     let deadline = Instant::now() + Duration::from_secs(20);
-    wait(custodian.sign(version, digest.to_vec(), deadline, &mut Timing::default()))
+    wait(custodian.sign(version, digest.to_vec(), Patience::Own(deadline), &mut Timing::default()))
 }
 
 /// By another implementation than the one that the service trusts.

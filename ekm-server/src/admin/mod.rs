@@ -28,6 +28,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::{AdminConfig, Config};
+use crate::connection::Drain;
 use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::socket_file::SocketFile;
@@ -81,8 +82,7 @@ impl AdminPlane {
             let certificate = Arc::clone(plane.certificate.as_ref().unwrap_or(server));
             let tls = tls::server_config(certificate, clients).map_err(CertificateError::Pair)?;
             let tls = Some(TlsAcceptor::from(Arc::new(tls)));
-            let bound =
-                Listener::bind("admin", address, tls, router.clone(), &config.limits, Arc::clone(&metrics)).await;
+            let bound = Listener::bind("admin", address, tls, router.clone(), &config.limits, Arc::clone(&metrics));
             let listener = bound.map_err(|cause| StartError::Listen { address, cause })?;
             plane.address = Some(listener.address().map_err(StartError::io("cannot tell the address"))?);
             plane.listeners.push(listener);
@@ -118,11 +118,11 @@ impl AdminPlane {
         move || access.refresh()
     }
 
-    /// Serves until `draining` says stop; returns how many connections had to be cut.
-    pub async fn run(self, draining: watch::Receiver<bool>, patience: Duration) -> usize {
+    /// Serves until `drain` says stop; returns how many connections had to be cut.
+    pub async fn run(self, drain: watch::Receiver<Drain>, patience: Duration) -> usize {
         let mut running = JoinSet::new();
         for listener in self.listeners {
-            running.spawn(listener.run(draining.clone(), patience));
+            running.spawn(listener.run(drain.clone(), patience));
         }
         running.join_all().await.into_iter().sum()
     }

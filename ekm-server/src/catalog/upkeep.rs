@@ -19,6 +19,7 @@ use super::draft::{Draft, Entry};
 use super::follower::Gate;
 use super::open::CatalogError;
 use crate::custodian::take_from_token;
+use crate::health::Health;
 use crate::process::host_name;
 use crate::router::DataPlane;
 
@@ -27,6 +28,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// A frontend that has not been heard of for so long is not waited for.
 const GONE_AFTER: Duration = Duration::from_secs(60);
+/// A frontend that has said nothing for so long is asked nothing about its health.
+const SILENT_AFTER: Duration = Duration::from_secs(25);
 /// How often it says how often keys have wrapped.
 const SETTLE_INTERVAL: Duration = Duration::from_secs(5);
 /// By how much this machine's clock may have left the database's, or its own monotonic one, before nothing is destroyed.
@@ -38,17 +41,18 @@ pub struct Upkeep {
     plane: Arc<DataPlane>,
     gate: Arc<Gate>,
     started: (Instant, SystemTime),
-    reported: Option<(u64, Instant)>,
+    health: Arc<Health>,
+    reported: Option<((u64, String), Instant)>,
     settled_at: Instant,
     clock_was_sound: bool,
 }
 
 impl Upkeep {
     /// Not running yet.
-    pub fn new(store: Arc<CatalogStore>, plane: Arc<DataPlane>, gate: Arc<Gate>) -> Self {
+    pub fn new(store: Arc<CatalogStore>, plane: Arc<DataPlane>, gate: Arc<Gate>, health: Arc<Health>) -> Self {
         let now = Instant::now();
         let started = (now, SystemTime::now());
-        Self { store, plane, gate, started, reported: None, settled_at: now, clock_was_sound: true }
+        Self { store, plane, gate, health, started, reported: None, settled_at: now, clock_was_sound: true }
     }
 
     /// Until the process ends. While the database is away there is nothing to do.
@@ -64,6 +68,7 @@ impl Upkeep {
     async fn turn(&mut self) -> Result<(), CatalogError> {
         let Some(mirror) = self.gate.mirror() else { return Ok(()) };
         self.report().await?;
+        self.compare().await?;
         if self.settled_at.elapsed() > SETTLE_INTERVAL {
             self.settled_at = Instant::now();
             self.settle_wraps(&mirror).await?;
@@ -84,6 +89,18 @@ impl Upkeep {
                 tracing::error!(code = error.code(), %error, kind, %id, "upkeep failed; it is tried again");
             }
         }
+        Ok(())
+    }
+
+    /// Whether the others have the same trouble.
+    async fn compare(&self) -> Result<(), CatalogError> {
+        if self.health.unfit().is_empty() {
+            return Ok(());
+        }
+        let now = OffsetDateTime::now_utc();
+        let mut others = self.store.frontends().await?;
+        others.retain(|other| other.instance != self.plane.instance && now - other.seen_at < SILENT_AFTER);
+        self.health.compare(others.iter().map(|other| &*other.unfit));
         Ok(())
     }
 
@@ -131,14 +148,16 @@ impl Upkeep {
     }
 
     async fn report(&mut self) -> Result<(), CatalogError> {
-        let revision = self.plane.ekm.snapshot().revision();
-        if self.reported.is_some_and(|(known, at)| known == revision && at.elapsed() < REPORT_INTERVAL) {
+        let now = (self.plane.ekm.snapshot().revision(), self.health.unfit());
+        if self.reported.as_ref().is_some_and(|(said, at)| *said == now && at.elapsed() < REPORT_INTERVAL) {
             return Ok(());
         }
+        let (revision, unfit) = now.clone();
         let name = host_name();
         let (instance, version) = (self.plane.instance.clone(), env!("CARGO_PKG_VERSION").to_owned());
-        self.store.report(&Frontend { instance, name, version, revision, seen_at: OffsetDateTime::now_utc() }).await?;
-        self.reported = Some((revision, Instant::now()));
+        let seen_at = OffsetDateTime::now_utc();
+        self.store.report(&Frontend { instance, name, version, revision, seen_at, unfit }).await?;
+        self.reported = Some((now, Instant::now()));
         Ok(())
     }
 

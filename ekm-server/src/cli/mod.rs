@@ -61,8 +61,8 @@ enum Command {
     Dev(dev::DevArgs),
     /// Run the service
     ///
-    /// Until SIGTERM or SIGINT, which finish the requests under way. SIGHUP reads certificate and key sets again and opens the
-    /// audit log again. The log goes to standard error.
+    /// Until SIGTERM or SIGINT, which finish the requests under way. SIGHUP reads the certificate, the key sets, and of the
+    /// configuration [auth] and limits.caller_requests_per_s again, and opens the audit log again. The log goes to standard error.
     Serve(ServeArgs),
     /// Say what is wrong with a configuration file, or that nothing is
     CheckConfig(CheckConfigArgs),
@@ -155,7 +155,8 @@ fn serve(args: &ServeArgs) -> Result<(), StartError> {
     runtime()?.block_on(async {
         let stop = termination().await.map_err(StartError::io("cannot listen to signals"))?;
         let shapes = args.record_shapes.as_deref().map(Shapes::open).transpose();
-        let app = App::build(&config, shapes.map_err(StartError::io("cannot open the file for shapes"))?).await?;
+        let mut app = App::build(&config, shapes.map_err(StartError::io("cannot open the file for shapes"))?).await?;
+        app.reload_from(&args.config, &config);
         let (ekm, ops) = app.addresses()?;
         let (version, profile) = (env!("CARGO_PKG_VERSION"), config.profile.name());
         let admin = app.admin().and_then(AdminPlane::address).map(tracing::field::display);

@@ -73,6 +73,20 @@ fn check_limits(config: &Config) -> Result<(), Finding> {
         );
     }
     let (body, limits) = (&config.limits.max_body_bytes, &config.limits);
+    if limits.body_memory_mib * 1024 * 1024 < *body.get_ref() {
+        return finding(
+            0..0,
+            "limits.body_memory_mib is less than one body of max_body_bytes",
+            "leave it out for the default, which is 64",
+        );
+    }
+    if limits.watchdog_ms < 1000 || limits.max_connection_age_s == 0 {
+        return finding(
+            0..0,
+            "limits.watchdog_ms is less than 1000, or max_connection_age_s is 0",
+            "leave them out for the defaults: a machine that is busy for a moment is no reason to end",
+        );
+    }
     let needed = (limits.max_plaintext_bytes + limits.max_aad_bytes).div_ceil(3) * 4 + 4096;
     if *body.get_ref() < needed {
         return finding(

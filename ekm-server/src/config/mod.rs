@@ -9,6 +9,7 @@ mod error;
 mod shard;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -87,6 +88,42 @@ pub struct Server {
     /// Puts errors into `{"error":{…}}`, as some deployments of the protocol do.
     #[serde(default)]
     pub error_envelope: bool,
+    /// What is answered when there is more to do than the HSMs can: 429, or 503 for load balancers and callers that take 429 for something
+    /// else. A load balancer that takes 503 for a sick frontend would take all of them away.
+    #[serde(default)]
+    pub overload_status: OverloadStatus,
+}
+
+/// The answer to too much. A number in TOML.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "u16", into = "u16")]
+pub enum OverloadStatus {
+    /// 429: no other frontend could do it either.
+    #[default]
+    TooManyRequests,
+    /// 503.
+    ServiceUnavailable,
+}
+
+impl TryFrom<u16> for OverloadStatus {
+    type Error = &'static str;
+
+    fn try_from(status: u16) -> Result<Self, Self::Error> {
+        match status {
+            429 => Ok(Self::TooManyRequests),
+            503 => Ok(Self::ServiceUnavailable),
+            _ => Err("write 429, or 503"),
+        }
+    }
+}
+
+impl From<OverloadStatus> for u16 {
+    fn from(status: OverloadStatus) -> Self {
+        match status {
+            OverloadStatus::TooManyRequests => 429,
+            OverloadStatus::ServiceUnavailable => 503,
+        }
+    }
 }
 
 /// The listener for health and metrics: plain HTTP, for the operator's network only.
@@ -274,7 +311,7 @@ pub enum LogFormat {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// From the end of the request's head to the answer; then 503.
+    /// From the request's first byte to the answer; then 503. An answer that is a third later is not sent at all.
     pub request_deadline_ms: Spanned<u64>,
     /// A JSON body; a longer one is 400.
     pub max_body_bytes: Spanned<usize>,
@@ -282,6 +319,11 @@ pub struct Limits {
     pub max_plaintext_bytes: usize,
     /// additionalAuthenticatedData.
     pub max_aad_bytes: usize,
+    /// How many requests a second each caller may send, with two seconds' worth at once; more are 429. Absent: as many as he likes; callers
+    /// wait for the HSM in turn in any case.
+    pub caller_requests_per_s: Option<NonZeroU32>,
+    /// Memory for the bodies of requests under way, in MiB; when it is used up, others are 503.
+    pub body_memory_mib: usize,
     /// Open connections; one more closes the one that has been idle longest.
     pub max_connections: usize,
     /// From accept to the end of the handshake.
@@ -296,7 +338,12 @@ pub struct Limits {
     pub write_timeout_ms: u64,
     /// Between two requests on a connection. Longer than the load balancer's, so that it closes first.
     pub idle_timeout_s: u64,
-    /// After SIGTERM: how long to serve on while /readyz already says no, so that load balancers notice.
+    /// A connection that is older is closed behind an answer, give or take a fifth, so that load spreads again after a frontend was away.
+    pub max_connection_age_s: u64,
+    /// If nothing runs any more for so long, the process ends, for its supervisor to start it anew.
+    pub watchdog_ms: u64,
+    /// After SIGTERM: how long to serve on while /readyz already says no, so that load balancers notice. Each answer closes its connection
+    /// then.
     pub drain_delay_ms: u64,
     /// After that: how long connections may finish.
     pub drain_timeout_ms: u64,
@@ -309,6 +356,8 @@ impl Default for Limits {
             max_body_bytes: Spanned::new(0..0, 256 * 1024),
             max_plaintext_bytes: 65 * 1024,
             max_aad_bytes: 64 * 1024,
+            caller_requests_per_s: None,
+            body_memory_mib: 64,
             max_connections: 2000,
             handshake_timeout_ms: 3_000,
             first_byte_timeout_ms: 5_000,
@@ -316,6 +365,8 @@ impl Default for Limits {
             body_timeout_ms: 5_000,
             write_timeout_ms: 10_000,
             idle_timeout_s: 75,
+            max_connection_age_s: 600,
+            watchdog_ms: 5_000,
             drain_delay_ms: 0,
             drain_timeout_ms: 10_000,
         }

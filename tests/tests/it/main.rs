@@ -33,6 +33,7 @@ mod hsm_replication;
 mod hsm_shards;
 mod keys;
 mod ops;
+mod overload;
 mod process;
 mod rig;
 mod signing;
