@@ -1,5 +1,5 @@
 //! The part of Terraform's template language that `deploy/nginx/stream.conf.tftpl` is written in: `for`, `if`, `else` on lines of their own,
-//! names, whether a list is empty, and the host of a `host:port`. `deploy/nginx/check.sh` compares with Terraform itself where it is installed.
+//! names, and whether a list is empty. `deploy/nginx/check.sh` compares with Terraform itself where it is installed.
 
 use serde_json::{Map, Value};
 
@@ -74,10 +74,8 @@ fn interpolated(line: &str, variables: &Map<String, Value>) -> String {
     let mut text = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         let (expression, rest) = part.split_once('}').expect("it ends on the same line");
-        let host = expression.strip_prefix("split(\":\", ").and_then(|rest| rest.strip_suffix(")[0]"));
-        let value = &variables[host.unwrap_or(expression)];
-        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        text += if host.is_some() { value.split(':').next().unwrap_or_default() } else { &value };
+        let value = &variables[expression];
+        text += &value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         text += rest;
     }
     text
@@ -94,10 +92,10 @@ mod tests {
 
     #[test]
     fn lines_are_repeated_and_left_out_as_terraform_does_it() {
-        let template = "a {\n%{ for s in list ~}\n    server ${s} ${split(\":\", s)[0]};\n%{ endfor ~}\n%{ if flag ~}\n  yes\n\
+        let template = "a {\n%{ for s in list ~}\n    server ${s};\n%{ endfor ~}\n%{ if flag ~}\n  yes\n\
                         %{ else ~}\n  no ${number}\n%{ endif ~}\n}\n";
         let variables = |flag| json!({"list": ["x:1", "y:2"], "flag": flag, "number": 7});
-        let servers = "a {\n    server x:1 x;\n    server y:2 y;\n";
+        let servers = "a {\n    server x:1;\n    server y:2;\n";
         assert_eq!(render(template, &variables(true)), format!("{servers}  yes\n}}\n"));
         assert_eq!(render(template, &variables(false)), format!("{servers}  no 7\n}}\n"));
         let empty = "%{ if length(list) == 0 ~}\nnone\n%{ for s in list ~}\n%{ endfor ~}\n%{ endif ~}\n";
