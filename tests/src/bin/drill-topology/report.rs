@@ -7,6 +7,9 @@ use ekm_tests::drill::{Table, figure, seconds};
 use ekm_tests::topology::Sample;
 use serde::Serialize;
 
+/// What a frontend answers that finds its machine short of processors: all of them are on this one, so it says nothing about the way there.
+const BUSY: &str = "[frontend_busy]";
+
 /// How many messages of a kind are shown.
 const SHOWN: usize = 4;
 
@@ -23,7 +26,9 @@ pub struct Row {
     pub requests: usize,
     /// Those without a right answer in time.
     pub failed: usize,
-    /// From the fault until the last one of them was begun.
+    /// Those that a frontend refused because this machine is short of processors.
+    pub busy: usize,
+    /// From the fault until the last of those that failed was begun.
     pub last_failure_s: Option<f64>,
     /// Of those that had one on a connection that was there: half took no longer.
     pub p50_ms: f64,
@@ -54,6 +59,10 @@ impl Row {
         self.requests = samples.len();
         for sample in samples {
             if let Some(failure) = &sample.failure {
+                if failure.contains(BUSY) {
+                    self.busy += 1;
+                    continue;
+                }
                 *self.failures.entry(failure.clone()).or_default() += 1;
                 self.failed += 1;
                 let after = seconds(sample.at - began);
@@ -104,6 +113,7 @@ impl Row {
             figure(Some(self.took_s), 1),
             self.requests.to_string(),
             self.failed.to_string(),
+            self.busy.to_string(),
             figure(self.last_failure_s, 2),
             figure(self.limit_s, 0),
             figure(Some(self.p50_ms), 1),
@@ -154,11 +164,12 @@ fn ms(duration: Duration) -> f64 {
 }
 
 /// The columns.
-pub const TABLE: Table<11> = Table([
+pub const TABLE: Table<12> = Table([
     ("topology          fault", 32),
     ("took s", 8),
     ("requests", 10),
     ("failed", 8),
+    ("busy", 6),
     ("last fail s", 13),
     ("limit", 7),
     ("p50 ms", 8),
