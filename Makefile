@@ -3,7 +3,7 @@
 # A rustup that setup.sh has just installed is not on the PATH of this shell yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help run test lint audit bench bench-device bench-catalog bench-control drill-catalog drill-hsm drill-topology conformance release
+.PHONY: help run test lint audit bench bench-device bench-catalog bench-control drill-catalog drill-hsm drill-topology load conformance release
 
 help: ## List what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -58,10 +58,15 @@ drill-hsm: ## Break HSMs under load, one of three at a time, and see what it cos
 	cargo build --locked --workspace
 	target/debug/drill-hsm
 
-drill-topology: ## Break replicas and a site behind each reference topology, and see what it costs (as root, 6 minutes)
+drill-topology: ## Break replicas and a site behind each reference topology, and see what it costs (as root, 9 minutes)
 	@sh scripts/setup.sh test
 	cargo build --locked --workspace
 	target/debug/drill-topology
+
+load: ## What a service does under load: the report of one scenario, SCENARIO=overload by default, in a release build
+	@sh scripts/setup.sh test
+	cargo build --locked --release -p ekm-server -p ekm-loadtest -p ekm-pkcs11-fault
+	target/release/ekm-load run loadtest/scenarios/$(or $(SCENARIO),overload).toml --rig --html target/$(or $(SCENARIO),overload).html
 
 conformance: ## The conformance suite against a new service for each custody: the table in docs/conformance-report.md
 	@sh scripts/setup.sh test

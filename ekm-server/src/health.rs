@@ -37,7 +37,9 @@ struct State {
     failures: u32,
     successes: u32,
     ready: bool,
-    /// It has been ready, and fails on most of the other frontends, too.
+    /// It has been ready once.
+    has_been: bool,
+    /// It fails on most of the other frontends, too.
     shared: bool,
 }
 
@@ -178,7 +180,7 @@ impl ShardHealth {
         if state.failures >= FAILURES_UNTIL_UNREADY {
             state.ready = false;
         } else if state.successes >= SUCCESSES_UNTIL_READY || (first && outcome.is_ok()) {
-            state.ready = true;
+            (state.ready, state.has_been) = (true, true);
         }
         match (was_ready, state.ready, outcome) {
             (true, false, Err(error)) => {
@@ -197,7 +199,7 @@ impl ShardHealth {
     /// Most of the other frontends have the same trouble, or not.
     fn note_others(&self, alike: bool) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let shared = alike && (state.shared || state.ready);
+        let shared = alike && state.has_been;
         if shared != state.shared {
             tracing::warn!(shard = %self.name, shared, "whether most frontends fail alike, so that this one stays ready");
         }
@@ -293,7 +295,7 @@ mod tests {
         health.compare(["shard-0", "", "shard-1"].into_iter());
         assert!(!health.shards[0].is_ready(), "the others can do better");
         health.compare(["shard-0"].into_iter());
-        assert!(!health.shards[0].is_ready(), "and it does not come back by that");
+        assert!(health.shards[0].is_ready(), "they cannot any more");
         health.compare([].into_iter());
         assert!(!health.is_ready(), "alone it is no better");
     }

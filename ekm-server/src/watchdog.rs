@@ -10,6 +10,9 @@ use crate::router::DataPlane;
 /// How often it is looked at before it is too much. Counted, not timed: a process that was stopped as a whole has not been stuck.
 const LOOKS: u32 = 10;
 
+/// How long the last line may take.
+const SAYING_SO: Duration = Duration::from_millis(200);
+
 /// Watches until the service is gone.
 pub fn start(plane: Weak<DataPlane>, patience: Duration) -> std::io::Result<()> {
     thread::Builder::new().name("watchdog".into()).spawn(move || watch(&plane, patience))?;
@@ -24,7 +27,11 @@ fn watch(plane: &Weak<DataPlane>, patience: Duration) {
         still = if beats == last { still + 1 } else { 0 };
         last = beats;
         if still >= LOOKS {
-            tracing::error!(code = "runtime_stuck", "nothing has run for {patience:?}; ending, to be started anew");
+            // By another thread: whoever is stuck may hold what a line of the log needs.
+            let _ = thread::Builder::new().spawn(move || {
+                tracing::error!(code = "runtime_stuck", "nothing has run for {patience:?}; ending, to be started anew");
+            });
+            thread::sleep(SAYING_SO);
             std::process::abort();
         }
     }

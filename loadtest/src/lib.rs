@@ -2,12 +2,17 @@
 //! machine.
 
 use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
 use ekm_tests::{Ekm, tls_config};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -44,69 +49,141 @@ pub fn request(path: &str, verb: &str, token: &str, field: &str, input: &str) ->
 /// The AAD of every request.
 pub const AAD: &str = "projects/p/locations/l/keyRings/r/cryptoKeys/k";
 
-/// Sends requests, one after the other on each connection, in turn through the list.
+/// What is measured: a service, or the floor.
+pub struct Subject {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What its certificate is checked with.
+    pub ca_file: PathBuf,
+    /// Whose CPU time counts, with its children's.
+    pub pid: u32,
+}
+
+impl From<&Ekm> for Subject {
+    fn from(ekm: &Ekm) -> Self {
+        Self { address: ekm.address(), ca_file: ekm.ready.ca_file.clone(), pid: ekm.pid() }
+    }
+}
+
+/// How requests are sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2, one request at a time on each connection.
+    Http2,
+}
+
+/// Sends requests over HTTP/1.1, one after the other on each connection, in turn through the list.
 pub async fn measure(ekm: &Ekm, requests: &Arc<Vec<String>>, connections: usize, seconds: f64) -> Result<Measured> {
-    let connector = TlsConnector::from(Arc::new(tls_config(&ekm.ready.ca_file, &["http/1.1"])));
+    measure_over(Protocol::Http1, &ekm.into(), requests, connections, seconds).await
+}
+
+/// The same over either protocol.
+pub async fn measure_over(
+    protocol: Protocol,
+    subject: &Subject,
+    requests: &Arc<Vec<String>>,
+    connections: usize,
+    seconds: f64,
+) -> Result<Measured> {
+    let alpn = if protocol == Protocol::Http1 { "http/1.1" } else { "h2" };
+    let connector = TlsConnector::from(Arc::new(tls_config(&subject.ca_file, &[alpn])));
     let mut open = Vec::new();
     for _ in 0..connections {
-        let stream = TcpStream::connect(ekm.address()).await?;
+        let stream = TcpStream::connect(subject.address).await?;
         stream.set_nodelay(true)?;
         open.push(connector.connect(ServerName::try_from("localhost")?, stream).await?);
     }
     let (done, errors) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let until = Instant::now() + Duration::from_secs_f64(seconds);
-    let (began, cpu_before) = (Instant::now(), cpu_us(ekm.pid())?);
+    let (began, cpu_before) = (Instant::now(), cpu_us(subject.pid)?);
     let next = Arc::new(AtomicUsize::new(0));
     let workers: Vec<_> = open
         .into_iter()
         .map(|connection| {
-            let work = work(
-                connection,
-                Arc::clone(requests),
-                Arc::clone(&next),
-                until,
-                Arc::clone(&done),
-                Arc::clone(&errors),
-            );
-            tokio::spawn(work)
+            let work = Work { requests: Arc::clone(requests), next: Arc::clone(&next), until };
+            let counts = (Arc::clone(&done), Arc::clone(&errors));
+            match protocol {
+                Protocol::Http1 => tokio::spawn(work.over_http1(connection, counts)),
+                Protocol::Http2 => tokio::spawn(work.over_http2(connection, counts)),
+            }
         })
         .collect();
     for worker in workers {
         worker.await??;
     }
-    let (cpu, answered) = (cpu_us(ekm.pid())? - cpu_before, done.load(Ordering::Relaxed) as f64);
+    let (cpu, answered) = (cpu_us(subject.pid)? - cpu_before, done.load(Ordering::Relaxed) as f64);
     ensure!(answered > 0.0, "no request was answered");
     let per_second = answered / began.elapsed().as_secs_f64();
     Ok(Measured { cpu_us: cpu / answered, per_second, errors: errors.load(Ordering::Relaxed) })
 }
 
-async fn work(
-    mut connection: TlsStream<TcpStream>,
+struct Work {
     requests: Arc<Vec<String>>,
     next: Arc<AtomicUsize>,
     until: Instant,
-    done: Arc<AtomicU64>,
-    errors: Arc<AtomicU64>,
-) -> Result<()> {
-    let mut buffer = vec![0; 16 * 1024];
-    while Instant::now() < until {
-        let request = &requests[next.fetch_add(1, Ordering::Relaxed) % requests.len()];
-        connection.write_all(request.as_bytes()).await?;
-        let mut filled = 0;
-        loop {
-            let read = connection.read(&mut buffer[filled..]).await?;
-            ensure!(read > 0, "the server closed the connection");
-            filled += read;
-            if is_complete(&buffer[..filled]) {
-                break;
-            }
-        }
-        if !buffer.starts_with(b"HTTP/1.1 200") {
-            errors.fetch_add(1, Ordering::Relaxed);
-        }
-        done.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Answers, and those of them that were not 200.
+type Counts = (Arc<AtomicU64>, Arc<AtomicU64>);
+
+impl Work {
+    /// Which request is the next one, while there is time.
+    fn next(&self) -> Option<usize> {
+        let next = self.next.fetch_add(1, Ordering::Relaxed) % self.requests.len();
+        (Instant::now() < self.until).then_some(next)
     }
-    Ok(())
+
+    async fn over_http2(self, connection: TlsStream<TcpStream>, (done, errors): Counts) -> Result<()> {
+        let (mut sender, driver) =
+            hyper::client::conn::http2::Builder::new(TokioExecutor::new()).handshake(TokioIo::new(connection)).await?;
+        let driver = tokio::spawn(driver);
+        let requests = self.requests.iter().map(|text| http2_request(text)).collect::<Result<Vec<_>>>()?;
+        while let Some(next) = self.next() {
+            let answer = sender.send_request(requests[next].clone()).await?;
+            if answer.status() != 200 {
+                errors.fetch_add(1, Ordering::Relaxed);
+            }
+            answer.into_body().collect().await?;
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+        driver.abort();
+        Ok(())
+    }
+
+    async fn over_http1(self, mut connection: TlsStream<TcpStream>, (done, errors): Counts) -> Result<()> {
+        let mut buffer = vec![0; 16 * 1024];
+        while let Some(next) = self.next() {
+            connection.write_all(self.requests[next].as_bytes()).await?;
+            let mut filled = 0;
+            loop {
+                let read = connection.read(&mut buffer[filled..]).await?;
+                ensure!(read > 0, "the server closed the connection");
+                filled += read;
+                if is_complete(&buffer[..filled]) {
+                    break;
+                }
+            }
+            if !buffer.starts_with(b"HTTP/1.1 200") {
+                errors.fetch_add(1, Ordering::Relaxed);
+            }
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// The text of a request over HTTP/1.1 as one over HTTP/2.
+fn http2_request(text: &str) -> Result<http::Request<Full<Bytes>>> {
+    let (head, body) = text.split_once("\r\n\r\n").context("no body")?;
+    let mut lines = head.lines();
+    let target = lines.next().and_then(|line| line.split(' ').nth(1)).context("no target")?;
+    let mut request = http::Request::post(format!("https://localhost{target}"));
+    for (name, value) in lines.filter_map(|line| line.split_once(": ")).filter(|(name, _)| *name != "Host") {
+        request = request.header(name, value);
+    }
+    Ok(request.body(Full::new(Bytes::from(body.to_owned())))?)
 }
 
 /// Whether an answer with Content-Length is all there.
@@ -137,7 +214,7 @@ pub async fn until_idle(ekm: &Ekm) -> Result<()> {
 }
 
 /// CPU time of the living threads of a process and of its children, such as HSM workers, so far: from schedstat, in nanosecond steps.
-fn cpu_us(pid: u32) -> Result<f64> {
+pub fn cpu_us(pid: u32) -> Result<f64> {
     let mut total = 0.0;
     for task in fs::read_dir(format!("/proc/{pid}/task")).context("the server is gone")? {
         let task = task?.path();

@@ -22,9 +22,15 @@ pub struct Issuer {
 impl Issuer {
     /// The issuer of a data directory of `ekm dev`.
     pub fn of(directory: &Path) -> Self {
-        let der = PrivatePkcs8KeyDer::from_pem_file(directory.join("issuer/private-key.pem")).expect("a key");
-        let key = KeyPair::from_pkcs8(der.secret_pkcs8_der()).expect("an RSA key");
-        Self { key, kid: "ekm-dev".into(), name: "https://issuer.localhost".into() }
+        let file = directory.join("issuer/private-key.pem");
+        Self::with_key(&file, "ekm-dev", "https://issuer.localhost").expect("ekm dev has made it")
+    }
+
+    /// With the key in this file, PKCS#8 in PEM.
+    pub fn with_key(file: &Path, kid: &str, name: &str) -> Result<Self, String> {
+        let der = PrivatePkcs8KeyDer::from_pem_file(file).map_err(|error| format!("no PKCS#8 key in PEM: {error}"))?;
+        let key = KeyPair::from_pkcs8(der.secret_pkcs8_der()).map_err(|error| format!("no RSA key: {error}"))?;
+        Ok(Self { key, kid: kid.into(), name: name.into() })
     }
 
     /// A new key, under this id, that claims to be the same issuer.

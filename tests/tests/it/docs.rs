@@ -149,6 +149,7 @@ fn links_between_the_documents_lead_somewhere() {
         "docs/conformance.md",
         "docs/topology.md",
         "deploy/nginx/README.md",
+        "loadtest/README.md",
     ] {
         let path = repository.join(file);
         let text = fs::read_to_string(&path).unwrap();

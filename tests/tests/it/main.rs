@@ -32,6 +32,7 @@ mod hsm_faults;
 mod hsm_replication;
 mod hsm_shards;
 mod keys;
+mod load;
 mod ops;
 mod overload;
 mod process;

@@ -24,7 +24,7 @@ fn health_is_a_real_wrap_and_unwrap_and_at_most_seconds_old() {
 #[test]
 fn the_two_listeners_do_not_answer_for_each_other() {
     let ekm = Ekm::dev(&[]);
-    for path in ["/livez", "/readyz", "/healthz", "/metrics"] {
+    for path in ["/livez", "/healthz", "/metrics"] {
         let answer = ekm.connect().request(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
         assert_eq!(answer.status, 405, "{path} on the EKM listener");
     }

@@ -1,11 +1,13 @@
 //! More than can be done: who is refused, how, and how fast it is over. What it costs under load is measured by `ekm-load`.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use ekm_tests::{Deployment, Effect, Ekm, Fault, FaultyModule, SOFTHSM, base64, set_up};
+use ekm_tests::{Answer, Deployment, Effect, Ekm, Fault, FaultyModule, SOFTHSM, base64, set_up};
 use rustix::process::Signal;
 
 const WRAP: &str = "/v0/keys/demo:wrap";
@@ -18,38 +20,36 @@ fn slow_hsm(ms: f64, edit: impl Fn(String) -> String) -> (Ekm, FaultyModule) {
     let path = module.path();
     let ekm = Ekm::serve(&directory, |config| {
         let config = config.replace(&format!("module = {SOFTHSM:?}"), &format!("module = {path:?}\nsessions = 2"));
-        edit(config.replace("request_deadline_ms = 20000", "request_deadline_ms = 2000"))
+        let config = config.replace("request_deadline_ms = 20000", "request_deadline_ms = 2000");
+        edit(config.replace("\ndeadline_ms = 60", "\ndeadline_ms = 1500"))
     });
     module.inject(Fault::new(Effect::Device { ms, at_once: 2 }));
     (ekm, module)
 }
 
-/// Statuses of the answers to two verbs that `callers` ask for, all the time and all at once.
-fn rush(ekm: &Ekm, callers: usize, length: Duration) -> [Vec<u16>; 2] {
+/// The answers to two verbs that `callers` ask for, all the time and all at once.
+fn rush(ekm: &Ekm, callers: usize, length: Duration) -> [Vec<Answer>; 2] {
     let blob = ekm.wrap(b"x", b"");
     let bodies =
         [(WRAP, format!(r#"{{"plaintext":"{}"}}"#, base64("x"))), (UNWRAP, format!(r#"{{"wrappedBlob":"{blob}"}}"#))];
-    let statuses = [Mutex::default(), Mutex::default()];
+    let answers: [Mutex<Vec<Answer>>; 2] = Default::default();
     std::thread::scope(|scope| {
         for caller in 0..callers {
             let (verb, end) = (caller % 2, Instant::now() + length);
-            let ((target, body), statuses) = (&bodies[verb], &statuses[verb]);
+            let ((target, body), answers) = (&bodies[verb], &answers[verb]);
             scope.spawn(move || {
                 let mut connection = ekm.connect();
                 while Instant::now() < end {
                     let answer = connection.post(target, &ekm.ready.token, body);
-                    if answer.status == 429 {
-                        assert_eq!(answer.header("retry-after"), Some("1"));
-                        assert_eq!(answer.json()["details"][0]["retryDelay"], "0.05s", "{}", answer.text());
-                        assert!(answer.message().ends_with("[overloaded]"), "{}", answer.text());
+                    if answer.status != 200 {
                         std::thread::sleep(Duration::from_millis(20));
                     }
-                    statuses.lock().unwrap().push(answer.status);
+                    answers.lock().unwrap().push(answer);
                 }
             });
         }
     });
-    statuses.map(|statuses| statuses.into_inner().unwrap())
+    answers.map(|answers| answers.into_inner().unwrap())
 }
 
 fn shed(ekm: &Ekm) -> f64 {
@@ -60,9 +60,13 @@ fn shed(ekm: &Ekm) -> f64 {
 fn what_the_hsm_cannot_do_in_time_is_refused_at_once_and_wraps_before_unwraps() {
     let (ekm, module) = slow_hsm(50.0, |config| config);
     let [wraps, unwraps] = rush(&ekm, 60, Duration::from_secs(4));
-    let count = |statuses: &[u16], status| statuses.iter().filter(|&&found| found == status).count();
-    for statuses in [&wraps, &unwraps] {
-        assert_eq!(count(statuses, 200) + count(statuses, 429), statuses.len(), "{statuses:?}");
+    let count = |answers: &[Answer], status| answers.iter().filter(|answer| answer.status == status).count();
+    // On a machine that does not keep up with the test itself, that comes on top.
+    let is_busy = |answer: &Answer| answer.message().ends_with("[frontend_busy]");
+    for answer in wraps.iter().chain(&unwraps).filter(|answer| answer.status != 200 && !is_busy(answer)) {
+        assert_eq!((answer.status, answer.header("retry-after")), (429, Some("1")), "{}", answer.text());
+        assert_eq!(answer.json()["details"][0]["retryDelay"], "0.05s", "{}", answer.text());
+        assert!(answer.message().ends_with("[overloaded]"), "{}", answer.text());
     }
     let (done, refused) = (count(&unwraps, 200), count(&unwraps, 429));
     assert!(done > 20 && done > 2 * count(&wraps, 200), "{done} unwraps, {} wraps", count(&wraps, 200));
@@ -83,19 +87,12 @@ fn overload_is_503_where_load_balancers_take_429_for_something_else() {
     let edit = |config: String| {
         config
             .replace("[server]", "[server]\noverload_status = 503\nerror_envelope = true")
-            .replace("deadline_ms = 60", "queue_length = 1\ndeadline_ms = 1000")
+            .replace("\ndeadline_ms = 1500", "\nqueue_length = 1\ndeadline_ms = 1500")
     };
-    let (ekm, _module) = slow_hsm(100.0, edit);
-    let answers = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..40 {
-            scope.spawn(|| answers.lock().unwrap().push(ekm.post(WRAP, r#"{"plaintext":"AA=="}"#)));
-        }
-    });
-    let answers = answers.into_inner().unwrap();
-    let refused = answers.iter().find(|answer| answer.status == 503).expect("some of them are");
-    assert_eq!(refused.json()["error"]["code"], 14, "{}", refused.text());
-    assert!(answers.iter().all(|answer| [200, 503].contains(&answer.status)));
+    let (ekm, _module) = slow_hsm(50.0, edit);
+    let [wraps, _] = rush(&ekm, 40, Duration::from_secs(2));
+    let refused = wraps.iter().find(|answer| answer.status != 200).expect("some of them are");
+    assert_eq!((refused.status, &refused.json()["error"]["code"]), (503, &14.into()), "{}", refused.text());
 }
 
 #[test]
@@ -149,7 +146,7 @@ fn the_clock_of_a_request_begins_with_its_first_byte_and_what_is_too_late_is_not
     let line = &ekm.audit()[0];
     assert_eq!((line["status"].as_u64(), line["code"].as_str()), (None, Some("deadline_exceeded")), "{line}");
     assert!(line["head_us"].as_u64() >= Some(300_000) && line["total_us"].as_u64() >= Some(300_000), "{line}");
-    assert_eq!(ekm.post(WRAP, r#"{"plaintext":"AA=="}"#).status, 200);
+    ekm.eventually("served", || ekm.post(WRAP, r#"{"plaintext":"AA=="}"#).status == 200);
 }
 
 #[test]
@@ -186,7 +183,10 @@ fn load_balancers_probe_the_port_that_they_send_requests_to() {
     assert_eq!((last.status, last.header("connection")), (200, Some("close")));
     assert_eq!(ekm.post(WRAP, r#"{"plaintext":"AA=="}"#).status, 200, "on a new connection, too");
     assert!(ekm.is_running());
-    assert!(ekm.audit().iter().all(|line| line["path"] == WRAP), "probes are no requests");
+    assert!(
+        ekm.audit().iter().all(|line| !line["path"].as_str().unwrap_or_default().starts_with("/readyz")),
+        "probes are no requests"
+    );
 }
 
 /// Frontends of one catalog lose the HSM that they share.
@@ -219,4 +219,22 @@ fn what_all_frontends_lose_takes_none_of_them_out_and_what_one_loses_takes_it_ou
         frontend.eventually("failing, and in", || says(frontend) && frontend.ops("/readyz").status == 200);
         assert_eq!(frontend.ops("/healthz").status, 503, "for people who look, not for load balancers");
     }
+}
+
+/// Every thread of the process but those that have to notice stands still, as in a system call that does not come back.
+#[test]
+fn a_process_whose_runtime_is_stuck_says_so_and_ends_itself() {
+    let mut ekm = Ekm::serve(&set_up(&[]), |config| config + "watchdog_ms = 1000\n");
+    let threads = fs::read_dir(format!("/proc/{}/task", ekm.pid())).unwrap().map(|thread| thread.unwrap().path());
+    let name = |thread: &Path| fs::read_to_string(thread.join("comm")).unwrap_or_default();
+    let goes_on = |thread: &Path| ["watchdog", "ekm-aside"].contains(&name(thread).trim());
+    let stuck: Vec<_> = threads.filter(|thread| !goes_on(thread)).collect();
+    let ids = stuck.iter().map(|thread| thread.file_name().unwrap());
+    // PTRACE_ATTACH, which stops one thread for as long as whoever traces it lives.
+    let script = "for (@ARGV) { syscall(101, 16, $_ + 0, 0, 0) == 0 or die $! } sleep 600";
+    let mut tracer = Command::new("perl").args(["-e", script]).args(ids).spawn().unwrap();
+    ekm.eventually("said", || ekm.log().contains("runtime_stuck"));
+    tracer.kill().unwrap();
+    tracer.wait().unwrap();
+    assert_eq!(ekm.wait().signal(), Some(6), "ended, not gone on:\n{}", ekm.log());
 }

@@ -1,0 +1,148 @@
+//! `ekm-load` against a real service.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use ekm_tests::{Ekm, ekm_binary};
+use serde_json::Value;
+
+fn load(arguments: &[&str]) -> Output {
+    let program = ekm_binary().with_file_name("ekm-load");
+    Command::new(program).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{} {}", text(&output.stdout), text(&output.stderr)))
+}
+
+fn written(directory: &Path, name: &str, text: &str) -> String {
+    let file = directory.join(name);
+    std::fs::write(&file, text).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+/// What holds of every run, on however slow a machine.
+fn assert_sound(results: &Value) {
+    let (total, due) = (&results["total"], results["total"]["arrivals"].as_u64().unwrap());
+    assert!((150..=500).contains(&due), "three seconds at 100 a second: {total}");
+    let counts = total["counts"].as_object().unwrap();
+    assert_eq!(counts.values().map(|count| count.as_u64().unwrap()).sum::<u64>(), due, "{total}");
+    assert!(counts["right"].as_u64().unwrap() > due / 2, "{total}");
+    for none in ["wrong", "denied", "lost"] {
+        assert!(!counts.contains_key(none), "{total}");
+    }
+    assert!(total["right_ms"]["p50"].as_f64().unwrap() > 0.0, "{total}");
+}
+
+#[test]
+fn a_scenario_with_a_rig_of_its_own_has_every_verb_answered_and_a_page_to_show() {
+    let directory = tempfile::tempdir().unwrap();
+    // Patience, since the machine may be busy with other tests; what is judged is that answers are right.
+    let scenario = r#"
+        name = "short"
+        warm_up_seconds = 0.5
+        [client]
+        connections = 2
+        timeout_ms = 10000
+        [rig]
+        custody = "software"
+        request_deadline_ms = 9000
+        [[callers]]
+        name = "a"
+        count = 3
+        [[callers]]
+        name = "b"
+        share = 1
+        [[keys]]
+        name = "data"
+        count = 2
+        zipf = 1.0
+        [[keys]]
+        name = "signing"
+        algorithm = "EC_SIGN_P256_SHA256"
+        [[mix]]
+        verb = "wrap"
+        [[mix]]
+        verb = "unwrap"
+        [[mix]]
+        verb = "sign"
+        [[mix]]
+        verb = "public-key"
+        [[mix]]
+        verb = "health-check"
+        [[phase]]
+        name = "one"
+        seconds = 1.5
+        rate = 100
+        [[phase]]
+        name = "two"
+        seconds = 1.5
+        rate = 50
+        ramp_to = 150
+        [[fault]]
+        phase = "two"
+        command = ["true"]
+        [[objective]]
+        success_percent = 50
+    "#;
+    let (file, page) = (written(directory.path(), "short.toml", scenario), directory.path().join("page.html"));
+    let output = load(&["run", &file, "--rig", "--output", "json", "--html", page.to_str().unwrap()]);
+    let results = json(&output);
+    // A machine that is busy with other tests may make the generator late: then nothing is said of the service.
+    assert!(matches!(output.status.code(), Some(0 | 3)), "{:?} {}", output.status, results["reasons"]);
+    assert_sound(&results);
+    assert_eq!(results["phases"].as_array().unwrap().len(), 2);
+    assert_eq!(results["verbs"].as_object().unwrap().len(), 5);
+    assert!(results["verbs"].as_object().unwrap().values().all(|verb| verb["right_ms"]["count"].as_u64() > Some(0)));
+    assert_eq!(results["callers"].as_object().unwrap().len(), 2);
+    assert_eq!(results["faults"][0]["what"], "command true");
+    assert!(results["faults"][0]["error"].is_null(), "{}", results["faults"]);
+    assert!(std::fs::read_to_string(page).unwrap().contains("</html>"));
+    let result = written(directory.path(), "result.json", &String::from_utf8_lossy(&output.stdout));
+    let compared = load(&["compare", &result, &result, "--tolerate", "0"]);
+    assert!(compared.status.success() && String::from_utf8_lossy(&compared.stdout).contains("all phases: p99 ms"));
+}
+
+#[test]
+fn a_service_that_is_there_is_asked_over_http1_and_what_is_missed_is_exit_code_1() {
+    let (ekm, directory) = (Ekm::dev(&[]), tempfile::tempdir().unwrap());
+    let scenario = r#"
+        name = "there"
+        warm_up_seconds = 0
+        [client]
+        protocol = "http1"
+        connections = 4
+        timeout_ms = 10000
+        [[keys]]
+        name = "demo"
+        path = "v0/keys/demo"
+        [[mix]]
+        verb = "unwrap"
+        [[phase]]
+        name = "one"
+        seconds = 3
+        rate = 100
+        [[objective]]
+        accepted_p50_ms = 0.0001
+    "#;
+    let file = written(directory.path(), "there.toml", scenario);
+    let (token, ca) = (written(directory.path(), "token", &ekm.ready.token), ekm.ready.ca_file.to_str().unwrap());
+    let there = ["--url", &ekm.ready.base_url, "--ca", ca];
+    let issuer_key = ekm.directory.path().join("issuer/private-key.pem");
+    for tokens in [["--token-file", &token], ["--issuer-key", issuer_key.to_str().unwrap()]] {
+        let output = load(&[&["run", &file, "--output", "json"], &tokens[..], &there[..]].concat());
+        let results = json(&output);
+        assert_sound(&results);
+        assert!(matches!(output.status.code(), Some(1 | 3)), "{:?} {}", output.status, results["reasons"]);
+        let missed = results["objectives"].as_array().unwrap().iter().filter(|judged| judged["passed"] == false);
+        assert_eq!(missed.count(), 1, "{}", results["objectives"]);
+        assert!(!String::from_utf8_lossy(&output.stdout).contains(&ekm.ready.token));
+    }
+
+    let denied = written(directory.path(), "no-token", "no token");
+    let output = load(&[&["run", &file, "--token-file", &denied], &there[..]].concat());
+    let problem = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && problem.contains("a wrap before the start: 401"), "{problem}");
+}
