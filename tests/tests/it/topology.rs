@@ -104,7 +104,7 @@ fn a_preflight_says_what_a_refusal_means() {
     let run = topology(&line, files);
     assert!(run.stdout.contains("wrap: 403") && run.stdout.contains("would disable the key version"), "{run:?}");
     run.fails("preflight_failed", "request.wrap-unwrap");
-    topology(&["preflight", "--url", "http://localhost", "--token-file", "token"], files)
+    topology(&["preflight", "--url", "http://localhost", "--token-file", "denied"], files)
         .fails("preflight", "https://");
     fs::write(files.join("empty"), "").unwrap();
     let line = ["preflight", "--url", "https://localhost", "--token-file", "empty"];
