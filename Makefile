@@ -3,7 +3,7 @@
 # A rustup that setup.sh has just installed is not on the PATH of this shell yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help run test lint audit bench bench-device bench-catalog bench-control drill-catalog drill-hsm drill-topology load conformance release
+.PHONY: help run test lint check-deploy audit bench bench-device bench-catalog bench-control drill-catalog drill-hsm drill-topology load conformance release
 
 help: ## List what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -24,6 +24,9 @@ lint: ## Formatting, clippy, and the layering rules
 	cargo fmt --check --manifest-path tests/kryoptic-module/Cargo.toml
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo deny --all-features check bans licenses sources
+
+check-deploy: ## Terraform and proxies under deploy/, with the tools that are there (2 minutes)
+	@deploy/check.sh
 
 audit: ## Look up known vulnerabilities (needs the internet)
 	cargo deny check advisories
