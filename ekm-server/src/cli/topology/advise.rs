@@ -110,6 +110,7 @@ const DIRECT: Topology = Topology {
         "a site whose EKM is down and whose route is up gets its share of the requests: what announces the route has to look at /readyz",
     ],
     duties: &[
+        "Google's side: deploy/terraform/topologies/direct",
         "a load balancer in each site: deploy/haproxy/tcp.cfg, or deploy/nginx/stream.conf.tftpl",
         "firewall: admit 35.199.192.0/19 to the load balancer's address; a route back to that range over the tunnels or attachments",
     ],
@@ -130,7 +131,7 @@ const VPC: Topology = Topology {
         "a connection that a failed replica had is lost; nginx sees who does not accept connections, and not who accepts and is silent",
     ],
     duties: &[
-        "a group of proxies for each site: deploy/nginx/stream.conf.tftpl",
+        "Google's side, with a group of nginx proxies for each site: deploy/terraform/topologies/vpc-lb",
         "the health check that decides on failover asks the proxies for /readyz on port 8080, the one that restarts them for /livez",
         "firewall: admit 35.199.192.0/19 to the proxies' port, 35.191.0.0/16 and 130.211.0.0/22 to that and to 8080",
     ],
@@ -152,6 +153,7 @@ const INTERNET: Topology = Topology {
         "not in the locations global and nam-eur-asia1",
     ],
     duties: &[
+        "Google's side: deploy/terraform/topologies/internet-lb",
         "premium network tier; hybrid endpoint groups with each replica's address, so that no load balancer of your own is needed",
         "firewall: admit 35.191.0.0/16 and 130.211.0.0/22 to the replicas, and a route back to both",
         "near every member region of the location: Cloud KMS calls from the region that got the request",
