@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use ekm_tests::{Authority, Connection, Ekm, WebServer, set_up, template};
+use ekm_tests::{Authority, Connection, Ekm, Guardian, WebServer, set_up, template};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -32,7 +32,7 @@ fn nginx_and_haproxy_read_every_configuration() {
 struct Nginx {
     process: Child,
     address: SocketAddr,
-    directory: tempfile::TempDir,
+    directory: Guardian,
 }
 
 impl Nginx {
@@ -40,19 +40,21 @@ impl Nginx {
     fn start(number: u8, text: &str) -> Self {
         let id = std::process::id();
         let address = SocketAddr::from(([127, 100 + number, (id >> 8) as u8, id as u8], 8443));
-        let directory = tempfile::tempdir().unwrap();
-        let own = directory.path().display();
+        let directory = Guardian::new("nginx");
+        let own = directory.directory().display();
         let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
         let temporary = temporary.map(|name| format!("{name}_temp_path {own}/{name};")).join(" ");
-        let text = text.replace("/var/log/nginx", directory.path().to_str().unwrap());
+        let text = text.replace("/var/log/nginx", directory.directory().to_str().unwrap());
         let text = text.replace("http {\n", &format!("http {{\n{temporary}\n"));
+        // One process, which ends with its directory's guardian whatever happens; each worker has sockets of its own.
+        let text = text.replace("worker_processes auto;", "worker_processes 1;");
         let text = text.replace("listen 8080;", &format!("listen {}:8080;", address.ip()));
-        let file = directory.path().join("nginx.conf");
+        let file = directory.directory().join("nginx.conf");
         fs::write(&file, text.replace("listen 8443", &format!("listen {address}"))).unwrap();
         let mut command = Command::new("/usr/sbin/nginx");
         command.arg("-c").arg(&file);
-        let log = fs::File::create(directory.path().join("stderr.log")).unwrap();
-        command.arg("-g").arg(format!("daemon off; pid {own}/pid;"));
+        let log = fs::File::create(directory.directory().join("stderr.log")).unwrap();
+        command.arg("-g").arg(format!("daemon off; master_process off; pid {own}/pid;"));
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("nginx starts");
         let mut nginx = Self { process, address, directory };
         let begun = Instant::now();
@@ -65,7 +67,7 @@ impl Nginx {
     }
 
     fn log(&self) -> String {
-        let logs = ["stderr.log", "error.log"].map(|name| fs::read_to_string(self.directory.path().join(name)));
+        let logs = ["stderr.log", "error.log"].map(|name| fs::read_to_string(self.directory.directory().join(name)));
         logs.into_iter().map(Result::unwrap_or_default).collect()
     }
 
@@ -73,7 +75,7 @@ impl Nginx {
     fn lines(&self, count: usize) -> Vec<String> {
         let begun = Instant::now();
         loop {
-            let text = fs::read_to_string(self.directory.path().join("access.log")).unwrap_or_default();
+            let text = fs::read_to_string(self.directory.directory().join("access.log")).unwrap_or_default();
             if text.lines().count() >= count || begun.elapsed() > Duration::from_secs(10) {
                 return text.lines().map(str::to_owned).collect();
             }
