@@ -84,8 +84,8 @@ impl Fault {
             (Self::None | Self::Drained, _) => Some(Duration::ZERO),
             // nginx sees who does not accept connections, and not who accepts and is silent.
             (Self::Hung, Way::DirectNginx | Way::Vpc) => None,
-            // It finds out one by one about the connections that it keeps.
-            (Self::Silent, Way::DirectHttps) => None,
+            // It tries again with a request, every two seconds, and finds out one by one about the connections that it keeps.
+            (Self::Silent | Self::Hung, Way::DirectHttps) => None,
             (Self::Silent | Self::Killed, _) => Some(Duration::from_secs(2)),
             (Self::Hung, _) => Some(Duration::from_secs(3)),
             (Self::SiteGone, _) => Some(Duration::from_secs(5)),
