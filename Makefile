@@ -3,7 +3,7 @@
 # A rustup that setup.sh has just installed is not on the PATH of this shell yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help run test lint check-deploy audit bench bench-device bench-catalog bench-control drill-catalog drill-hsm drill-topology load conformance release
+.PHONY: help run test lint check-deploy audit bench bench-device bench-catalog bench-control drill-catalog drill-hsm drill-topology load drill-load conformance release
 
 help: ## List what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -70,6 +70,14 @@ load: ## What a service does under load: the report of one scenario, SCENARIO=ov
 	@sh scripts/setup.sh test
 	cargo build --locked --release -p ekm-server -p ekm-loadtest -p ekm-pkcs11-fault
 	target/release/ekm-load run loadtest/scenarios/$(or $(SCENARIO),overload).toml --rig --html target/$(or $(SCENARIO),overload).html
+
+drill-load: ## Every scenario of load, one after the other: reports in target/load, figures for loadtest/RESULTS.md (10 minutes and a half hour of soak)
+	@sh scripts/setup.sh test
+	cargo build --locked --release -p ekm-server -p ekm-loadtest -p ekm-pkcs11-fault
+	mkdir -p target/load
+	failed=; for scenario in overload slow-hsm noisy-tenant retry-storm steady frontend-loss rolling-restart soak; do \
+	  target/release/ekm-load run loadtest/scenarios/$$scenario.toml --rig --html target/load/$$scenario.html || failed="$$failed $$scenario"; \
+	done; test -z "$$failed" || { echo "not passed:$$failed"; exit 1; }
 
 conformance: ## The conformance suite against a new service for each custody: the table in docs/conformance-report.md
 	@sh scripts/setup.sh test

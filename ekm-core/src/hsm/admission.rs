@@ -14,15 +14,15 @@ use tokio::sync::oneshot;
 
 use super::job::{Demand, Urgency};
 
-/// So many operations are sent to the replicas beyond those that their sessions work on, or one for each session if these are more: a
-/// session then finds its next job without having slept.
+/// So many operations are sent to the replicas beyond those that their sessions work on, or one for every other session if these are more:
+/// a session then finds its next job without having slept. They are out of turn already, so no more than that.
 const AHEAD: usize = 4;
 /// Of the time that is left, so much must remain for the answer when the operation is done.
 const RESERVE: f64 = 0.2;
 /// However little time there is, so many may wait: with few, a prediction is a guess.
 const ALWAYS: usize = 2;
 /// A caller with a shorter line than another may wait so many times as long.
-const MODEST: f64 = 2.0;
+const MODEST: f64 = 1.6;
 /// How much a new measurement counts, once there are some.
 const WEIGHT: f64 = 0.02;
 /// A request that has waited no longer than this is not looked at again when its turn comes.
@@ -191,7 +191,7 @@ impl<T> Queue<T> {
 
     /// How many operations the replicas get at a time.
     fn places(&self) -> usize {
-        self.sessions + self.sessions.max(AHEAD)
+        self.sessions + AHEAD.max(self.sessions / 2)
     }
 
     fn judge(&mut self, demand: &Demand, now: Instant) -> Verdict {

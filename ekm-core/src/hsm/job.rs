@@ -68,8 +68,8 @@ impl Urgency {
     /// How much of a request's time it may wait for a session.
     pub(super) fn share_of_time(self) -> f64 {
         match self {
-            Self::Unwrap => 0.20,
-            Self::Wrap => 0.12,
+            Self::Unwrap => 0.16,
+            Self::Wrap => 0.10,
             Self::Sign => 0.08,
             Self::Health => 1.0,
         }

@@ -83,7 +83,7 @@ fn differences(before: &Results, after: &Results) -> Vec<String> {
         ("processor", one.cpu.clone(), other.cpu.clone()),
         ("cores", one.cores.to_string(), other.cores.to_string()),
         ("target", one.target.clone(), other.target.clone()),
-        ("protocol", format!("{:?}", one.protocol), format!("{:?}", other.protocol)),
+        ("protocol", one.protocol.name().into(), other.protocol.name().into()),
         ("connections", one.connections.to_string(), other.connections.to_string()),
         ("seed", one.seed.to_string(), other.seed.to_string()),
     ];

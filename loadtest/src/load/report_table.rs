@@ -77,8 +77,12 @@ pub fn conditions(results: &Results) -> Vec<String> {
             conditions.load_average
         ),
         format!(
-            "{}; {:?}, {} connections to each frontend, time-out {} ms, seed {}",
-            conditions.target, conditions.protocol, conditions.connections, conditions.timeout_ms, conditions.seed
+            "{}; {}, {} connections to each frontend, time-out {} ms, seed {}",
+            conditions.target,
+            conditions.protocol.name(),
+            conditions.connections,
+            conditions.timeout_ms,
+            conditions.seed
         ),
         format!(
             "generator: {} of a core {priority}, {:.0} us for each request; late by {} ms (p99), then {} ms (p99) without a connection",

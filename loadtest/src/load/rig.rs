@@ -17,6 +17,9 @@ const SPACE: &str = "v0/cryptospaces/load";
 /// Of the configuration that `ekm dev` writes and the harness changes.
 const DEADLINE: &str = "request_deadline_ms = 20000";
 
+/// An HSM may be busy for a moment.
+const ATTEMPTS: usize = 10;
+
 /// Running frontends.
 pub struct Rig {
     settings: Settings,
@@ -48,13 +51,15 @@ impl Rig {
             directories.into_iter().for_each(|directory| rig.add(directory));
         }
         rig.make_keys(scenario);
+        rig.slow_down(1.0);
         rig
     }
 
     fn add(&mut self, directory: Directory) {
-        let device = self.settings.device_ms.filter(|_| self.settings.custody != Custody::Software).map(|ms| {
+        // It takes its time when the keys are made, and not before.
+        let device = self.settings.device_ms.filter(|_| self.settings.custody != Custody::Software).map(|_| {
             let module = FaultyModule::new(&directory.path().join("device"), Path::new(SOFTHSM));
-            let id = module.inject(Fault::new(Effect::Device { ms, at_once: self.settings.sessions }));
+            let id = module.inject(Fault::new(Effect::Device { ms: 0.0, at_once: self.settings.sessions }));
             (module, id)
         });
         let mut frontend = Frontend { ekm: None, directory, device };
@@ -105,7 +110,7 @@ impl Rig {
                 if let Some(algorithm) = &keys.algorithm {
                     command["algorithm"] = algorithm.as_str().into();
                 }
-                revision = first.change(command)["revision"].as_f64().unwrap_or(revision);
+                revision = make(first, &command)["revision"].as_f64().unwrap_or(revision);
             }
         }
         for ekm in self.running() {
@@ -189,4 +194,18 @@ impl Rig {
     pub fn full(&self) -> usize {
         2 * self.settings.sessions * self.settings.frontends
     }
+}
+
+/// Makes a key, and gives the answer.
+fn make(ekm: &Ekm, command: &serde_json::Value) -> serde_json::Value {
+    let request = json!({"command": command, "reason": "a load test"});
+    for _ in 0..ATTEMPTS {
+        let answer = ekm.ask(&request);
+        if answer.status != 503 {
+            assert_eq!(answer.status, 200, "{}: {}", command["path"], answer.text());
+            return answer.json();
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    panic!("{}: no HSM makes the key; see {}", command["path"], ekm.directory.path().join("stderr.log").display());
 }

@@ -293,3 +293,88 @@ impl Thread {
         self.recording.borrow().clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::Scenario;
+    use crate::target::{Target, Tokens};
+
+    const SCENARIO: &str = "name = \"x\"\n[[mix]]\nverb = \"wrap\"\n[[phase]]\nname = \"a\"\nseconds = 1\nrate = 1\n";
+
+    fn thread(retry: &str, max_outstanding: usize) -> Rc<Thread> {
+        let scenario = Scenario::parse("x", &format!("{SCENARIO}{retry}")).unwrap();
+        let target = Target::local(Vec::new(), "ca.pem".into());
+        let requests = Requests::new(&scenario, &target, |_, _, _| Err("only wraps".into())).unwrap();
+        let headers = requests.headers(&Tokens::Fixed("token".into()));
+        Thread::new(Settings {
+            begun: Instant::now(),
+            requests: Arc::new(requests),
+            live: Arc::default(),
+            timeout: Duration::from_millis(20),
+            retry: scenario.client.retry,
+            headers,
+            max_outstanding,
+            recording: Recording::new(1.0, 1),
+            seed: 1,
+            kind_of_loop: Loop::Open,
+        })
+    }
+
+    /// Lets every attempt of one request fail; how many there were, and how it ended.
+    fn attempts(thread: &Rc<Thread>, kind: Kind) -> (u64, u64) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let now = thread.now();
+            thread.arrive(0, 0, now, now);
+            while thread.outstanding() > 0 {
+                let job = thread.take(|| true).await.unwrap();
+                thread.finish(job, Outcome::none(kind));
+                tokio::task::yield_now().await;
+                if thread.outstanding() > 0 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+        });
+        let tally = thread.recording().sum(|_| true);
+        (tally.attempts, tally.counts[kind as usize])
+    }
+
+    #[test]
+    fn a_request_is_tried_again_as_often_as_the_policy_says_and_counted_once() {
+        let retry = "[client.retry]\nattempts = 3\nafter_ms = 1\non = [\"503\"]";
+        assert_eq!(attempts(&thread(retry, 10), Kind::Unavailable), (4, 1));
+        assert_eq!(attempts(&thread(retry, 10), Kind::TooManyRequests), (1, 1));
+        assert_eq!(attempts(&thread("", 10), Kind::Unavailable), (1, 1));
+    }
+
+    #[test]
+    fn a_budget_ends_retries_when_it_is_used_up() {
+        let retry = "[client.retry]\nattempts = 1\nafter_ms = 0\nbudget_percent = 10";
+        let thread = thread(retry, 10);
+        let (attempts, lost) = (0..100).fold((0, 0), |_, _| attempts(&thread, Kind::Lost));
+        // Ten to begin with, and one for each ten requests.
+        assert!((119..=120).contains(&attempts) && lost == 100, "{attempts} {lost}");
+    }
+
+    #[test]
+    fn what_is_more_than_may_be_under_way_is_not_sent_and_counted() {
+        let thread = thread("", 2);
+        (0..5).for_each(|_| thread.arrive(0, 0, Duration::ZERO, Duration::ZERO));
+        let tally = thread.recording().sum(|_| true);
+        assert_eq!((tally.arrivals, tally.counts[Kind::NotSent as usize], thread.outstanding()), (5, 3, 2));
+    }
+
+    #[test]
+    fn what_no_connection_was_free_for_is_not_sent_and_without_any_connection_it_is_lost() {
+        for (connections, kind) in [(0, Kind::Lost), (1, Kind::NotSent)] {
+            let thread = thread("", 10);
+            (0..connections).for_each(|_| thread.connected());
+            thread.arrive(0, 0, Duration::ZERO, Duration::ZERO);
+            std::thread::sleep(Duration::from_millis(30));
+            thread.give_up_late_ones();
+            let counts = thread.recording().sum(|_| true).counts;
+            assert_eq!((counts[kind as usize], thread.outstanding()), (1, 0), "{kind:?}");
+        }
+    }
+}

@@ -213,7 +213,9 @@ fn what_all_frontends_lose_takes_none_of_them_out_and_what_one_loses_takes_it_ou
     }
     frontends[0].eventually("back", || frontends[0].ops("/readyz").status == 200);
 
-    modules.each_ref().map(fail);
+    for module in &modules {
+        fail(module);
+    }
     let says = |ekm: &Ekm| ekm.state().contains("fails on most frontends, so this one stays ready");
     for frontend in &frontends {
         frontend.eventually("failing, and in", || says(frontend) && frontend.ops("/readyz").status == 200);
