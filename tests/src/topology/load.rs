@@ -15,9 +15,6 @@ use crate::client::{Answer, Connection, tls_config};
 use crate::issuer::Issuer;
 use crate::{base64, unbase64};
 
-/// Each connection is given up after so many requests, so that new ones are made all the time.
-const REQUESTS_OF_A_CONNECTION: u32 = 50;
-
 /// Who calls, and how long he waits.
 #[derive(Clone)]
 pub struct Caller {
@@ -25,6 +22,7 @@ pub struct Caller {
     config: ClientConfig,
     token: Arc<str>,
     patience: Duration,
+    requests_of_a_connection: u32,
 }
 
 /// One request.
@@ -41,10 +39,11 @@ pub struct Sample {
 }
 
 impl Caller {
-    /// With certificate and issuer of a directory of `ekm dev`.
-    pub fn new(address: SocketAddr, origin: &Path, patience: Duration) -> Self {
+    /// With certificate and issuer of a directory of `ekm dev`. Each connection is given up after so many requests, so that new ones are made
+    /// all the time.
+    pub fn new(address: SocketAddr, origin: &Path, patience: Duration, requests_of_a_connection: u32) -> Self {
         let config = tls_config(&origin.join("tls/certificate.pem"), &["http/1.1"]);
-        Self { address, config, token: Issuer::of(origin).token().into(), patience }
+        Self { address, config, token: Issuer::of(origin).token().into(), patience, requests_of_a_connection }
     }
 
     fn request(&self, connection: &mut Connection, verb: &str, body: &Value, deadline: Instant) -> io::Result<Answer> {
@@ -79,7 +78,7 @@ impl Caller {
                 }
             }
             connected = true;
-            slot.left = if slot.left == 0 { REQUESTS_OF_A_CONNECTION } else { slot.left };
+            slot.left = if slot.left == 0 { self.requests_of_a_connection } else { slot.left };
             let mut connection = Connection::open_within(self.address, self.config.clone(), left(deadline)?)?;
             let answer = self.request(&mut connection, verb, body, deadline)?;
             slot.keep(connection, &answer);
@@ -128,6 +127,7 @@ pub struct Load {
     samples: Arc<Mutex<Vec<Sample>>>,
     ended: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
+    patience: Duration,
 }
 
 impl Load {
@@ -143,7 +143,7 @@ impl Load {
             })
         });
         let threads = threads.collect();
-        Self { samples, ended, threads }
+        Self { samples, ended, threads, patience: caller.patience }
     }
 
     /// What was begun since then and has come to an end.
@@ -151,13 +151,16 @@ impl Load {
         locked(&self.samples).iter().filter(|sample| sample.at >= begun).cloned().collect()
     }
 
-    /// Waits until nothing has failed for a while, and something was asked; returns whether that came within `patience`.
+    /// Waits until nothing fails that was begun within a while, and something was; returns whether that came within `patience`.
     pub fn is_well_within(&self, patience: Duration, calm: Duration) -> bool {
         let begun = Instant::now();
         while begun.elapsed() < patience {
             thread::sleep(Duration::from_millis(50));
-            let Some(since) = Instant::now().checked_sub(calm).filter(|since| *since >= begun) else { continue };
-            let lately = self.since(since);
+            // What was begun later may not have failed yet.
+            let Some(until) = Instant::now().checked_sub(self.patience) else { continue };
+            let Some(since) = until.checked_sub(calm).filter(|since| *since >= begun) else { continue };
+            let mut lately = self.since(since);
+            lately.retain(|sample| sample.at <= until);
             if !lately.is_empty() && lately.iter().all(|sample| sample.failure.is_none()) {
                 return true;
             }
@@ -169,7 +172,7 @@ impl Load {
 /// Wraps, and then unwraps what was wrapped.
 fn work(caller: &Caller, number: u32, interval: Duration, samples: &Mutex<Vec<Sample>>, ended: &AtomicBool) {
     // The first connections end at different times.
-    let mut slot = Slot { connection: None, left: 1 + number % REQUESTS_OF_A_CONNECTION };
+    let mut slot = Slot { connection: None, left: 1 + number % caller.requests_of_a_connection };
     let mut blob = None::<String>;
     let plaintext = base64(number.to_be_bytes());
     while !ended.load(Ordering::Relaxed) {

@@ -99,9 +99,13 @@ const PATIENCE: Duration = Duration::from_millis(150);
 /// On a machine that has other things to do.
 const PATIENCE_SHORT: Duration = Duration::from_secs(1);
 
-/// After a fault, until nothing has failed for a second, or was noticed to be over.
+/// After which a connection is replaced; more often where there is less time in which a new one could meet the fault.
+const REQUESTS_OF_A_CONNECTION: u32 = 50;
+const REQUESTS_SHORT: u32 = 8;
+
+/// Until nothing has failed for two seconds.
 const RECOVERY: Duration = Duration::from_secs(30);
-const CALM: Duration = Duration::from_secs(1);
+const CALM: Duration = Duration::from_secs(2);
 
 /// What nginx forgets failures after, and more.
 const REST: Duration = Duration::from_secs(3);
@@ -132,8 +136,11 @@ fn run(args: &Args) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for way in ways {
         let rig = sites.build(way);
-        let patience = if args.short { PATIENCE_SHORT } else { PATIENCE };
-        let caller = Caller::new(rig.address, sites.origin.path(), patience);
+        let (patience, requests) = match args.short {
+            true => (PATIENCE_SHORT, REQUESTS_SHORT),
+            false => (PATIENCE, REQUESTS_OF_A_CONNECTION),
+        };
+        let caller = Caller::new(rig.address, sites.origin.path(), patience, requests);
         let load = Load::start(&caller, args.connections, Duration::from_secs(1) * args.connections / args.rate.max(1));
         for fault in Fault::ALL {
             let chosen = args.only.is_empty() || args.only.contains(&fault);
@@ -207,9 +214,10 @@ fn conditions(args: &Args) -> String {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     format!(
         "{build} on {cores} cores with a load of {} before it began; three replicas in one site, two in the other, no delay between; {} \
-         requests/s on {} connections, a new connection after 50",
+         requests/s on {} connections, a new connection after {}",
         load.split(' ').next().unwrap_or_default(),
         args.rate,
         args.connections,
+        if args.short { REQUESTS_SHORT } else { REQUESTS_OF_A_CONNECTION },
     )
 }
