@@ -32,8 +32,8 @@ struct Args {
     /// Connections
     #[arg(long, default_value_t = 24)]
     connections: u32,
-    /// Requests per second, over all of them
-    #[arg(long, default_value_t = 200)]
+    /// Requests per second, over all of them. 60 in the short form
+    #[arg(long, default_value_t = 200, conflicts_with = "short")]
     rate: u32,
     /// Only this topology; may be given more than once
     #[arg(long, value_enum, value_name = "NAME")]
@@ -97,11 +97,11 @@ impl Fault {
 const PATIENCE: Duration = Duration::from_millis(150);
 
 /// On a machine that has other things to do.
-const PATIENCE_SHORT: Duration = Duration::from_secs(1);
+const PATIENCE_SHORT: Duration = Duration::from_millis(1500);
 
 /// After which a connection is replaced; more often where there is less time in which a new one could meet the fault.
 const REQUESTS_OF_A_CONNECTION: u32 = 50;
-const REQUESTS_SHORT: u32 = 8;
+const REQUESTS_SHORT: u32 = 12;
 
 /// Until nothing has failed for two seconds.
 const RECOVERY: Duration = Duration::from_secs(30);
@@ -116,6 +116,7 @@ fn main() -> ExitCode {
         eprintln!("drill-topology: {error}");
         return ExitCode::from(2);
     }
+    let args = if args.short { Args { rate: 60, ..args } } else { args };
     let output = args.output;
     drill::finish("drill-topology", output, &run(&args), Row::passed)
 }
@@ -161,7 +162,7 @@ fn run(args: &Args) -> Vec<Row> {
 }
 
 fn drill(args: &Args, sites: &mut Sites, way: Way, fault: Fault, load: &Load) -> Row {
-    let time = if args.short { 2 * PATIENCE_SHORT } else { Duration::from_secs_f64(args.seconds) };
+    let time = if args.short { PATIENCE_SHORT } else { Duration::from_secs_f64(args.seconds) };
     let mut row = Row::new(way.name(), fault.name(), fault.limit(way).filter(|_| !args.short));
     if !load.is_well_within(RECOVERY, CALM) {
         row.faults.push("requests fail before it begins".into());
