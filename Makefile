@@ -3,7 +3,7 @@
 # A rustup that setup.sh has just installed is not on the PATH of this shell yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help run test lint check-deploy audit bench bench-device bench-catalog bench-control drill-catalog drill-hsm load drill-load conformance release
+.PHONY: help run test lint check-deploy audit bench bench-device bench-catalog bench-control drill-catalog drill-hsm drill-topology load drill-load conformance release
 
 help: ## List what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -60,6 +60,11 @@ drill-hsm: ## Break HSMs under load, one of three at a time, and see what it cos
 	@sh scripts/setup.sh test
 	cargo build --locked --workspace
 	target/debug/drill-hsm
+
+drill-topology: ## Break replicas and a site behind each reference topology, and see what it costs (as root, 9 minutes)
+	@sh scripts/setup.sh test
+	cargo build --locked --workspace
+	target/debug/drill-topology
 
 load: ## What a service does under load: the report of one scenario, SCENARIO=overload by default, in a release build
 	@sh scripts/setup.sh test

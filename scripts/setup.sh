@@ -30,6 +30,10 @@ if [ "$1" = test ]; then
     need_file /usr/bin/patroni patroni
     need_file /usr/lib/python3/dist-packages/etcd python3-etcd # Patroni's client of etcd; the package may come with another
     command -v ip >/dev/null 2>&1 || need_file /usr/sbin/ip iproute2
+    # The load balancers of the topology drill.
+    need_file /usr/sbin/nginx nginx
+    ls /usr/lib/nginx/modules/ngx_stream_module.so >/dev/null 2>&1 || missing="$missing libnginx-mod-stream"
+    need_file /usr/sbin/haproxy haproxy
 fi
 
 # The tests start daemons of their own: those of the packages are not started, nor, where systemd is, at the next boot; and no
@@ -55,7 +59,7 @@ without_daemons() {
     echo "create_main_cluster = false" | $as_root tee $cluster_settings >/dev/null
     "$@"
     if command -v systemctl >/dev/null 2>&1; then
-        for both in pgbouncer:pgbouncer patroni:patroni etcd-server:etcd opencryptoki:pkcsslotd; do
+        for both in pgbouncer:pgbouncer patroni:patroni etcd-server:etcd opencryptoki:pkcsslotd nginx:nginx haproxy:haproxy; do
             case "$missing " in *" ${both%:*} "*) $as_root systemctl disable -q "${both#*:}" || true ;; esac
         done
     fi

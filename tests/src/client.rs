@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -75,14 +75,43 @@ impl Connection {
 
     /// TLS with settings of the test's own.
     pub fn open_with(address: SocketAddr, config: ClientConfig) -> io::Result<Self> {
+        Self::shake_hands(tcp(address)?, config)
+    }
+
+    /// The same, with less patience than usual: for TCP, and for each time that the server is waited for.
+    pub fn open_within(address: SocketAddr, config: ClientConfig, patience: Duration) -> io::Result<Self> {
+        let begun = Instant::now();
+        let stream = TcpStream::connect_timeout(&address, patience)?;
+        let left = patience.saturating_sub(begun.elapsed()).max(Duration::from_millis(1));
+        stream.set_read_timeout(Some(left))?;
+        stream.set_write_timeout(Some(left))?;
+        stream.set_nodelay(true)?;
+        Self::shake_hands(stream, config)
+    }
+
+    fn shake_hands(stream: TcpStream, config: ClientConfig) -> io::Result<Self> {
         let name = ServerName::try_from("localhost").expect("a name");
         let client = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
-        let mut stream = StreamOwned::new(client, tcp(address)?);
+        let mut stream = StreamOwned::new(client, stream);
         stream.flush()?;
         while stream.conn.is_handshaking() {
             stream.conn.complete_io(&mut stream.sock)?;
         }
         Ok(Self { stream: Stream::Tls(Box::new(stream)), unread: Vec::new() })
+    }
+
+    /// How long to wait for the server from now on, each time that it is waited for.
+    pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
+        let (read, write) = match &self.stream {
+            Stream::Plain(stream) => {
+                (stream.set_read_timeout(Some(patience)), stream.set_write_timeout(Some(patience)))
+            }
+            Stream::Tls(stream) => {
+                (stream.sock.set_read_timeout(Some(patience)), stream.sock.set_write_timeout(Some(patience)))
+            }
+            Stream::Unix(stream) => (stream.set_read_timeout(Some(patience)), stream.set_write_timeout(Some(patience))),
+        };
+        read.and(write)
     }
 
     /// Plain TCP.

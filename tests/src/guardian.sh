@@ -7,7 +7,7 @@ read -r _
 daemons() {
     for process in /proc/[0-9]*; do
         read -r name <"$process/comm" || continue
-        case $name in postgres | pgbouncer | etcd | patroni | ekm) ;; *) continue ;; esac
+        case $name in postgres | pgbouncer | etcd | patroni | ekm | nginx | haproxy) ;; *) continue ;; esac
         [ "${1:-$name}" = "$name" ] || continue
         case "$(readlink "$process/cwd") $(tr '\0' ' ' <"$process/cmdline")" in
         *"$directory"*) echo "${process#/proc/}" ;;
@@ -16,7 +16,7 @@ daemons() {
 }
 
 # Patroni first, or it starts PostgreSQL again. PostgreSQL gives its shared memory back when asked to quit, not when killed.
-for name in patroni etcd pgbouncer ekm; do
+for name in patroni etcd pgbouncer nginx haproxy ekm; do
     for id in $(daemons $name); do kill -KILL "$id"; done
 done
 for id in $(daemons postgres); do kill -QUIT "$id" && kill -CONT "$id"; done

@@ -15,6 +15,8 @@ pub mod patroni;
 pub mod postgres;
 mod process;
 mod proxy;
+pub mod template;
+pub mod topology;
 mod web;
 
 pub use authority::Authority;

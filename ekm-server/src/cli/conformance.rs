@@ -14,7 +14,7 @@ use super::error::{CliError, Exit};
 use super::output::{Rows, escape, print, print_json};
 use crate::conformance::{self, Confidence, Finding, Options, Target, Tokens, Verdict};
 use crate::process::{Output, runtime};
-use crate::remote::{RemoteEkm, Trust, read_certificates};
+use crate::remote::{RemoteEkm, Trust, read_certificates, read_token};
 
 #[derive(Args)]
 #[command(after_help = "Example, in the directory of a running 'ekm dev':
@@ -163,11 +163,5 @@ fn report(args: &ConformanceArgs, findings: &[Finding]) {
 }
 
 fn token(file: &Path) -> Result<SecretString, CliError> {
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| CliError::ConformanceSetup(format!("cannot read {}: {error}", file.display())))?;
-    let text = text.trim();
-    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(CliError::ConformanceSetup(format!("{}: there is no ID token in it", file.display())));
-    }
-    Ok(text.into())
+    read_token(file).map_err(CliError::ConformanceSetup)
 }

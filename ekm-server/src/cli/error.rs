@@ -84,6 +84,15 @@ pub enum CliError {
     /// An EKM failed required checks.
     #[error("{0}")]
     NotConformant(String),
+    /// No topology does what is wanted.
+    #[error("{0}")]
+    NoTopology(String),
+    /// A preflight cannot begin: options, files.
+    #[error("{0}")]
+    PreflightSetup(String),
+    /// Checks of the way to an EKM failed.
+    #[error("{0}")]
+    PreflightFailed(String),
     /// Keys that should go to another shard stay where they are.
     #[error("{0}")]
     NotMoved(String),
@@ -119,6 +128,9 @@ impl CliError {
             Self::CloudKms(_) => "cloud_kms_reports",
             Self::ConformanceSetup(_) => "conformance",
             Self::NotConformant(_) => "not_conformant",
+            Self::NoTopology(_) => "no_topology",
+            Self::PreflightSetup(_) => "preflight",
+            Self::PreflightFailed(_) => "preflight_failed",
             Self::NotMoved(_) => "keys_not_moved",
             Self::NoPublicKey(_) => "no_public_key",
         }

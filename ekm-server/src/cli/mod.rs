@@ -15,6 +15,7 @@ mod output;
 mod policy;
 mod simulator;
 mod space;
+mod topology;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -85,6 +86,8 @@ enum Command {
     SimulateKms(simulator::SimulatorArgs),
     /// Check an EKM, anybody's, against the protocol, as a black box
     Conformance(conformance::ConformanceArgs),
+    /// Choose the way from Cloud KMS to an EKM, and look at the one that was built
+    Topology(topology::TopologyArgs),
     /// Talk to one HSM token for 'ekm serve', which starts this process
     #[command(hide = true)]
     HsmWorker,
@@ -138,6 +141,7 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Apply(args) => return runtime()?.block_on(apply::run(args)),
         Command::SimulateKms(args) => return runtime()?.block_on(simulator::run(args)),
         Command::Conformance(args) => return conformance::run(&args),
+        Command::Topology(args) => return topology::run(&args),
         Command::HsmWorker => hsm_worker()?,
         Command::Completion(args) => return Ok(completion::completion(&args, Cli::command())),
         Command::Man(args) => return completion::man(&args, Cli::command()),

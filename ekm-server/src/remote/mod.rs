@@ -1,8 +1,11 @@
-//! An EKM seen from outside, over HTTPS: whoever's it is. `ekm simulate-kms` and `ekm conformance` call through this.
+//! An EKM seen from outside, over HTTPS: whoever's it is. `ekm simulate-kms`, `ekm conformance` and `ekm topology preflight` call through
+//! this.
 
 pub(crate) mod causes;
 mod pins;
+pub(crate) mod probe;
 pub(crate) mod signature;
+mod token_file;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,6 +17,7 @@ use rustls::pki_types::CertificateDer;
 use secrecy::{ExposeSecret, SecretString};
 
 pub(crate) use pins::{PinnedLeaf, read_certificates};
+pub(crate) use token_file::read_token;
 
 /// Whom we believe to be the EKM.
 #[derive(Clone)]

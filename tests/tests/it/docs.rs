@@ -46,6 +46,7 @@ fn every_command_in_the_documentation_works() {
         "docs/signing.md",
         "docs/simulator.md",
         "docs/conformance.md",
+        "docs/topology.md",
     ] {
         for (line, block) in blocks(&fs::read_to_string(repository.join(file)).unwrap(), "sh") {
             let script = block.replace("8443", &port).replace("9443", &ops_port);
@@ -146,6 +147,8 @@ fn links_between_the_documents_lead_somewhere() {
         "docs/signing.md",
         "docs/simulator.md",
         "docs/conformance.md",
+        "docs/topology.md",
+        "deploy/nginx/README.md",
         "loadtest/README.md",
     ] {
         let path = repository.join(file);
