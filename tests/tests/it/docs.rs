@@ -150,6 +150,7 @@ fn links_between_the_documents_lead_somewhere() {
         "docs/topology.md",
         "deploy/nginx/README.md",
         "loadtest/README.md",
+        "loadtest/RESULTS.md",
     ] {
         let path = repository.join(file);
         let text = fs::read_to_string(&path).unwrap();
