@@ -186,14 +186,13 @@ impl App {
     /// Serves until `stop`, then: readiness goes, the load balancer gets time to notice, no new connections, requests under
     /// way finish, the audit log is written out.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Drained {
-        let (plane, aside) = (Arc::clone(&self.plane), self.aside.handle());
-        tokio::spawn(async move { plane.intake.beat().await });
+        let (plane, aside, mut background) = (Arc::clone(&self.plane), self.aside.handle(), JoinSet::new());
+        background.spawn(async move { plane.intake.beat().await });
         if let Err(error) = watchdog::start(Arc::downgrade(&self.plane), self.watchdog_patience) {
             tracing::error!(%error, "no thread for the watchdog: nobody would notice if the runtime were stuck");
         }
         let ekm = &self.plane.ekm;
         join_all(self.health.shards().iter().map(|shard| shard.check(ekm, self.health_patience))).await;
-        let mut background = JoinSet::new();
         background.spawn(watch_health(Arc::clone(&self.health), Arc::clone(&self.plane), self.health_patience));
         let upkeep = {
             let (store, plane) = (Arc::clone(&self.store), Arc::clone(&self.plane));

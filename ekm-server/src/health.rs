@@ -1,7 +1,8 @@
 //! Is this frontend fit for traffic? A real wrap and unwrap in each shard every second decides, with hysteresis.
 //!
-//! A shard's trouble stays in its shard: the frontend is ready while one shard is. What most frontends find wrong takes none of them out: the
-//! others could do no better, and a load balancer without frontends answers nobody, not even with keys that need no HSM.
+//! A shard's trouble stays in its shard: the frontend is ready while one shard is. What all frontends find wrong takes none of them out:
+//! no other could do better, and a load balancer without frontends answers nobody, not even with keys that need no HSM. One that can do
+//! better is enough: it may be another site's, to which traffic has to go.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +40,7 @@ struct State {
     ready: bool,
     /// It has been ready once.
     has_been: bool,
-    /// It fails on most of the other frontends, too.
+    /// It fails on all other frontends, too.
     shared: bool,
 }
 
@@ -117,7 +118,7 @@ impl Health {
         for shard in &self.shards {
             let name = shard.name.as_str();
             let alike = others.clone().filter(|unfit| unfit.split(' ').any(|unfit| unfit == name)).count();
-            shard.note_others(2 * alike > count);
+            shard.note_others(count > 0 && alike == count);
         }
     }
 
@@ -196,17 +197,17 @@ impl ShardHealth {
         state.checked = Some(Checked { at: Instant::now(), took: started.elapsed(), failure });
     }
 
-    /// Most of the other frontends have the same trouble, or not.
+    /// All other frontends have the same trouble, or not.
     fn note_others(&self, alike: bool) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = alike && state.has_been;
         if shared != state.shared {
-            tracing::warn!(shard = %self.name, shared, "whether most frontends fail alike, so that this one stays ready");
+            tracing::warn!(shard = %self.name, shared, "whether all frontends fail alike, so that this one stays ready");
         }
         state.shared = shared;
     }
 
-    /// Whether it fails on most frontends, and this one is ready because of that.
+    /// Whether it fails on all frontends, and this one is ready because of that.
     pub fn is_shared_trouble(&self) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.shared && !state.ready
@@ -284,15 +285,15 @@ mod tests {
     }
 
     #[test]
-    fn what_most_frontends_find_wrong_takes_none_of_them_out() {
+    fn what_all_frontends_find_wrong_takes_none_of_them_out_and_one_that_can_do_better_is_enough() {
         let health = health(2);
         health.compare(["shard-0", "shard-0"].into_iter());
         assert!(!health.shards[0].is_ready(), "it has never been ready");
         assert!(feed(&health.shards[0], "+-"));
         assert_eq!(health.unfit(), "shard-0 shard-1");
-        health.compare(["shard-0", "shard-1 shard-0", ""].into_iter());
+        health.compare(["shard-0", "shard-1 shard-0"].into_iter());
         assert!(feed(&health.shards[0], "--------"));
-        health.compare(["shard-0", "", "shard-1"].into_iter());
+        health.compare(["shard-0", "shard-0", "shard-1"].into_iter());
         assert!(!health.shards[0].is_ready(), "the others can do better");
         health.compare(["shard-0"].into_iter());
         assert!(health.shards[0].is_ready(), "they cannot any more");

@@ -58,7 +58,7 @@ async fn readyz(State(ops): State<Ops>, uri: Uri) -> Response {
         let _ = writeln!(text, "{} shard {name}: wrap and unwrap with its health key: {wrap}", mark(error.is_none()));
     }
     for shard in ops.health.shards().iter().filter(|shard| shard.is_shared_trouble()) {
-        let _ = writeln!(text, "[!] shard {} fails on most frontends, so this one stays ready", shard.name());
+        let _ = writeln!(text, "[!] shard {} fails on all frontends, so this one stays ready", shard.name());
     }
     let draining = ops.health.is_draining();
     let _ = writeln!(text, "{} draining: {}", mark(!draining), if draining { "yes" } else { "no" });

@@ -336,7 +336,8 @@ pub struct Limits {
     pub body_timeout_ms: u64,
     /// For the peer to take bytes of an answer.
     pub write_timeout_ms: u64,
-    /// Between two requests on a connection. Longer than the load balancer's, so that it closes first.
+    /// Between two requests on a connection. Longer than that of a load balancer that closes idle connections, so that it closes first;
+    /// shorter than what one that forgets them takes (600 s at Google).
     pub idle_timeout_s: u64,
     /// A connection that is older is closed behind an answer, give or take a fifth, so that load spreads again after a frontend was away.
     pub max_connection_age_s: u64,

@@ -216,7 +216,7 @@ fn what_all_frontends_lose_takes_none_of_them_out_and_what_one_loses_takes_it_ou
     for module in &modules {
         fail(module);
     }
-    let says = |ekm: &Ekm| ekm.state().contains("fails on most frontends, so this one stays ready");
+    let says = |ekm: &Ekm| ekm.state().contains("fails on all frontends, so this one stays ready");
     for frontend in &frontends {
         frontend.eventually("failing, and in", || says(frontend) && frontend.ops("/readyz").status == 200);
         assert_eq!(frontend.ops("/healthz").status, 503, "for people who look, not for load balancers");

@@ -42,7 +42,7 @@ resource "google_compute_instance_template" "this" {
   metadata = {
     user-data              = local.user_data
     google-logging-enabled = "true"
-    # The system changes with the template, under the group's rules, and not on its own.
+    # A machine that runs does not change its system; a new one has what boot_image then means.
     cos-update-strategy = "update_disabled"
   }
 

@@ -17,6 +17,7 @@ variable "boot_image" {
   description = "Container-Optimized OS. Pin an image of an LTS milestone for production."
   type        = string
   default     = "projects/cos-cloud/global/images/family/cos-stable"
+  nullable    = false
 
   validation {
     condition     = strcontains(var.boot_image, "/cos-cloud/") || strcontains(var.boot_image, "/cos-")

@@ -133,7 +133,7 @@ const VPC: Topology = Topology {
     duties: &[
         "Google's side, with a group of nginx proxies for each site: deploy/terraform/topologies/vpc-lb",
         "the health check that decides on failover asks the proxies for /readyz on port 8080, the one that restarts them for /livez",
-        "firewall: admit 35.199.192.0/19 to the proxies' port, 35.191.0.0/16 and 130.211.0.0/22 to that and to 8080",
+        "firewall: admit 35.199.192.0/19 to the proxies' port, 35.191.0.0/16 and 130.211.0.0/22 to 8080 only",
     ],
 };
 

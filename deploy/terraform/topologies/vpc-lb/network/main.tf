@@ -108,6 +108,7 @@ module "proxies" {
   image              = each.value.image
   instances          = each.value.instances
   machine_type       = each.value.machine_type
+  boot_image         = each.value.boot_image
   frontends          = each.value.frontends
   frontend_port      = each.value.frontend_port
   connect_timeout_ms = each.value.connect_timeout_ms

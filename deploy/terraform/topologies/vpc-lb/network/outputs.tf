@@ -17,7 +17,7 @@ output "hybrid" {
     vpn_gateway_addresses  = { for site, vpn in module.vpn : site => vpn.gateway_addresses }
     interconnect_pairing   = var.interconnect == null ? {} : module.interconnect[0].pairing_keys
     interconnect_addresses = var.interconnect == null ? {} : module.interconnect[0].site_addresses
-    advertised_ranges      = local.advertised_ranges
+    advertised_ranges      = concat([var.subnet_range], local.advertised_ranges)
   }
 }
 

@@ -75,6 +75,7 @@ variable "sites" {
     image              = string
     instances          = optional(number, 3)
     machine_type       = optional(string, "e2-standard-2")
+    boot_image         = optional(string)
     connect_timeout_ms = optional(number, 40)
   }))
 
