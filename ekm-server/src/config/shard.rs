@@ -25,10 +25,10 @@ pub struct ShardConfig {
     pub isolation: Isolation,
     /// Requests for its keys are recorded here, and not in `[audit]`'s file.
     pub audit_file: Option<PathBuf>,
-    /// How many operations may wait for each token; one more is shed with 429.
+    /// How many operations may wait for their turn, and how many for each token, though they could be done in time; one more is 429.
     #[serde(default = "default_queue_length")]
     pub queue_length: usize,
-    /// How long an operation may take on one token, waiting included.
+    /// How long an operation may take on one token, once it has its turn.
     #[serde(default = "default_deadline_ms")]
     pub deadline_ms: Spanned<u64>,
     /// A call that takes longer hangs: its worker process is killed, and started anew. Default: a second, or twice `deadline_ms`.
