@@ -21,7 +21,7 @@ run "the_sites_learn_the_way_back" {
     error_message = "Every router announces the ranges that call the sites, and no others."
   }
   assert {
-    condition     = length(module.vpn) + length(module.interconnect) > 0 && join(" ", sort(output.hybrid.advertised_ranges)) == join(" ", sort(var.private_google_access ? module.google_ranges.private_google_access : []))
+    condition     = length(module.vpn) + length(module.interconnect) > 0 && join(" ", sort(output.hybrid.advertised_ranges)) == join(" ", sort(concat([var.subnet_range], var.private_google_access ? module.google_ranges.private_google_access : [])))
     error_message = "There is a way, and the sites are told what to route back."
   }
   assert {
