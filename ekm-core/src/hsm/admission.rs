@@ -207,7 +207,7 @@ impl<T> Queue<T> {
         self.refused_at = Some(now);
     }
 
-    fn weigh(&mut self, demand: &Demand, now: Instant) -> Verdict {
+    fn weigh(&self, demand: &Demand, now: Instant) -> Verdict {
         if demand.urgency == Urgency::Health || self.sessions == 0 || (self.busy < self.sessions && self.waiting == 0) {
             return Verdict::Go; // without any session it is said there what has become of them
         }
@@ -219,7 +219,8 @@ impl<T> Queue<T> {
         let (left, sessions) = (demand.deadline.saturating_duration_since(now).as_secs_f64(), self.sessions as f64);
         let wait = before as f64 * self.service.mean_s / sessions;
         // Whoever asks for less than others is refused last.
-        let modest = self.lines.iter().any(|line| line.waiting.len() > own);
+        let longest = self.lines.iter().map(|line| line.waiting.len()).max().unwrap_or(0);
+        let modest = longest > own;
         let share = demand.urgency.share_of_time() * if modest { MODEST } else { 1.0 };
         let too_long = wait > share * left && before > ALWAYS;
         if too_long || wait + self.service.percentile_95_s() > (1.0 - RESERVE) * left {
@@ -228,23 +229,27 @@ impl<T> Queue<T> {
         if self.waiting == 0 && self.busy < self.places() {
             return Verdict::Go;
         }
-        if self.waiting >= self.length && !self.make_room(own, now) {
+        // Else one of the longest line would go for it, which is only fair if that stays longer.
+        if self.waiting >= self.length && longest <= own + 1 {
             return Verdict::Refuse;
         }
         Verdict::Wait
     }
 
-    /// The last one of the longest line goes, if that line is longer than one would be that has `own` and one more.
-    fn make_room(&mut self, own: usize, now: Instant) -> bool {
-        let longest = self.lines.iter_mut().max_by_key(|line| line.waiting.len());
-        let Some(longest) = longest.filter(|line| line.waiting.len() > own + 1) else { return false };
-        longest.waiting.pop_back();
-        self.waiting -= 1;
-        self.refuse(now);
-        true
+    /// The last one of the longest line goes.
+    fn make_room(&mut self, now: Instant) {
+        if let Some(longest) = self.lines.iter_mut().max_by_key(|line| line.waiting.len()) {
+            longest.waiting.pop_back();
+            self.waiting -= 1;
+            self.refuse(now);
+        }
     }
 
+    /// Whoever was judged to wait takes his place.
     fn push(&mut self, demand: Demand, since: Instant, turn: T) {
+        if self.waiting >= self.length {
+            self.make_room(since);
+        }
         let waiting = Waiting { demand, since, turn };
         match self.lines.iter_mut().find(|line| line.caller == demand.caller) {
             Some(line) => line.waiting.push_back(waiting),
