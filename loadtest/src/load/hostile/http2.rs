@@ -10,8 +10,8 @@ use tokio_rustls::client::TlsStream;
 use super::client::{Client, send, until_closed};
 use crate::scenario::Protocol;
 
-/// More than a server lets in at a time.
-const STREAMS: u32 = 100;
+/// As many as the service lets in at a time.
+const STREAMS: u32 = 64;
 
 async fn open(client: &Client, settings: &[u8]) -> io::Result<TlsStream<TcpStream>> {
     let mut stream = client.tls(Protocol::Http2).await?;
