@@ -71,11 +71,11 @@ load: ## What a service does under load: the report of one scenario, SCENARIO=ov
 	cargo build --locked --release -p ekm-server -p ekm-loadtest -p ekm-pkcs11-fault
 	target/release/ekm-load run loadtest/scenarios/$(or $(SCENARIO),overload).toml --rig --html target/$(or $(SCENARIO),overload).html
 
-drill-load: ## Every scenario of load, one after the other: reports in target/load, figures for loadtest/RESULTS.md (10 minutes and a half hour of soak)
+drill-load: ## Every scenario of load, one after the other: reports in target/load, figures for loadtest/RESULTS.md (20 minutes and a half hour of soak)
 	@sh scripts/setup.sh test
 	cargo build --locked --release -p ekm-server -p ekm-loadtest -p ekm-pkcs11-fault
 	mkdir -p target/load
-	failed=; for scenario in overload slow-hsm noisy-tenant retry-storm steady frontend-loss rolling-restart soak; do \
+	failed=; for scenario in overload slow-hsm noisy-tenant retry-storm steady frontend-loss rolling-restart hostile-clients connections soak; do \
 	  target/release/ekm-load run loadtest/scenarios/$$scenario.toml --rig --html target/load/$$scenario.html || failed="$$failed $$scenario"; \
 	done; test -z "$$failed" || { echo "not passed:$$failed"; exit 1; }
 

@@ -118,7 +118,8 @@ impl Listener {
         let (shared, router) = (Arc::clone(&self.shared), self.router.clone());
         let open = Open { shared: Arc::clone(&shared), number };
         tasks.spawn(async move {
-            let served = async {
+            // On the heap, since select would have it twice.
+            let served = Box::pin(async {
                 let (stream, peer, tls) = match accepted {
                     Accepted::Unix(stream) => {
                         let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
@@ -147,7 +148,7 @@ impl Listener {
                     }
                     Err(reason) => reason,
                 }
-            };
+            });
             let reason = tokio::select! {
                 biased;
                 reason = served => reason,
