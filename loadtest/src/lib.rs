@@ -236,6 +236,11 @@ pub fn rss_mib(pid: u32) -> Result<f64> {
     Ok(status(pid, "VmRSS:")? / 1024.0)
 }
 
+/// The part of it that is in no file: heap and stacks, not the program.
+pub fn anonymous_mib(pid: u32) -> Result<f64> {
+    Ok(status(pid, "RssAnon:")? / 1024.0)
+}
+
 /// Threads of a process.
 pub fn threads(pid: u32) -> Result<u64> {
     Ok(status(pid, "Threads:")? as u64)

@@ -113,13 +113,20 @@ fn resources(results: &Results) -> Option<Table> {
 }
 
 /// The heads of [`resources_row`].
-pub const RESOURCES: [&str; 5] = ["memory MiB", "workers MiB", "descriptors", "threads", "cores"];
+pub const RESOURCES: [&str; 6] = ["memory MiB", "anonymous", "workers MiB", "descriptors", "threads", "cores"];
 
 /// The highest of each, of one frontend, but for the processor time of all.
 pub fn resources_row(resources: &Resources) -> Vec<String> {
-    let Resources { memory_mib, workers_mib, descriptors, threads, cores } = resources;
-    let (memory, workers) = (format!("{memory_mib:.1}"), format!("{workers_mib:.1}"));
-    vec![memory, workers, descriptors.to_string(), threads.to_string(), cores.map_or_else(|| "-".into(), figure)]
+    let Resources { memory_mib, anonymous_mib, workers_mib, descriptors, threads, cores } = resources;
+    let [memory, anonymous, workers] = [memory_mib, anonymous_mib, workers_mib].map(|mib| format!("{mib:.1}"));
+    vec![
+        memory,
+        anonymous,
+        workers,
+        descriptors.to_string(),
+        threads.to_string(),
+        cores.map_or_else(|| "-".into(), figure),
+    ]
 }
 
 fn row(name: &str, summary: &Summary) -> Vec<String> {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ekm_loadtest::{children, cpu_us, rss_mib, threads};
+use ekm_loadtest::{anonymous_mib, children, cpu_us, rss_mib, threads};
 use serde::{Deserialize, Serialize};
 
 use crate::faults::wait_until;
@@ -21,6 +21,8 @@ const EVERY: Duration = Duration::from_millis(200);
 pub struct Resources {
     /// Resident, of the frontend that had most, the pages of its program among them, without its HSM's workers.
     pub memory_mib: f64,
+    /// The part of it that is not the program's: heap and stacks.
+    pub anonymous_mib: f64,
     /// Resident, of one frontend's workers together.
     pub workers_mib: f64,
     /// Of one frontend.
@@ -37,6 +39,7 @@ pub struct Sample {
     /// Since the start of the schedule.
     pub at_s: f64,
     pub memory_mib: f64,
+    anonymous_mib: f64,
     workers_mib: f64,
     descriptors: u64,
     threads: u64,
@@ -62,12 +65,14 @@ fn look(pids: &[u32], begun: Instant) -> Option<Sample> {
     let one = |pid: u32| {
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64;
         let workers_mib = children(pid).into_iter().filter_map(|child| rss_mib(child).ok()).sum();
-        let (memory_mib, threads, cpu_us) = (rss_mib(pid).ok()?, threads(pid).ok()?, cpu_us(pid).ok()?);
-        Some(Sample { at_s, memory_mib, workers_mib, descriptors, threads, cpu_us })
+        let (memory_mib, anonymous_mib) = (rss_mib(pid).ok()?, anonymous_mib(pid).ok()?);
+        let (threads, cpu_us) = (threads(pid).ok()?, cpu_us(pid).ok()?);
+        Some(Sample { at_s, memory_mib, anonymous_mib, workers_mib, descriptors, threads, cpu_us })
     };
     pids.iter().filter_map(|pid| one(*pid)).reduce(|one, other| Sample {
         at_s,
         memory_mib: one.memory_mib.max(other.memory_mib),
+        anonymous_mib: one.anonymous_mib.max(other.anonymous_mib),
         workers_mib: one.workers_mib.max(other.workers_mib),
         descriptors: one.descriptors.max(other.descriptors),
         threads: one.threads.max(other.threads),
@@ -86,6 +91,7 @@ pub fn by_phase(samples: &[Sample], schedule: &Schedule) -> Vec<Option<Resources
         let share = (last.cpu_us - first.cpu_us) / 1e6 / (last.at_s - first.at_s);
         Some(Resources {
             memory_mib: highest(|sample| sample.memory_mib),
+            anonymous_mib: highest(|sample| sample.anonymous_mib),
             workers_mib: highest(|sample| sample.workers_mib),
             descriptors: within.iter().map(|sample| sample.descriptors).max()?,
             threads: within.iter().map(|sample| sample.threads).max()?,
@@ -108,6 +114,7 @@ mod tests {
         let sample = |at_s: f64, memory_mib: f64| Sample {
             at_s,
             memory_mib,
+            anonymous_mib: 2.0,
             workers_mib: 1.0,
             descriptors: 9,
             threads: 3,
