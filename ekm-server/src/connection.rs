@@ -241,10 +241,11 @@ pub fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder.max_headers(MAX_HEADERS).max_header_size(MAX_HEAD_BYTES).header_read_timeout(None);
         builder.max_buf_size(MAX_BUFFER_BYTES);
+        let watched = Arc::clone(&activity);
         let leave = async move {
             reached(&mut drain, Drain::Draining).await;
             // Who has just connected has a request on its way, and not all clients send it again if the connection is closed under it.
-            if activity.is_silent() {
+            if watched.is_silent() {
                 tokio::time::sleep_until((connected + clocks.newcomer).into()).await;
             }
             "drained"
