@@ -61,7 +61,7 @@ drill-hsm: ## Break HSMs under load, one of three at a time, and see what it cos
 	cargo build --locked --workspace
 	target/debug/drill-hsm
 
-drill-topology: ## Break replicas and a site behind each reference topology, and see what it costs (as root, 9 minutes)
+drill-topology: ## Break replicas and a site behind each reference topology, and see what it costs (as root, 25 minutes)
 	@sh scripts/setup.sh test
 	cargo build --locked --workspace
 	target/debug/drill-topology

@@ -70,6 +70,7 @@ pub struct Clocks {
     idle: Duration,
     write: Duration,
     age: Duration,
+    newcomer: Duration,
 }
 
 impl Clocks {
@@ -81,6 +82,7 @@ impl Clocks {
             idle: Duration::from_secs(limits.idle_timeout_s),
             write: Duration::from_millis(limits.write_timeout_ms),
             age: Duration::from_secs(limits.max_connection_age_s),
+            newcomer: Duration::from_millis(*limits.request_deadline_ms.get_ref()),
         }
     }
 }
@@ -142,6 +144,11 @@ impl Activity {
         self.evict.notified().await;
     }
 
+    /// Whether there has been no byte since the handshake.
+    fn is_silent(&self) -> bool {
+        self.state().phase == Phase::Silent
+    }
+
     /// Since when its head was read, if it is known.
     fn request_started(&self) -> Option<Instant> {
         let mut state = self.state();
@@ -188,7 +195,8 @@ pub fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 ) -> Pin<Box<dyn Future<Output = &'static str> + Send>> {
     // Not all at once, if they were made all at once.
     let age = clocks.age.mul_f64(0.8 + 0.4 * fastrand::f64());
-    let too_old = Instant::now() + age;
+    let connected = Instant::now();
+    let too_old = connected + age;
     let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity), count_heads: !http2 });
     let service = {
         let (activity, drain) = (Arc::clone(&activity), drain.clone());
@@ -237,8 +245,13 @@ pub fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder.max_headers(MAX_HEADERS).max_header_size(MAX_HEAD_BYTES).header_read_timeout(None);
         builder.max_buf_size(MAX_BUFFER_BYTES);
+        let watched = Arc::clone(&activity);
         let leave = async move {
             reached(&mut drain, Drain::Draining).await;
+            // Who has just connected has a request on its way, and not all clients send it again if the connection is closed under it.
+            if watched.is_silent() {
+                tokio::time::sleep_until((connected + clocks.newcomer).into()).await;
+            }
             "drained"
         };
         Box::pin(drive(Box::pin(builder.serve_connection(io, service)), activity, clocks, leave))
