@@ -21,8 +21,8 @@ const BUCKETS_SECONDS: &[f64] = &[
 
 /// Of refusals, which cost next to nothing; they are to be decided within 1 ms.
 const REFUSAL_BUCKETS_SECONDS: &[f64] = &[
-    0.00005, 0.0001, 0.0002, 0.0003, 0.0004, 0.0005, 0.0006, 0.0008, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.1, 1.0,
-    10.0,
+    0.00005, 0.0001, 0.0002, 0.0003, 0.0004, 0.0005, 0.0006, 0.0008, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.1,
+    1.0, 10.0,
 ];
 
 /// As labels, in the order of [`Metrics::observe_refusal`].
