@@ -169,7 +169,7 @@ fn run_command(command: &[String], rig: &Mutex<Option<Rig>>) -> Result<Undo> {
 }
 
 /// Whether the time has come, and the run is not over before.
-fn wait_until(time: Instant, ended: &AtomicBool) -> bool {
+pub fn wait_until(time: Instant, ended: &AtomicBool) -> bool {
     loop {
         let left = time.saturating_duration_since(Instant::now());
         if left.is_zero() {

@@ -3,7 +3,7 @@
 //! - [`scenario`]: the file. [`schedule`], [`choice`]: when what is due. [`requests`], [`target`]: what is sent, to whom, as whom.
 //! - [`sending`]: the generator's threads. [`thread`], [`connection`], [`clock`]: one of them.
 //! - [`rig`], [`faults`]: a service of our own, and what goes wrong there.
-//! - [`recording`], [`results`], [`objectives`], [`conditions`]: what was seen. [`progress`], [`report_table`], [`report_html`],
+//! - [`recording`], [`refusals`], [`results`], [`objectives`], [`conditions`]: what was seen; [`median`]: in several runs. [`progress`], [`report_table`], [`report_html`],
 //!   [`charts`], [`compare`]: how it is shown.
 
 mod charts;
@@ -13,9 +13,11 @@ mod compare;
 mod conditions;
 mod connection;
 mod faults;
+mod median;
 mod objectives;
 mod progress;
 mod recording;
+mod refusals;
 mod report_html;
 mod report_table;
 mod requests;

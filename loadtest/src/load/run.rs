@@ -27,7 +27,7 @@ use crate::scenario::{Protocol, Scenario};
 use crate::schedule::Schedule;
 use crate::sending::{Generator, Run};
 use crate::target::{Target, Tokens, email};
-use crate::{Output, print, report_html, report_table, results};
+use crate::{Output, median, print, refusals, report_html, report_table, results};
 
 /// How long a capacity is measured.
 const CAPACITY: Duration = Duration::from_secs(4);
@@ -71,6 +71,9 @@ pub struct Args {
     /// Let it last so long, all phases together
     #[arg(long)]
     seconds: Option<f64>,
+    /// Make so many runs, each with a rig of its own if there is one; the result is the median of each figure
+    #[arg(long, default_value_t = 1, value_name = "ODD NUMBER")]
+    runs: usize,
     /// Another seed
     #[arg(long)]
     seed: Option<u64>,
@@ -96,8 +99,11 @@ pub fn run(args: &Args) -> Result<Verdict> {
         }
         scenario.compress_to(seconds);
     }
+    if args.runs.is_multiple_of(2) {
+        bail!("--runs is odd, so that one of them is in the middle");
+    }
     scenario.seed = args.seed.unwrap_or(scenario.seed);
-    let results = measure(args, &scenario)?;
+    let results = if args.runs == 1 { measure(args, &scenario)? } else { measure_again(args, &scenario)? };
     if let Some(file) = &args.html {
         let page = report_html::render(&results).map_err(|error| anyhow!("the page cannot be made: {error}"))?;
         fs::write(file, page).with_context(|| file.display().to_string())?;
@@ -107,6 +113,27 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Output::Json => print(&serde_json::to_string(&results)?),
     }
     Ok(results.verdict)
+}
+
+/// The median of several runs. One that says nothing about the service is made again, as long as fewer of them say nothing than were asked for.
+fn measure_again(args: &Args, scenario: &Scenario) -> Result<Results> {
+    let (mut runs, mut inconclusive) = (Vec::new(), Vec::new());
+    while runs.len() < args.runs {
+        let again = if inconclusive.is_empty() { "" } else { "; one that said nothing is made again" };
+        eprintln!("run {} of {}{again}", runs.len() + 1, args.runs);
+        let results = measure(args, scenario)?;
+        eprintln!("run {} of {}: {}", runs.len() + 1, args.runs, results.verdict.name());
+        if results.verdict != Verdict::Inconclusive {
+            runs.push(results);
+            continue;
+        }
+        results.reasons.iter().for_each(|reason| eprintln!("  {reason}"));
+        inconclusive.push(results);
+        if inconclusive.len() == args.runs {
+            return Ok(median::of(inconclusive, args.runs)?);
+        }
+    }
+    Ok(median::of(runs, inconclusive.len())?)
 }
 
 fn measure(args: &Args, scenario: &Scenario) -> Result<Results> {
@@ -141,26 +168,32 @@ fn measure(args: &Args, scenario: &Scenario) -> Result<Results> {
     let cpu = || rig.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Rig::cpu);
     let cpu_before = cpu();
     let (tell, told) = mpsc::channel();
-    let (run, faults) = thread::scope(|scope| {
+    let (tell_watch, told_watch) = mpsc::channel();
+    let (run, faults, refused) = thread::scope(|scope| {
         let (plan, rig, target, ended) = (&plan, &rig, &target, &ended);
         let faults = scope.spawn(move || match told.recv() {
             Ok(begun) => plan.run(begun, rig, target, ended),
             Err(_) => Vec::new(),
         });
-        let _progress = Progress::start(&live, &schedule);
-        let run = generator.run(&schedule, &live, |begun: Instant| {
-            let _ = tell.send(begun);
+        let schedule = &schedule;
+        let refused = scope.spawn(move || match told_watch.recv() {
+            Ok(begun) => refusals::watch(schedule, begun, rig, ended),
+            Err(_) => refusals::ByPhase::new(),
         });
-        drop(tell);
+        let _progress = Progress::start(&live, schedule);
+        let run = generator.run(schedule, &live, |begun: Instant| {
+            let _ = (tell.send(begun), tell_watch.send(begun));
+        });
+        drop((tell, tell_watch));
         ended.store(true, Ordering::Relaxed);
-        (run, faults.join().expect("it does not panic"))
+        (run, faults.join().expect("it does not panic"), refused.join().expect("it does not panic"))
     });
     let run = run?;
     // A frontend that was killed or restarted has taken its figure with it.
     let server = cpu_before.zip(cpu()).and_then(|(before, after)| after.checked_sub(before));
     let untouched = !scenario.fault.iter().any(|fault| fault.get_ref().restart || fault.get_ref().signal.is_some());
     let server_cores = server.filter(|_| untouched).map(|cpu| rounded(cpu.as_secs_f64() / schedule.seconds()));
-    let mut results = summarise(scenario, &schedule, &run, conditions, capacity_per_s, faults);
+    let mut results = summarise(scenario, &schedule, &run, conditions, capacity_per_s, faults, refused);
     results.server_cores = server_cores;
     Ok(results)
 }
@@ -253,12 +286,14 @@ fn summarise(
     conditions: Conditions,
     capacity_per_s: Option<f64>,
     faults: Vec<Done>,
+    refused: refusals::ByPhase,
 ) -> Results {
     let recording = &run.recording;
     let all = recording.sum(|cell| schedule.phases[usize::from(cell.phase)].is_measured);
     let total = Summary::of(&all, results::measured_seconds(schedule));
     let generator = generator_report(run, recording, &total);
-    let objectives = judge(scenario, schedule, recording, capacity_per_s);
+    let mut objectives = judge(scenario, schedule, recording, capacity_per_s);
+    objectives.extend(refusals::judge(scenario, &refused));
     let failed = faults.iter().filter_map(|fault| Some(format!("{}: {}", fault.what, fault.error.as_ref()?)));
     let says_nothing: Vec<_> = generator.bottleneck.iter().cloned().chain(failed).collect();
     let (verdict, reasons) = verdict(&objectives, says_nothing, &total);
@@ -276,9 +311,11 @@ fn summarise(
         phases: results::phases(schedule, recording),
         callers: results::by_callers(scenario, schedule, recording),
         verbs: results::by_verb(scenario, schedule, recording),
+        refused_in_service: refused.iter().map(|(phase, refusals)| (phase.clone(), refusals.summary())).collect(),
         objectives,
         faults,
         series: Series::of(scenario, schedule, recording),
+        several: None,
     }
 }
 
