@@ -24,6 +24,8 @@ pub struct Instructions {
     pub repeat: usize,
     /// Where callgrind's files stay.
     pub keep: Option<PathBuf>,
+    /// Only this custody.
+    pub custody: Option<&'static str>,
 }
 
 /// In the service's own process, each.
@@ -46,7 +48,7 @@ impl Instructions {
         let directory = set_up(&[]);
         let floors = self.floors(&directory)?;
         let mut rows = Vec::new();
-        for custody in CUSTODIES {
+        for custody in CUSTODIES.into_iter().filter(|custody| self.custody.is_none_or(|only| only == *custody)) {
             self.of_custody(custody, &floors, &mut rows)?;
         }
         Ok(rows)
@@ -182,7 +184,7 @@ impl Counter {
         let is_dump = |file: &PathBuf| file.to_string_lossy().starts_with(&format!("{}.", self.file().display()));
         let dump = entries.into_iter().find(is_dump).context("callgrind has written no file")?;
         let text = fs::read_to_string(&dump)?;
-        let total = text.lines().find_map(|line| line.strip_prefix("totals: ")?.trim().parse().ok());
+        let total = total(&text);
         if let Some(keep) = &self.keep {
             fs::copy(&dump, keep.join(format!("callgrind.out.{}.{name}", self.subject)))?;
         }
@@ -190,6 +192,7 @@ impl Counter {
         total.context("callgrind's file has no total")
     }
 
+    /// Says something to callgrind.
     fn tell(&self, pid: u32, command: &[&str]) -> Result<()> {
         // Nobody may look into `ekm` (ptrace): it is left to hear the command by itself, which it does with its next 10 ms' beat.
         // The floor has no beat, and may be looked into.
@@ -200,5 +203,22 @@ impl Counter {
             bail!("vgdb {}: {}", command.join(" "), String::from_utf8_lossy(&output.stderr));
         }
         Ok(())
+    }
+}
+
+/// Of one of callgrind's files.
+fn total(text: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix("totals: ")?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_total_of_a_file_of_callgrind_is_its_own_and_no_functions() {
+        let text = "# callgrind format\nevents: Ir\nsummary: 5\n\nfl=(1) a.rs\nfn=(1) totals\n1 7\n\ntotals: 12345\n";
+        assert_eq!(total(text), Some(12345));
+        assert_eq!(total("events: Ir\n"), None);
     }
 }

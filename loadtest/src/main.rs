@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use device::Device;
 use ekm_loadtest::{AAD, Measured, PLAINTEXT_BYTES, Protocol, Subject, measure_over, request, rss_mib};
@@ -51,7 +51,7 @@ struct Args {
     #[arg(long, default_value_t = 16, requires = "device_ms")]
     sessions: usize,
     /// Count instructions, with valgrind, instead of CPU time: they are the same on a machine that is busy
-    #[arg(long, conflicts_with_all = ["custody", "device_ms"])]
+    #[arg(long, conflicts_with = "device_ms")]
     instructions: bool,
     /// Requests whose instructions are counted
     #[arg(long, default_value_t = 2000, requires = "instructions")]
@@ -114,7 +114,16 @@ fn main() -> Result<()> {
     }
     let text = if args.instructions {
         let (requests, repeat, connections) = (args.requests, args.repeat, args.connections());
-        let rows = Instructions { requests, connections, repeat, keep: args.keep.clone() }.measure()?;
+        let custody = match args.custody {
+            None => None,
+            Some(Custody::Software) => Some("software"),
+            Some(Custody::HsmWrapped) => Some("hsm-wrapped"),
+            Some(Custody::Softhsm) => Some("hsm"),
+            Some(Custody::SofthsmIsolated) => {
+                bail!("instructions are counted in the service's own process: --custody softhsm")
+            }
+        };
+        let rows = Instructions { requests, connections, repeat, keep: args.keep.clone(), custody }.measure()?;
         match args.output {
             Output::Json => serde_json::Value::from(rows).to_string(),
             Output::Text => {

@@ -62,3 +62,27 @@ fn table(columns: &[Column], rows: &[Value]) -> String {
     }
     table.to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_nobody_has_measured_is_a_dash_and_no_zero() {
+        let row = json!({
+            "custody": "softhsm", "verb": "wrap", "protocol": "HTTP/2", "server_cpu_us": 60.0, "floor_cpu_us": 20.04, "device_cpu_us": 28.0,
+            "above_floor_and_device_us": 12.0, "times_the_floor": 3.0, "requests_per_cpu_s": 16666.7, "errors": 0,
+        });
+        let mut sign = row.clone();
+        (sign["device_cpu_us"], sign["above_floor_and_device_us"]) = (Value::Null, Value::Null);
+        let text = cpu_time(&[row, sign]);
+        let cells: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(
+            cells[1],
+            ["softhsm", "wrap", "HTTP/2", "60.0", "20.0", "28.0", "12.0", "3.00", "16667", "-", "0", "-"]
+        );
+        assert_eq!(cells[2][3..7], ["60.0", "20.0", "-", "-"]);
+    }
+}
