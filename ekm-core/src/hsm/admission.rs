@@ -17,6 +17,8 @@ use super::job::{Demand, Urgency};
 /// So many operations are sent to the replicas beyond those that their sessions work on, or one for every other session if these are more:
 /// a session then finds its next job without having slept. They are out of turn already, so no more than that.
 const AHEAD: usize = 4;
+/// And no more than the sessions begin within this time, because the time that an HSM has for an operation runs already.
+const AHEAD_FOR: Duration = Duration::from_millis(5);
 /// Of the time that is left, so much must remain for the answer when the operation is done.
 const RESERVE: f64 = 0.2;
 /// However little time there is, so many may wait: with few, a prediction is a guess.
@@ -191,7 +193,8 @@ impl<T> Queue<T> {
 
     /// How many operations the replicas get at a time.
     fn places(&self) -> usize {
-        self.sessions + AHEAD.max(self.sessions / 2)
+        let begun = self.sessions as f64 * AHEAD_FOR.as_secs_f64() / self.service.mean_s; // unbounded before the first measurement
+        self.sessions + AHEAD.max(self.sessions / 2).min(begun as usize)
     }
 
     fn judge(&mut self, demand: &Demand, now: Instant) -> Verdict {

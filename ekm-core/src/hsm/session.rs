@@ -105,6 +105,7 @@ impl TokenSession {
     /// As [`Self::check`], and the object's attributes.
     fn audit(&mut self, key: &TokenKey) -> Result<(), Fault> {
         self.check(key)?;
+        let _no_copy_is_half_made = self.token.hold_copies();
         let found = self.session.find_objects(&template(key)).map_err(|error| self.token.fault(error))?;
         found.into_iter().try_for_each(|object| self.token.require_closed(&self.session, object))
     }
@@ -170,10 +171,8 @@ impl TokenSession {
         if let Some(&handle) = self.handles.get(&key.id) {
             return Ok(handle);
         }
-        let found = self.session.find_objects(&template(key));
-        match found.map_err(|error| self.token.fault(error))?[..] {
-            [object] => {
-                let handle = self.token.usable(&self.session, object);
+        match self.token.find(&self.session, &template(key))?[..] {
+            [handle] => {
                 if key.check_blob.is_some() || key.signs.is_some() {
                     prove(self.token.profile(), &self.session, handle, key)?;
                 }

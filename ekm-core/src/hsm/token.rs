@@ -1,7 +1,7 @@
 //! One token: found by label or serial, logged in once, proven before first use.
 
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error as Pkcs11Error, RvError};
@@ -235,6 +235,8 @@ pub struct Token {
     login: Mutex<Login>,
     /// One object is made or removed at a time: SoftHSM fails half-way when others look meanwhile.
     making: Mutex<()>,
+    /// Nobody looks for a key while a session makes its copy: SoftHSM gives that the key's CKA_ID first, and only then its own.
+    copying: Mutex<()>,
 }
 
 struct Login {
@@ -268,6 +270,7 @@ impl Token {
             pin: options.pin.clone(),
             login,
             making: Mutex::default(),
+            copying: Mutex::default(),
         };
         self_test::run(profile, &token.module.open_rw_session(slot).map_err(failed)?)?;
         Ok(token)
@@ -295,15 +298,24 @@ impl Token {
         within(self.profile.sessions, limit.unwrap_or(Limit::Unavailable))
     }
 
-    /// The object to work with: the token's, or a copy that lives in the session, if its profile says so; as sensitive, as little
-    /// extractable, and gone with the session.
-    pub(super) fn usable(&self, session: &Session, object: ObjectHandle) -> ObjectHandle {
-        if !self.profile.session_copy {
-            return object;
+    /// The objects that a session finds by a template. If it is one, it is the one to work with: the token's, or a copy that lives in the
+    /// session, if the token's profile says so; as sensitive, as little extractable, and gone with the session.
+    pub(super) fn find(&self, session: &Session, template: &[Attribute]) -> Result<Vec<ObjectHandle>, Fault> {
+        let _one_at_a_time = self.hold_copies();
+        let mut found = session.find_objects(template).map_err(|error| self.fault(error))?;
+        if self.profile.session_copy
+            && let [object] = &mut found[..]
+        {
+            // Under another CKA_ID, so that no search takes the copy for the key.
+            let copy = [Attribute::Token(false), Attribute::Id(b"session copy".to_vec())];
+            *object = session.copy_object(*object, &copy).unwrap_or(*object);
         }
-        // Under another CKA_ID, so that no search takes the copy for the key.
-        let copy = [Attribute::Token(false), Attribute::Id(b"session copy".to_vec())];
-        session.copy_object(object, &copy).unwrap_or(object)
+        Ok(found)
+    }
+
+    /// Until it is dropped, no session makes its copy of a key.
+    pub(super) fn hold_copies(&self) -> Option<MutexGuard<'_, ()>> {
+        self.profile.session_copy.then(|| self.copying.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Opens a session for a worker. Logs in again only if the token has forgotten the login, and never after it refused the PIN.

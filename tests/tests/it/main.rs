@@ -23,7 +23,6 @@ mod conformance;
 mod control_plane;
 mod denials;
 mod docs;
-mod drill;
 mod fault_module;
 mod golden;
 mod hsm;

@@ -35,14 +35,17 @@ struct Job {
     caller: u64,
     urgency: Urgency,
     arrived: Instant,
+    /// When it had its turn.
+    called: Instant,
 }
 
-/// What was answered: to whom, when it came, and how long after that.
+/// What was answered: to whom, when it came, how long after that, and how long after its turn.
 struct Answered {
     caller: u64,
     urgency: Urgency,
     at: Duration,
     latency: Duration,
+    at_the_replica: Duration,
 }
 
 impl Simulation {
@@ -72,13 +75,13 @@ impl Simulation {
             if end.is_some_and(|end| end <= arrivals[arrival]) {
                 let Reverse((end, number, took)) = self.in_service.pop().unwrap();
                 self.now = end;
-                let Job { caller, urgency, arrived } = self.jobs.remove(&number).unwrap();
-                let (at, latency) = (arrived - start, end - arrived);
-                answered.push(Answered { caller, urgency, at, latency });
+                let Job { caller, urgency, arrived, called } = self.jobs.remove(&number).unwrap();
+                let (at, latency, at_the_replica) = (arrived - start, end - arrived, end - called);
+                answered.push(Answered { caller, urgency, at, latency, at_the_replica });
                 self.queue.service.note(took);
                 self.queue.busy -= 1;
                 while let Some(job) = self.queue.next(self.now) {
-                    self.in_queue_of_replica.push_back(job);
+                    self.in_queue_of_replica.push_back(Job { called: self.now, ..job });
                 }
             } else {
                 self.now = arrivals[arrival];
@@ -87,7 +90,7 @@ impl Simulation {
                 }
                 let (caller, urgency, rate) = self.rates[arrival];
                 arrivals[arrival] += Duration::from_secs_f64(-self.random.f64().max(1e-9).ln() / rate);
-                let job = Job { caller, urgency, arrived: self.now };
+                let job = Job { caller, urgency, arrived: self.now, called: self.now };
                 let demand = demand(caller, urgency, self.now);
                 match self.queue.judge(&demand, self.now) {
                     Verdict::Go => {
@@ -122,6 +125,19 @@ fn percentile_99(answered: &[Answered]) -> Duration {
     let mut latencies: Vec<_> = answered.iter().map(|answer| answer.latency).collect();
     latencies.sort();
     latencies[latencies.len() * 99 / 100]
+}
+
+/// The time that an HSM has for an operation begins with its turn, so that what waits at the replica may be given up when it is half done.
+#[test]
+fn what_has_its_turn_at_a_slow_hsm_does_not_wait_for_a_whole_operation_before_its_own() {
+    let slow = SERVICE * 5;
+    let answered = Simulation::new(&[(1, Urgency::Unwrap, 3.0 * CAPACITY)], &[(Duration::ZERO, slow)])
+        .run(Duration::from_secs(20));
+    let settled = answered.iter().filter(|answer| answer.at > Duration::from_secs(1));
+    let (waited, all) = settled.fold((0, 0), |(waited, all), answer| {
+        (waited + usize::from(answer.at_the_replica > slow.mul_f64(1.75)), all + 1)
+    });
+    assert!(all > 3000 && waited * 100 < all, "{waited} of {all}");
 }
 
 #[test]
@@ -195,8 +211,8 @@ fn an_idle_session_is_refused_to_nobody_whatever_the_estimates_say() {
 #[test]
 fn whose_turn_comes_too_late_is_given_up() {
     let (now, mut queue) = (Instant::now(), Queue::new(LENGTH));
-    queue.sessions = 1;
-    queue.busy = 1;
+    queue.sessions = 2;
+    queue.busy = 2;
     queue.service.note(SERVICE);
     queue.push(demand(1, Urgency::Unwrap, now), now, "first");
     queue.push(demand(1, Urgency::Unwrap, now + LEFT), now + LEFT, "second");

@@ -1,14 +1,23 @@
 //! The drills' short forms. The full ones are `make drill-catalog`, `make drill-hsm` and `make drill-topology`.
+//!
+//! One after the other, and in a binary of their own, which cargo runs when no other test does: they judge a service under load, so that
+//! the machine should have nothing else to do.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use ekm_tests::ekm_binary;
+
+/// Whose turn it is.
+static TURN: Mutex<()> = Mutex::new(());
 
 fn short(drill: &str) {
     short_of(drill, &[]);
 }
 
 fn short_of(drill: &str, arguments: &[&str]) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let drill = ekm_binary().with_file_name(drill);
     let mut command = Command::new(drill);
     let output = command.args(["--short", "--output", "json"]).args(arguments).stdin(Stdio::null()).output().unwrap();
