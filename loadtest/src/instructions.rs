@@ -1,8 +1,8 @@
 //! Instructions that a request takes, counted by valgrind: unlike CPU time, they are the same on a busy machine.
 //!
 //! `ekm serve` runs under callgrind, which counts while requests are sent and not before: connections are open and caches warm then. What
-//! the process does besides is counted, too, and little. The kernel's share is not, and the processor that valgrind emulates has no AVX-512,
-//! so ciphers take more instructions than they would: compare these figures with each other and with the floor, counted alike.
+//! the process does besides is counted, too, and little. The kernel's share is not, and the processor that valgrind emulates has neither AVX-512
+//! nor SHA-256, so ciphers and digests take more instructions than they would: compare these figures with each other and with the floor.
 
 use std::fs;
 use std::path::{Path, PathBuf};
