@@ -33,6 +33,10 @@ pub struct Range {
 pub fn of(runs: Vec<Results>, inconclusive: usize) -> Result<Results, serde_json::Error> {
     let values = runs.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
     let mut median: Results = serde_json::from_value(middle(&values.iter().collect::<Vec<_>>()))?;
+    let summaries = median.phases.iter_mut().map(|phase| &mut phase.summary).chain([&mut median.total]);
+    for summary in summaries.chain(median.callers.values_mut()).chain(median.verbs.values_mut()) {
+        summary.counts.retain(|_, count| *count > 0); // of what came of requests in one run only
+    }
     // With an odd number the median keeps a limit if more than half do.
     for (place, judged) in median.objectives.iter_mut().enumerate() {
         let passed = runs.iter().filter(|run| run.objectives.get(place).is_some_and(|judged| judged.passed)).count();

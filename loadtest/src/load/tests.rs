@@ -202,7 +202,9 @@ fn of_several_runs_each_figure_is_the_median_and_so_is_what_is_judged() {
     });
     let median = median::of(runs.into(), 1).unwrap();
     assert_eq!((median.total.goodput_per_s, median.total.right_ms.p99, median.capacity_per_s), (99.0, 6.0, Some(6.0)));
-    assert_eq!(median.phases[1].summary.count(Kind::Timeout), 10, "none of them in one run");
+    assert_eq!(median.phases[1].summary.count(Kind::Timeout), 10, "100, none and 10");
+    let mostly_right = median::of([1000, 1000, 900].map(|right| results(right, 1.0)).into(), 0).unwrap();
+    assert_eq!(mostly_right.total.counts.keys().collect::<Vec<_>>(), [&Kind::Right], "none else in most runs");
     assert_eq!(median.series.p50_ms, [Some(1.0), None, Some(1.0)]);
     assert_eq!(median.verdict, Verdict::Pass);
     let several = median.several.as_ref().unwrap();
