@@ -36,7 +36,7 @@ bench: ## CPU time per request, in a release build
 	cargo build --locked --release --bin ekm --bin ekm-bench
 	target/release/ekm-bench
 
-bench-instructions: ## Instructions per request, counted by valgrind, in a release build; KEEP=directory for callgrind's files
+bench-instructions: ## Instructions per request, counted by valgrind, in a release build (5 minutes); KEEP=directory for callgrind's files
 	@sh scripts/setup.sh bench-instructions
 	cargo build --locked --release --bin ekm --bin ekm-bench
 	target/release/ekm-bench --instructions $(if $(KEEP),--keep $(KEEP))

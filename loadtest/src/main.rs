@@ -32,7 +32,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc; // 
 /// Measures what a request costs the server, in CPU time: wrap, unwrap and a P-256 signature with each custody.
 #[derive(Parser)]
 struct Args {
-    /// Open connections, each with one request at a time; 16, or two for each session of `--device-ms`
+    /// Open connections, each with one request at a time; 16, two for each session of `--device-ms`, or 1 with `--instructions`
     #[arg(long)]
     connections: Option<usize>,
     /// Time per measurement
@@ -54,7 +54,7 @@ struct Args {
     #[arg(long, conflicts_with = "device_ms")]
     instructions: bool,
     /// Requests whose instructions are counted
-    #[arg(long, default_value_t = 2000, requires = "instructions")]
+    #[arg(long, default_value_t = 500, requires = "instructions")]
     requests: usize,
     /// Keep callgrind's files, for callgrind_annotate
     #[arg(long, value_name = "DIRECTORY", requires = "instructions")]
@@ -79,7 +79,8 @@ enum Output {
 
 impl Args {
     fn connections(&self) -> usize {
-        self.connections.unwrap_or(16)
+        // Instructions are the same each time only if no request waits for another one.
+        self.connections.unwrap_or(if self.instructions { 1 } else { 16 })
     }
 }
 
