@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use ekm_loadtest::{AAD, Client, PLAINTEXT_BYTES, Protocol, Subject, median, request};
@@ -30,6 +31,9 @@ pub struct Instructions {
 
 /// In the service's own process, each.
 const CUSTODIES: [&str; 3] = ["software", "hsm-wrapped", "hsm"];
+
+/// Callgrind does not always hear what it is told.
+const ATTEMPTS: usize = 5;
 
 /// Before instructions count, for each connection.
 const WARM_UP: usize = 20;
@@ -179,17 +183,20 @@ impl Counter {
     fn end(&self, pid: u32, name: &str) -> Result<u64> {
         self.tell(pid, &["instrumentation", "off"])?;
         self.tell(pid, &["dump"])?;
-        // Dumps are numbered; the one before has been taken away.
         let entries = fs::read_dir(&self.directory)?.filter_map(|entry| Some(entry.ok()?.path()));
         let is_dump = |file: &PathBuf| file.to_string_lossy().starts_with(&format!("{}.", self.file().display()));
-        let dump = entries.into_iter().find(is_dump).context("callgrind has written no file")?;
-        let text = fs::read_to_string(&dump)?;
-        let total = total(&text);
-        if let Some(keep) = &self.keep {
-            fs::copy(&dump, keep.join(format!("callgrind.out.{}.{name}", self.subject)))?;
+        let mut dumps = Vec::new();
+        for dump in entries.filter(is_dump) {
+            let text = fs::read_to_string(&dump)?;
+            dumps.push((total(&text).context("callgrind's file has no total")?, dump));
         }
-        fs::remove_file(dump)?;
-        total.context("callgrind's file has no total")
+        // If it had to be told twice, one of them has nothing.
+        dumps.sort();
+        if let (Some(keep), Some((_, dump))) = (&self.keep, dumps.last()) {
+            fs::copy(dump, keep.join(format!("callgrind.out.{}.{name}", self.subject)))?;
+        }
+        dumps.iter().try_for_each(|(_, dump)| fs::remove_file(dump))?;
+        dumps.last().map(|(total, _)| *total).context("callgrind has written no file")
     }
 
     /// Says something to callgrind.
@@ -197,12 +204,18 @@ impl Counter {
         // Nobody may look into `ekm` (ptrace): it is left to hear the command by itself, which it does with its next 10 ms' beat.
         // The floor has no beat, and may be looked into.
         let wait = if self.subject == "floor" { "--max-invoke-ms=10" } else { "--max-invoke-ms=0" };
-        let output =
-            Command::new("vgdb").args([&format!("--pid={pid}"), &self.prefix(), wait]).args(command).output()?;
-        if !output.status.success() {
-            bail!("vgdb {}: {}", command.join(" "), String::from_utf8_lossy(&output.stderr));
+        let mut problem = String::new();
+        for _ in 0..ATTEMPTS {
+            let mut vgdb = Command::new("vgdb");
+            let output = vgdb.args([&format!("--pid={pid}"), &self.prefix(), wait]).args(command).output()?;
+            if output.status.success() {
+                return Ok(());
+            }
+            problem = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            std::thread::sleep(Duration::from_millis(500));
         }
-        Ok(())
+        let log = fs::read_to_string(self.directory.join("valgrind.log")).unwrap_or_default();
+        bail!("callgrind was not told '{}': {problem}\nits log:\n{log}", command.join(" "))
     }
 }
 

@@ -118,7 +118,7 @@ fn read(rig: &Mutex<Option<Rig>>) -> Option<BTreeMap<SocketAddr, Refusals>> {
 }
 
 fn metrics(address: SocketAddr) -> std::io::Result<String> {
-    let patience = Duration::from_secs(2);
+    let patience = Duration::from_secs(10);
     let mut stream = TcpStream::connect_timeout(&address, patience)?;
     stream.set_read_timeout(Some(patience))?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
