@@ -42,7 +42,8 @@ pub fn literal(name: &str, value: &str) -> Vec<u8> {
     [&[0], &text(name)[..], &text(value)].concat()
 }
 
-fn text(text: &str) -> Vec<u8> {
+/// A string as HPACK writes it, not compressed.
+pub fn text(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut length = text.len();
     if length < 127 {

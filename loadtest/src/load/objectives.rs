@@ -159,7 +159,8 @@ fn whose(objective: &Objective) -> String {
     text
 }
 
-fn at_most(text: String, limit: f64, measured: Option<f64>) -> Judged {
+/// A limit from above.
+pub fn at_most(text: String, limit: f64, measured: Option<f64>) -> Judged {
     Judged {
         text: format!("{text}: at most"),
         limit,

@@ -375,6 +375,8 @@ pub struct Objective {
     /// Of 429 and 503, at most.
     pub shed_p99_ms: Option<f64>,
     pub shed_p999_ms: Option<f64>,
+    /// Of refusals at once, from the end of the request's head, as the service itself has measured it, at most. Needs a rig.
+    pub refusal_p999_ms: Option<f64>,
     /// Attempts for each request, at most.
     pub amplification: Option<f64>,
     /// Requests that were shed, at least, in per cent of what was due: that there was an overload at all.
@@ -547,6 +549,11 @@ impl Scenario {
             && !self.mix.iter().any(|mix| mix.get_ref().verb == verb)
         {
             return Err(format!("no [[mix]] has the verb {}", verb.name()));
+        }
+        if objective.refusal_p999_ms.is_some() && (objective.callers.is_some() || objective.verb.is_some()) {
+            return Err(
+                "refusal_p999_ms is of all callers and verbs together: the service does not tell them apart".into()
+            );
         }
         if objective.within_ms.is_some() && objective.success_percent.is_none() {
             return Err("within_ms goes with success_percent".into());
