@@ -205,6 +205,10 @@ pub fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             request.extensions_mut().insert(Peer { first_byte, ..peer.clone() });
             let (router, drain) = (router.clone(), drain.clone());
             async move {
+                // Its head was read with the request before it: hyper would serve 16 of these in one go, and let everybody else wait.
+                if !http2 && first_byte.is_none() {
+                    tokio::task::yield_now().await;
+                }
                 let Ok(mut response) = router.oneshot(request).await;
                 drop(guard);
                 if response.extensions().get::<TooLate>().is_some() {
