@@ -176,7 +176,7 @@ fn measure(args: &Args, scenario: &Scenario) -> Result<Results> {
     let cpu = || rig.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Rig::cpu);
     let cpu_before = cpu();
     let hostile = hostile::Plan::new(scenario, &schedule);
-    let (run, faults, samples, refused) = thread::scope(|scope| {
+    let observed = thread::scope(|scope| {
         let (plan, hostile, rig, target, tokens, ended) = (&plan, &hostile, &rig, &target, &tokens, &ended);
         let schedule = &schedule;
         let mut beside = None;
@@ -190,17 +190,17 @@ fn measure(args: &Args, scenario: &Scenario) -> Result<Results> {
         });
         ended.store(true, Ordering::Relaxed);
         let (faults, hostile, samples, refused) = beside.expect("it began");
-        let mut done = [faults, hostile].map(|thread| thread.join().expect("it does not panic")).concat();
-        done.sort_by(|one, other| one.at_s.total_cmp(&other.at_s));
+        let mut faults = [faults, hostile].map(|thread| thread.join().expect("it does not panic")).concat();
+        faults.sort_by(|one, other| one.at_s.total_cmp(&other.at_s));
         let (samples, refused) = (samples.join(), refused.join());
-        (run, done, samples.expect("it does not panic"), refused.expect("it does not panic"))
-    });
-    let run = run?;
+        let (samples, refused) = (samples.expect("it does not panic"), refused.expect("it does not panic"));
+        run.map(|run| Observed { run, faults, samples, refused })
+    })?;
     // A frontend that was killed or restarted has taken its figure with it.
     let server = cpu_before.zip(cpu()).and_then(|(before, after)| after.checked_sub(before));
     let untouched = !scenario.fault.iter().any(|fault| fault.get_ref().restart || fault.get_ref().signal.is_some());
     let server_cores = server.filter(|_| untouched).map(|cpu| rounded(cpu.as_secs_f64() / schedule.seconds()));
-    let mut results = summarise(scenario, &schedule, &run, conditions, capacity_per_s, faults, &samples, refused);
+    let mut results = summarise(scenario, &schedule, conditions, capacity_per_s, observed);
     results.server_cores = server_cores;
     Ok(results)
 }
@@ -286,21 +286,28 @@ async fn once(
     Ok((response.status().as_u16(), response.into_body().collect().await?.to_bytes()))
 }
 
+/// What was seen of a run.
+struct Observed {
+    run: Run,
+    /// Hostile clients among them.
+    faults: Vec<Done>,
+    samples: Vec<Sample>,
+    refused: refusals::ByPhase,
+}
+
 fn summarise(
     scenario: &Scenario,
     schedule: &Schedule,
-    run: &Run,
     conditions: Conditions,
     capacity_per_s: Option<f64>,
-    faults: Vec<Done>,
-    samples: &[Sample],
-    refused: refusals::ByPhase,
+    observed: Observed,
 ) -> Results {
+    let Observed { run, faults, samples, refused } = observed;
     let recording = &run.recording;
-    let resources = resources::by_phase(samples, schedule);
+    let resources = resources::by_phase(&samples, schedule);
     let all = recording.sum(|cell| schedule.phases[usize::from(cell.phase)].is_measured);
     let total = Summary::of(&all, results::measured_seconds(schedule));
-    let generator = generator_report(run, recording, &total);
+    let generator = generator_report(&run, recording, &total);
     let mut objectives = judge(&Seen { scenario, schedule, recording, resources: &resources, capacity_per_s });
     objectives.extend(refusals::judge(scenario, &refused));
     let failed = faults.iter().filter_map(|fault| Some(format!("{}: {}", fault.what, fault.error.as_ref()?)));
@@ -323,7 +330,7 @@ fn summarise(
         refused_in_service: refused.iter().map(|(phase, refusals)| (phase.clone(), refusals.summary())).collect(),
         objectives,
         faults,
-        series: Series::of(scenario, schedule, recording, samples),
+        series: Series::of(scenario, schedule, recording, &samples),
         several: None,
     }
 }

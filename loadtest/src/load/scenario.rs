@@ -356,7 +356,7 @@ pub struct Objective {
     pub phases: Vec<String>,
     /// In each of them by itself, but for `against`.
     pub each_phase: bool,
-    /// The phase that `p99_rise_ms` and `memory_rise_mib` are measured from.
+    /// The phase that `p99_rise_ms` and the other rises are measured from.
     pub against: Option<String>,
     /// Of this group only.
     pub callers: Option<String>,
@@ -387,6 +387,15 @@ pub struct Objective {
     pub memory_mib: Option<f64>,
     /// The same above that in `against`.
     pub memory_rise_mib: Option<f64>,
+    /// Of a frontend's file descriptors and threads.
+    pub descriptors_rise: Option<f64>,
+    pub threads_rise: Option<f64>,
+}
+
+impl Objective {
+    fn has_rise(&self) -> bool {
+        [self.p99_rise_ms, self.memory_rise_mib, self.descriptors_rise, self.threads_rise].iter().any(Option::is_some)
+    }
 }
 
 impl Scenario {
@@ -539,8 +548,11 @@ impl Scenario {
             .iter()
             .chain(&objective.against)
             .try_for_each(|name| self.known("[[phase]]", name, &phases))?;
-        if objective.against.is_some() != (objective.p99_rise_ms.is_some() || objective.memory_rise_mib.is_some()) {
-            return Err("against goes with p99_rise_ms or memory_rise_mib, and they with it".into());
+        if objective.against.is_some() != objective.has_rise() {
+            return Err(
+                "against goes with p99_rise_ms, memory_rise_mib, descriptors_rise or threads_rise, and they with it"
+                    .into(),
+            );
         }
         if let Some(name) = &objective.callers {
             self.known("[[callers]]", name, &names(&self.callers, |callers| &callers.name))?;
