@@ -3,7 +3,7 @@
 # A rustup that setup.sh has just installed is not on the PATH of this shell yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help run test lint check-deploy audit bench bench-device bench-catalog bench-control drill-catalog drill-hsm drill-topology load drill-load conformance release
+.PHONY: help run test lint check-deploy audit bench bench-instructions bench-device bench-catalog bench-control drill-catalog drill-hsm drill-topology load drill-load conformance release
 
 help: ## List what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,11 @@ bench: ## CPU time per request, in a release build
 	@sh scripts/setup.sh test
 	cargo build --locked --release --bin ekm --bin ekm-bench
 	target/release/ekm-bench
+
+bench-instructions: ## Instructions per request, counted by valgrind, in a release build (5 minutes); KEEP=directory for callgrind's files
+	@sh scripts/setup.sh bench-instructions
+	cargo build --locked --release --bin ekm --bin ekm-bench
+	target/release/ekm-bench --instructions $(if $(KEEP),--keep $(KEEP))
 
 bench-device: ## Throughput with an HSM that takes 1 ms for each call, in a release build
 	@sh scripts/setup.sh test
@@ -71,12 +76,13 @@ load: ## What a service does under load: the report of one scenario, SCENARIO=ov
 	cargo build --locked --release -p ekm-server -p ekm-loadtest -p ekm-pkcs11-fault
 	target/release/ekm-load run loadtest/scenarios/$(or $(SCENARIO),overload).toml --rig --html target/$(or $(SCENARIO),overload).html
 
-drill-load: ## Every scenario of load, one after the other: reports in target/load, figures for loadtest/RESULTS.md (20 minutes and a half hour of soak)
+drill-load: ## Every scenario of load, RUNS=3 times and soak once: medians in target/load, figures for loadtest/RESULTS.md (an hour, and a half hour of soak)
 	@sh scripts/setup.sh test
 	cargo build --locked --release -p ekm-server -p ekm-loadtest -p ekm-pkcs11-fault
 	mkdir -p target/load
 	failed=; for scenario in overload slow-hsm noisy-tenant retry-storm steady frontend-loss rolling-restart hostile-clients connections soak; do \
-	  target/release/ekm-load run loadtest/scenarios/$$scenario.toml --rig --html target/load/$$scenario.html || failed="$$failed $$scenario"; \
+	  runs=$(or $(RUNS),3); test $$scenario != soak || runs=1; \
+	  target/release/ekm-load run loadtest/scenarios/$$scenario.toml --rig --runs $$runs --html target/load/$$scenario.html || failed="$$failed $$scenario"; \
 	done; test -z "$$failed" || { echo "not passed:$$failed"; exit 1; }
 
 conformance: ## The conformance suite against a new service for each custody: the table in docs/conformance-report.md

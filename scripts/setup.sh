@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what `make run` and `make test` need, and says so. Does nothing that is done already.
-# Usage: setup.sh run|test
+# Usage: setup.sh run|test|bench-instructions
 set -eu
 
 say() { printf '%s\n' "setup: $*"; }
@@ -12,7 +12,8 @@ need_file() { [ -e "$1" ] || missing="$missing $2"; }
 need cc gcc
 need_file /usr/include/stdio.h libc6-dev
 need curl curl
-if [ "$1" = test ]; then
+[ "$1" != bench-instructions ] || need valgrind valgrind
+if [ "$1" != run ]; then
     need_file /usr/lib/softhsm/libsofthsm2.so softhsm2
     need sqlite3 sqlite3
     need openssl openssl # verifies signatures

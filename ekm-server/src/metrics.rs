@@ -2,7 +2,7 @@
 //!
 //! Labels come from closed sets: never a key, project, or account.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ekm_core::hsm::{Shard, State};
 use ekm_core::policy::Verb;
@@ -19,6 +19,18 @@ const BUCKETS_SECONDS: &[f64] = &[
     0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.0032, 0.0064, 0.0128, 0.0256, 0.04, 0.08, 0.1, 0.13, 0.15, 0.3, 1.0, 5.0,
 ];
 
+/// Of refusals, which cost next to nothing; they are to be decided within 1 ms.
+const REFUSAL_BUCKETS_SECONDS: &[f64] = &[
+    0.00005, 0.0001, 0.0002, 0.0003, 0.0004, 0.0005, 0.0006, 0.0008, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.1,
+    1.0, 10.0,
+];
+
+/// As labels, in the order of [`Metrics::observe_refusal`].
+const REFUSALS: [&str; 4] = ["overloaded", "waited", "caller_rate", "frontend_busy"];
+
+/// Whoever was longer than this in line for a session was not refused at once.
+const IN_LINE: Duration = Duration::from_millis(1);
+
 /// What an HSM is asked for: the first of [`Verb::ALL`].
 const OPERATIONS: [Verb; 3] = [Verb::Wrap, Verb::Unwrap, Verb::AsymmetricSign];
 
@@ -34,6 +46,7 @@ pub struct Metrics {
     /// By verb; the last one is for what is no verb of the protocol.
     request_seconds: Vec<Histogram>,
     stage_seconds: [Histogram; STAGES.len()],
+    refusal_seconds: [Histogram; REFUSALS.len()],
     /// How late tasks begin.
     pub lateness: Gauge,
     /// In the order of the configuration.
@@ -121,6 +134,14 @@ impl Metrics {
         let request_seconds =
             make.histograms("ekm_request_seconds", "From the request's head to the answer.", &["verb"]);
         let stage_seconds = make.histograms("ekm_stage_seconds", "What a request's time goes into.", &["stage"]);
+        let refusal_seconds = make.add(HistogramVec::new(
+            HistogramOpts::new(
+                "ekm_refusal_seconds",
+                "From the end of the request's head until it is refused because there is too much to do.",
+            )
+            .buckets(REFUSAL_BUCKETS_SECONDS.to_vec()),
+            &["reason"],
+        ));
         let shards = make.shards(shards);
         let build = make.gauges("ekm_build_info", "1, with the version as label.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -130,6 +151,7 @@ impl Metrics {
             admin_requests: make.counters("ekm_admin_requests_total", "Admin requests by outcome.", &["code"]),
             request_seconds: verbs().map(|verb| request_seconds.with_label_values(&[verb])).collect(),
             stage_seconds: STAGES.map(|stage| stage_seconds.with_label_values(&[stage])),
+            refusal_seconds: REFUSALS.map(|reason| refusal_seconds.with_label_values(&[reason])),
             lateness: make.float_gauge("ekm_task_lateness_seconds", "How much later than they should tasks begin."),
             shards,
             hsm_state: make.gauges(
@@ -226,6 +248,18 @@ impl Metrics {
                 histogram.observe(took.as_secs_f64());
             }
         }
+    }
+
+    /// If this is the code of a refusal because there is too much to do: how long that has taken, its audit record included.
+    pub fn observe_refusal(&self, code: &str, trace: &Trace, head_read: Instant) {
+        let place = match code {
+            "overloaded" if trace.hsm.turn < IN_LINE => 0,
+            "overloaded" => 1,
+            "caller_rate" => 2,
+            "frontend_busy" => 3,
+            _ => return,
+        };
+        self.refusal_seconds[place].observe(head_read.elapsed().as_secs_f64());
     }
 
     /// Takes over how the replicas are now.

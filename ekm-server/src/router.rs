@@ -259,6 +259,7 @@ async fn answer(State(plane): State<Arc<DataPlane>>, request: Request<Body>) -> 
     }
     plane.metrics.observe(verb, code, total, &trace);
     plane.metrics.observe_stages(&stages, &trace);
+    plane.metrics.observe_refusal(code, &trace, now);
     if too_late {
         response.extensions_mut().insert(TooLate);
     }

@@ -31,9 +31,14 @@ pub struct Floor {
 }
 
 impl Floor {
-    /// Starts this program anew, as the floor.
-    pub fn start(certificate: &Path, key: &Path) -> Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
+    /// Starts this program anew, as the floor, with the certificate of a directory of `ekm dev`.
+    pub fn start(directory: &Path) -> Result<Self> {
+        Self::start_by(Command::new(std::env::current_exe()?), directory)
+    }
+
+    /// The same by a command that ends with this program.
+    pub fn start_by(mut command: Command, directory: &Path) -> Result<Self> {
+        let (certificate, key) = (directory.join("tls/certificate.pem"), directory.join("tls/private-key.pem"));
         let mut child = command.arg("--serve-floor").arg(certificate).arg(key).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;

@@ -5,13 +5,14 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use ekm_tests::{Ekm, tls_config};
 use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -46,6 +47,15 @@ pub fn request(path: &str, verb: &str, token: &str, field: &str, input: &str) ->
     )
 }
 
+/// The one in the middle; the upper one of two.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+/// Of the plaintext of every request: as long as a data key.
+pub const PLAINTEXT_BYTES: usize = 32;
+
 /// The AAD of every request.
 pub const AAD: &str = "projects/p/locations/l/keyRings/r/cryptoKeys/k";
 
@@ -74,6 +84,19 @@ pub enum Protocol {
     Http2,
 }
 
+impl Protocol {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Http1, Self::Http2];
+
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http1 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2",
+        }
+    }
+}
+
 /// Sends requests over HTTP/1.1, one after the other on each connection, in turn through the list.
 pub async fn measure(ekm: &Ekm, requests: &Arc<Vec<String>>, connections: usize, seconds: f64) -> Result<Measured> {
     measure_over(Protocol::Http1, &ekm.into(), requests, connections, seconds).await
@@ -87,91 +110,125 @@ pub async fn measure_over(
     connections: usize,
     seconds: f64,
 ) -> Result<Measured> {
-    let alpn = if protocol == Protocol::Http1 { "http/1.1" } else { "h2" };
-    let connector = TlsConnector::from(Arc::new(tls_config(&subject.ca_file, &[alpn])));
-    let mut open = Vec::new();
-    for _ in 0..connections {
-        let stream = TcpStream::connect(subject.address).await?;
-        stream.set_nodelay(true)?;
-        open.push(connector.connect(ServerName::try_from("localhost")?, stream).await?);
-    }
-    let (done, errors) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let mut client = Client::connect(protocol, subject, connections).await?;
     let until = Instant::now() + Duration::from_secs_f64(seconds);
     let (began, cpu_before) = (Instant::now(), cpu_us(subject.pid)?);
-    let next = Arc::new(AtomicUsize::new(0));
-    let workers: Vec<_> = open
-        .into_iter()
-        .map(|connection| {
-            let work = Work { requests: Arc::clone(requests), next: Arc::clone(&next), until };
-            let counts = (Arc::clone(&done), Arc::clone(&errors));
-            match protocol {
-                Protocol::Http1 => tokio::spawn(work.over_http1(connection, counts)),
-                Protocol::Http2 => tokio::spawn(work.over_http2(connection, counts)),
-            }
-        })
-        .collect();
-    for worker in workers {
-        worker.await??;
-    }
-    let (cpu, answered) = (cpu_us(subject.pid)? - cpu_before, done.load(Ordering::Relaxed) as f64);
+    let sent = client.send(requests, move |_| Instant::now() < until).await?;
+    let (cpu, answered) = (cpu_us(subject.pid)? - cpu_before, sent.answered as f64);
     ensure!(answered > 0.0, "no request was answered");
-    let per_second = answered / began.elapsed().as_secs_f64();
-    Ok(Measured { cpu_us: cpu / answered, per_second, errors: errors.load(Ordering::Relaxed) })
+    Ok(Measured { cpu_us: cpu / answered, per_second: answered / began.elapsed().as_secs_f64(), errors: sent.errors })
 }
 
-struct Work {
-    requests: Arc<Vec<String>>,
-    next: Arc<AtomicUsize>,
-    until: Instant,
+/// Open connections, each with one request at a time.
+pub struct Client {
+    connections: Vec<Connection>,
 }
 
-/// Answers, and those of them that were not 200.
-type Counts = (Arc<AtomicU64>, Arc<AtomicU64>);
+enum Connection {
+    Http1(Box<TlsStream<TcpStream>>),
+    Http2(SendRequest<Full<Bytes>>),
+}
 
-impl Work {
-    /// Which request is the next one, while there is time.
-    fn next(&self) -> Option<usize> {
-        let next = self.next.fetch_add(1, Ordering::Relaxed) % self.requests.len();
-        (Instant::now() < self.until).then_some(next)
-    }
+/// What has come of requests.
+#[derive(Clone, Copy, Default)]
+pub struct Sent {
+    /// Whatever came of them.
+    pub answered: u64,
+    /// Those of them that were not answered with 200.
+    pub errors: u64,
+}
 
-    async fn over_http2(self, connection: TlsStream<TcpStream>, (done, errors): Counts) -> Result<()> {
-        let (mut sender, driver) =
-            hyper::client::conn::http2::Builder::new(TokioExecutor::new()).handshake(TokioIo::new(connection)).await?;
-        let driver = tokio::spawn(driver);
-        let requests = self.requests.iter().map(|text| http2_request(text)).collect::<Result<Vec<_>>>()?;
-        while let Some(next) = self.next() {
-            // What comes too late is not sent: its stream is reset.
-            match sender.send_request(requests[next].clone()).await {
-                Ok(answer) if answer.status() == 200 => drop(answer.into_body().collect().await?),
-                Ok(_) | Err(_) => drop(errors.fetch_add(1, Ordering::Relaxed)),
-            }
-            done.fetch_add(1, Ordering::Relaxed);
-        }
-        driver.abort();
-        Ok(())
-    }
-
-    async fn over_http1(self, mut connection: TlsStream<TcpStream>, (done, errors): Counts) -> Result<()> {
-        let mut buffer = vec![0; 16 * 1024];
-        while let Some(next) = self.next() {
-            connection.write_all(self.requests[next].as_bytes()).await?;
-            let mut filled = 0;
-            loop {
-                let read = connection.read(&mut buffer[filled..]).await?;
-                ensure!(read > 0, "the server closed the connection");
-                filled += read;
-                if is_complete(&buffer[..filled]) {
-                    break;
+impl Client {
+    /// Opens so many.
+    pub async fn connect(protocol: Protocol, subject: &Subject, connections: usize) -> Result<Self> {
+        let alpn = if protocol == Protocol::Http1 { "http/1.1" } else { "h2" };
+        let connector = TlsConnector::from(Arc::new(tls_config(&subject.ca_file, &[alpn])));
+        let mut open = Vec::new();
+        for _ in 0..connections {
+            let stream = TcpStream::connect(subject.address).await?;
+            stream.set_nodelay(true)?;
+            let stream = connector.connect(ServerName::try_from("localhost")?, stream).await?;
+            open.push(match protocol {
+                Protocol::Http1 => Connection::Http1(Box::new(stream)),
+                Protocol::Http2 => {
+                    let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+                    let (sender, driver) = builder.handshake(TokioIo::new(stream)).await?;
+                    tokio::spawn(driver); // ends with the sender
+                    Connection::Http2(sender)
                 }
-            }
-            if !buffer.starts_with(b"HTTP/1.1 200") {
-                errors.fetch_add(1, Ordering::Relaxed);
-            }
-            done.fetch_add(1, Ordering::Relaxed);
+            });
         }
-        Ok(())
+        Ok(Self { connections: open })
     }
+
+    /// Sends requests, in turn through the list, as long as `goes_on` says so to the number of those before.
+    pub async fn send(
+        &mut self,
+        requests: &Arc<Vec<String>>,
+        goes_on: impl Fn(usize) -> bool + Clone + Send + Sync + 'static,
+    ) -> Result<Sent> {
+        let next = Arc::new(AtomicUsize::new(0));
+        let workers: Vec<_> = self
+            .connections
+            .drain(..)
+            .map(|mut connection| {
+                let (requests, next, goes_on) = (Arc::clone(requests), Arc::clone(&next), goes_on.clone());
+                tokio::spawn(async move {
+                    let turn = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|before| goes_on(*before));
+                    let sent = match &mut connection {
+                        Connection::Http1(stream) => over_http1(stream, &requests, turn).await?,
+                        Connection::Http2(sender) => over_http2(sender, &requests, turn).await?,
+                    };
+                    Ok::<_, anyhow::Error>((connection, sent))
+                })
+            })
+            .collect();
+        let mut all = Sent::default();
+        for worker in workers {
+            let (connection, sent) = worker.await??;
+            self.connections.push(connection);
+            all = Sent { answered: all.answered + sent.answered, errors: all.errors + sent.errors };
+        }
+        Ok(all)
+    }
+}
+
+async fn over_http2(
+    sender: &mut SendRequest<Full<Bytes>>,
+    requests: &[String],
+    turn: impl Fn() -> Option<usize>,
+) -> Result<Sent> {
+    let requests = requests.iter().map(|text| http2_request(text)).collect::<Result<Vec<_>>>()?;
+    let mut sent = Sent::default();
+    while let Some(turn) = turn() {
+        // What comes too late is not sent: its stream is reset.
+        match sender.send_request(requests[turn % requests.len()].clone()).await {
+            Ok(answer) if answer.status() == 200 => drop(answer.into_body().collect().await?),
+            Ok(_) | Err(_) => sent.errors += 1,
+        }
+        sent.answered += 1;
+    }
+    Ok(sent)
+}
+
+async fn over_http1(
+    connection: &mut TlsStream<TcpStream>,
+    requests: &[String],
+    turn: impl Fn() -> Option<usize>,
+) -> Result<Sent> {
+    let (mut buffer, mut sent) = (vec![0; 16 * 1024], Sent::default());
+    while let Some(turn) = turn() {
+        connection.write_all(requests[turn % requests.len()].as_bytes()).await?;
+        let mut filled = 0;
+        while !is_complete(&buffer[..filled]) {
+            let read = connection.read(&mut buffer[filled..]).await?;
+            ensure!(read > 0, "the server closed the connection");
+            filled += read;
+        }
+        sent.errors += u64::from(!buffer.starts_with(b"HTTP/1.1 200"));
+        sent.answered += 1;
+    }
+    Ok(sent)
 }
 
 /// The text of a request over HTTP/1.1 as one over HTTP/2.

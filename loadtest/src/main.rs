@@ -3,23 +3,28 @@
 //! Starts `ekm dev` as a child, sends wraps, unwraps and P-256 signatures over TLS 1.3 keep-alive connections with token, policy, audit and metrics on,
 //! and divides the CPU time that the kernel charged to the child by the number of requests. CPU time and not wall time:
 //! client and server share the machine. Machines differ from hour to hour, so the same is measured beside it for a server that answers the same
-//! request with a fixed text (`floor`): the ratio is what counts.
+//! request with a fixed text (`floor`), and for the calls to SoftHSM alone (`softhsm`): what is above these is ours.
 //!
-//! With `--device-ms` it is throughput instead, with an HSM that takes so long (`device`).
+//! With `--instructions` they are counted instead (`instructions`); with `--device-ms` it is throughput, with an HSM that takes so long (`device`).
 
 mod device;
 mod floor;
+mod instructions;
+mod softhsm;
+mod tables;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use device::Device;
-use ekm_loadtest::{AAD, Measured, Protocol, Subject, measure_over, request, rss_mib};
+use ekm_loadtest::{AAD, Measured, PLAINTEXT_BYTES, Protocol, Subject, measure_over, request, rss_mib};
 use ekm_tests::{Ekm, base64, set_up};
 use floor::Floor;
+use instructions::Instructions;
+use softhsm::Cost;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc; // the floor has what the service has
@@ -27,7 +32,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc; // 
 /// Measures what a request costs the server, in CPU time: wrap, unwrap and a P-256 signature with each custody.
 #[derive(Parser)]
 struct Args {
-    /// Open connections, each with one request at a time; 16, or two for each session of `--device-ms`
+    /// Open connections, each with one request at a time; 16, two for each session of `--device-ms`, or 1 with `--instructions`
     #[arg(long)]
     connections: Option<usize>,
     /// Time per measurement
@@ -45,17 +50,37 @@ struct Args {
     /// That HSM's sessions
     #[arg(long, default_value_t = 16, requires = "device_ms")]
     sessions: usize,
-    /// JSON instead of a table
-    #[arg(long)]
-    json: bool,
+    /// Count instructions, with valgrind, instead of CPU time: they are the same on a machine that is busy
+    #[arg(long, conflicts_with = "device_ms")]
+    instructions: bool,
+    /// Requests whose instructions are counted
+    #[arg(long, default_value_t = 500, requires = "instructions")]
+    requests: usize,
+    /// Keep callgrind's files, for callgrind_annotate
+    #[arg(long, value_name = "DIRECTORY", requires = "instructions")]
+    keep: Option<PathBuf>,
+    /// What to print
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
     /// What this program starts itself with, to be the floor: a certificate's file and its key's
     #[arg(long, hide = true, num_args = 2)]
     serve_floor: Option<Vec<PathBuf>>,
+    /// What this program starts itself with, to call SoftHSM: the file with the PIN
+    #[arg(long, hide = true)]
+    softhsm_calls: Option<PathBuf>,
+}
+
+/// How the figures are shown.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
 }
 
 impl Args {
     fn connections(&self) -> usize {
-        self.connections.unwrap_or(16)
+        // Instructions are the same each time only if no request waits for another one.
+        self.connections.unwrap_or(if self.instructions { 1 } else { 16 })
     }
 }
 
@@ -76,48 +101,56 @@ fn main() -> Result<()> {
     if let Some([certificate, key]) = args.serve_floor.as_deref() {
         return floor::serve(certificate, key);
     }
-    ensure!(args.repeat > 0 && args.connections != Some(0) && args.sessions > 0, "nothing to measure");
+    ensure!(
+        args.repeat > 0 && args.connections != Some(0) && args.sessions > 0 && args.requests > 0,
+        "nothing to measure"
+    );
+    if let Some(pin_file) = &args.softhsm_calls {
+        return softhsm::call(pin_file, args.seconds, args.repeat);
+    }
     if let Some(device_ms) = args.device_ms {
         let Args { sessions, seconds, repeat, .. } = args;
         let connections = args.connections.unwrap_or(2 * sessions);
-        return Device { device_ms, sessions, connections, seconds, repeat }.measure(args.json);
+        return Device { device_ms, sessions, connections, seconds, repeat }.measure(args.output == Output::Json);
     }
-    let mut rows = Vec::new();
-    for custody in [Custody::Software, Custody::HsmWrapped, Custody::Softhsm, Custody::SofthsmIsolated] {
-        if args.custody.is_none_or(|only| only == custody) {
-            measure_custody(&args, custody, &mut rows)?;
+    let text = if args.instructions {
+        let (requests, repeat, connections) = (args.requests, args.repeat, args.connections());
+        let custody = match args.custody {
+            None => None,
+            Some(Custody::Software) => Some("software"),
+            Some(Custody::HsmWrapped) => Some("hsm-wrapped"),
+            Some(Custody::Softhsm) => Some("hsm"),
+            Some(Custody::SofthsmIsolated) => {
+                bail!("instructions are counted in the service's own process: --custody softhsm")
+            }
+        };
+        let rows = Instructions { requests, connections, repeat, keep: args.keep.clone(), custody }.measure()?;
+        match args.output {
+            Output::Json => serde_json::Value::from(rows).to_string(),
+            Output::Text => {
+                tables::instructions(&rows)
+                    + &format!("median of {repeat} x {requests} requests over {connections} connections")
+            }
         }
-    }
-    if args.json {
-        println!("{}", serde_json::Value::from(rows));
-        return Ok(());
-    }
-    println!(
-        "{:<18} {:<14} {:<9} {:>13} {:>9} {:>7} {:>11} {:>7} {:>13}",
-        "custody", "verb", "protocol", "server CPU us", "floor us", "ratio", "requests/s", "errors", "idle RSS MiB"
-    );
-    for row in &rows {
-        let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
-        let number = |name: &str| row[name].as_f64().unwrap_or_default();
-        println!(
-            "{:<18} {:<14} {:<9} {:>13.1} {:>9.1} {:>7.2} {:>11.0} {:>7} {:>13.1}",
-            text("custody"),
-            text("verb"),
-            text("protocol"),
-            number("server_cpu_us"),
-            number("floor_cpu_us"),
-            number("times_the_floor"),
-            number("requests_per_s"),
-            number("errors"),
-            number("idle_rss_mib")
-        );
-    }
-    println!(
-        "median of {} x {} s, {} connections, client on the same machine",
-        args.repeat,
-        args.seconds,
-        args.connections()
-    );
+    } else {
+        let mut rows = Vec::new();
+        for custody in [Custody::Software, Custody::HsmWrapped, Custody::Softhsm, Custody::SofthsmIsolated] {
+            if args.custody.is_none_or(|only| only == custody) {
+                measure_custody(&args, custody, &mut rows)?;
+            }
+        }
+        match args.output {
+            Output::Json => serde_json::Value::from(rows).to_string(),
+            Output::Text => {
+                let (repeat, seconds, connections) = (args.repeat, args.seconds, args.connections());
+                tables::cpu_time(&rows)
+                    + &format!(
+                        "median of {repeat} x {seconds} s, {connections} connections, client on the same machine"
+                    )
+            }
+        }
+    };
+    println!("{text}");
     Ok(())
 }
 
@@ -154,33 +187,56 @@ fn measure_custody(args: &Args, custody: Custody, rows: &mut Vec<serde_json::Val
     ekm.change_here(&signing_key_create(signing_key));
     let wrapped = ekm.post(&format!("/{key}:wrap"), &wrap_body()).json();
     let blob = wrapped["wrappedBlob"].as_str().context("the key does not wrap")?.to_owned();
+    let device = match custody {
+        Custody::Software | Custody::HsmWrapped => None,
+        Custody::Softhsm | Custody::SofthsmIsolated => Some(Cost::measure(&ekm, args.seconds / 2.0, args.repeat)?),
+    };
+    let plaintext = base64([7; PLAINTEXT_BYTES]);
     let floors = {
-        let directory = ekm.directory.path().join("tls");
-        let floor = Floor::start(&directory.join("certificate.pem"), &directory.join("private-key.pem"))?;
+        let floor = Floor::start(ekm.directory.path())?;
         let subject = Subject { address: floor.address, ca_file: ekm.ready.ca_file.clone(), pid: floor.pid() };
-        let requests = Arc::new(vec![request(key, "wrap", &ekm.ready.token, "plaintext", &base64([7; 32]))]);
+        let requests = Arc::new(vec![request(key, "wrap", &ekm.ready.token, "plaintext", &plaintext)]);
         let mut floors = Vec::new();
-        for protocol in [Protocol::Http1, Protocol::Http2] {
+        for protocol in Protocol::ALL {
             floors.push(median(args, &runtime, protocol, &subject, &requests)?.cpu_us);
         }
         floors
     };
     for (verb, key, field, input) in [
-        ("wrap", key, "plaintext", base64([7; 32])),
+        ("wrap", key, "plaintext", plaintext.clone()),
         ("unwrap", key, "wrappedBlob", blob),
-        ("asymmetricSign", signing_key, "data", base64([7; 32])),
+        ("asymmetricSign", signing_key, "data", plaintext),
     ] {
         let requests = Arc::new(vec![request(key, verb, &ekm.ready.token, field, &input)]);
-        for (protocol, floor) in [Protocol::Http1, Protocol::Http2].into_iter().zip(&floors) {
+        for (protocol, floor_us) in Protocol::ALL.into_iter().zip(&floors) {
             let measured = median(args, &runtime, protocol, &(&ekm).into(), &requests)?;
-            rows.push(serde_json::json!({
-                "custody": name, "verb": verb, "protocol": if protocol == Protocol::Http1 { "HTTP/1.1" } else { "HTTP/2" },
-                "server_cpu_us": measured.cpu_us, "floor_cpu_us": floor, "times_the_floor": measured.cpu_us / floor,
-                "requests_per_s": measured.per_second, "errors": measured.errors, "idle_rss_mib": idle_rss_mib,
-            }));
+            let device_us = match &device {
+                None => Some(0.0),
+                Some(device) => device.of(verb),
+            };
+            rows.push(row(name, verb, protocol, &measured, *floor_us, device_us, idle_rss_mib));
         }
     }
     Ok(())
+}
+
+/// `device_us` is `None` if nobody knows it.
+fn row(
+    custody: &str,
+    verb: &str,
+    protocol: Protocol,
+    measured: &Measured,
+    floor_us: f64,
+    device_us: Option<f64>,
+    idle_rss_mib: f64,
+) -> serde_json::Value {
+    serde_json::json!({
+        "custody": custody, "verb": verb, "protocol": protocol.name(), "server_cpu_us": measured.cpu_us,
+        "floor_cpu_us": floor_us, "device_cpu_us": device_us,
+        "above_floor_and_device_us": device_us.map(|device_us| measured.cpu_us - floor_us - device_us),
+        "times_the_floor": measured.cpu_us / floor_us, "requests_per_cpu_s": 1e6 / measured.cpu_us,
+        "requests_per_s": measured.per_second, "errors": measured.errors, "idle_rss_mib": idle_rss_mib,
+    })
 }
 
 /// The median by CPU time; the errors of all.
@@ -201,5 +257,6 @@ fn median(
 }
 
 fn wrap_body() -> String {
-    serde_json::json!({"plaintext": base64([7; 32]), "additionalAuthenticatedData": base64(AAD)}).to_string()
+    serde_json::json!({"plaintext": base64([7; PLAINTEXT_BYTES]), "additionalAuthenticatedData": base64(AAD)})
+        .to_string()
 }

@@ -103,13 +103,22 @@ impl Ekm {
 
     /// The same with further arguments.
     pub fn serve_with(directory: &Directory, arguments: &[&str], edit: impl FnOnce(String) -> String) -> Self {
+        Self::serve_by(Command::new(ekm_binary()), directory, arguments, edit)
+    }
+
+    /// The same by a command that ends with `ekm`: a profiler's.
+    pub fn serve_by(
+        mut command: Command,
+        directory: &Directory,
+        arguments: &[&str],
+        edit: impl FnOnce(String) -> String,
+    ) -> Self {
         let config = directory.path().join("serve.toml");
         let text = fs::read_to_string(directory.path().join("ekm.toml")).expect("ekm dev has been here");
         let text = text.replace(":8443", ":0").replace(":9443", ":0").replace("\"warn\"", "\"info\"");
         let limits = "\n[limits]\nrequest_deadline_ms = 20000\n";
         fs::write(&config, edit(text + limits)).expect("writable");
         let logged_before = read_log(directory).len();
-        let mut command = Command::new(ekm_binary());
         command.arg("serve").arg("--config").arg(&config).args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
         let mut child = command.stderr(log_file(directory)).spawn().expect("ekm starts");
         let begun = Instant::now();

@@ -3,7 +3,8 @@
 //! - [`scenario`]: the file. [`schedule`], [`choice`]: when what is due. [`requests`], [`target`]: what is sent, to whom, as whom.
 //! - [`sending`]: the generator's threads. [`thread`], [`connection`], [`clock`]: one of them.
 //! - [`rig`], [`faults`], [`hostile`]: a service of our own, what goes wrong there, and who means it no good.
-//! - [`recording`], [`resources`], [`results`], [`objectives`], [`conditions`]: what was seen. [`progress`], [`report_table`], [`report_html`],
+//! - [`recording`], [`resources`], [`refusals`], [`results`], [`objectives`], [`conditions`]: what was seen; [`median`]: in several runs.
+//!   [`progress`], [`report_table`], [`report_html`],
 //!   [`charts`], [`compare`]: how it is shown.
 
 mod charts;
@@ -14,9 +15,11 @@ mod conditions;
 mod connection;
 mod faults;
 mod hostile;
+mod median;
 mod objectives;
 mod progress;
 mod recording;
+mod refusals;
 mod report_html;
 mod report_table;
 mod requests;

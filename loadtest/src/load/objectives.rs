@@ -19,6 +19,9 @@ pub struct Judged {
     pub passed: bool,
 }
 
+/// One figure of what a frontend held.
+type Of = fn(&Resources) -> f64;
+
 /// What objectives are judged by.
 pub struct Seen<'a> {
     pub scenario: &'a Scenario,
@@ -68,9 +71,9 @@ impl Seen<'_> {
         })
     }
 
-    /// A frontend's memory at its highest in these phases.
-    fn memory_mib(&self, phases: &[String]) -> Option<f64> {
-        self.phases(phases).filter_map(|(index, _)| Some(self.resources[index].as_ref()?.memory_mib)).reduce(f64::max)
+    /// What a frontend held at most in these phases.
+    fn held(&self, what: Of, phases: &[String]) -> Option<f64> {
+        self.phases(phases).filter_map(|(index, _)| Some(what(self.resources[index].as_ref()?))).reduce(f64::max)
     }
 }
 
@@ -122,7 +125,7 @@ fn one(objective: &Objective, seen: &Seen) -> Vec<Judged> {
     if let Some(limit) = objective.shed_percent_at_least {
         judged.push(at_least(format!("429 and 503, %{of}"), limit, percent(summary.shed())));
     }
-    judged.extend(memory(objective, seen, &of));
+    judged.extend(held(objective, seen, &of));
     if let (Some(limit), Some(against)) = (objective.p99_rise_ms, &objective.against) {
         let calm = LatencySummary::of(&seen.tally(objective, std::slice::from_ref(against)).right);
         let rise = (right.count > 0 && calm.count > 0).then(|| rounded(right.p99 - calm.p99));
@@ -131,16 +134,24 @@ fn one(objective: &Objective, seen: &Seen) -> Vec<Judged> {
     judged
 }
 
-fn memory(objective: &Objective, seen: &Seen, of: &str) -> Vec<Judged> {
+fn held(objective: &Objective, seen: &Seen, of: &str) -> Vec<Judged> {
     let mut judged = Vec::new();
-    let highest = seen.memory_mib(&objective.phases);
+    let memory: Of = |resources| resources.memory_mib;
     if let Some(limit) = objective.memory_mib {
+        let highest = seen.held(memory, &objective.phases);
         judged.push(at_most(format!("a frontend's resident memory, MiB{of}"), limit, highest));
     }
-    if let (Some(limit), Some(against)) = (objective.memory_rise_mib, &objective.against) {
-        let calm = seen.memory_mib(std::slice::from_ref(against));
-        let rise = highest.zip(calm).map(|(highest, calm)| rounded(highest - calm));
-        judged.push(at_most(format!("a frontend's resident memory above that in {against}, MiB{of}"), limit, rise));
+    let rises: [(_, _, Of); 3] = [
+        (objective.memory_rise_mib, "resident memory above that in PHASE, MiB", memory),
+        (objective.descriptors_rise, "file descriptors above those in PHASE", |resources| resources.descriptors as f64),
+        (objective.threads_rise, "threads above those in PHASE", |resources| resources.threads as f64),
+    ];
+    for (limit, text, what) in rises {
+        if let (Some(limit), Some(against)) = (limit, &objective.against) {
+            let calm = seen.held(what, std::slice::from_ref(against));
+            let rise = seen.held(what, &objective.phases).zip(calm).map(|(highest, calm)| rounded(highest - calm));
+            judged.push(at_most(format!("a frontend's {}{of}", text.replace("PHASE", against)), limit, rise));
+        }
     }
     judged
 }
@@ -159,7 +170,8 @@ fn whose(objective: &Objective) -> String {
     text
 }
 
-fn at_most(text: String, limit: f64, measured: Option<f64>) -> Judged {
+/// A limit from above.
+pub fn at_most(text: String, limit: f64, measured: Option<f64>) -> Judged {
     Judged {
         text: format!("{text}: at most"),
         limit,

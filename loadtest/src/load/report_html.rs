@@ -7,6 +7,7 @@ use crate::charts::{Chart, Line};
 use crate::recording::Kind;
 use crate::report_table::{RESOURCES, conditions, figure, resources_row};
 use crate::results::{Results, Summary};
+use crate::{median, refusals};
 
 const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}\
     h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse;font-size:.9rem;width:100%}\
@@ -57,6 +58,10 @@ pub fn render(results: &Results) -> Result<String, Box<dyn Error>> {
         html += "<h2>What the service held, at most, and used</h2>\n";
         html += &table(&[&[""], &RESOURCES[..]].concat(), rows.into_iter());
     }
+    if let Some((head, rows)) = refusals::rows(results) {
+        html += "<h2>Refusals, from the request's head to the answer, inside the service</h2>\n";
+        html += &table(&head, rows.into_iter().map(|row| row.iter().map(|cell| escaped(cell)).collect()));
+    }
     for (heading, chart) in charts(results) {
         writeln!(html, "<h2>{heading}</h2>\n{}", chart.svg()?)?;
     }
@@ -67,6 +72,11 @@ pub fn render(results: &Results) -> Result<String, Box<dyn Error>> {
     if results.verbs.len() > 1 {
         html += "<h2>Kinds of requests</h2>\n";
         html += &summaries(results.verbs.iter().map(|(name, summary)| (name.as_str(), summary)));
+    }
+    if let Some((head, rows)) = median::rows(results) {
+        html += "<h2>Runs</h2>\n";
+        let rows = rows.into_iter().map(|row| row.iter().map(|cell| escaped(cell)).collect());
+        html += &table(&head.each_ref().map(String::as_str), rows);
     }
     Ok(html + "</body></html>\n")
 }

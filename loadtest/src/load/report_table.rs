@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use crate::recording::Kind;
 use crate::resources::Resources;
 use crate::results::{LatencySummary, Results, Summary, Verdict};
+use crate::{median, refusals};
 
 /// All of it.
 pub fn render(results: &Results) -> String {
@@ -42,6 +43,12 @@ pub fn render(results: &Results) -> String {
     let _ = writeln!(text, "\n{}", table(&head, rows));
     if let Some(table) = resources(results) {
         let _ = writeln!(text, "\n{table}");
+    }
+    if let Some((head, rows)) = refusals::rows(results) {
+        let _ = writeln!(text, "\n{}", table(&head, rows));
+    }
+    if let Some((head, rows)) = median::rows(results) {
+        let _ = writeln!(text, "\n{}\n", table(&head.each_ref().map(String::as_str), rows));
     }
     for fault in &results.faults {
         let until = fault.until_s.map_or_else(String::new, |until| format!(" until {until:.1} s"));
@@ -98,6 +105,16 @@ pub fn conditions(results: &Results) -> Vec<String> {
     ];
     if let Some(capacity) = results.capacity_per_s {
         lines.push(format!("capacity {capacity:.0} requests a second"));
+    }
+    if let Some(several) = &results.several {
+        let again = match several.inconclusive {
+            0 => String::new(),
+            count => format!("; {count} more said nothing about the service"),
+        };
+        lines.push(format!(
+            "every figure is the median of {} runs{again}; the conditions are the first one's",
+            several.runs
+        ));
     }
     if let Some(cores) = results.server_cores {
         lines.push(format!("service: {cores:.2} cores"));

@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::conditions::Conditions;
 use crate::faults::Done;
+use crate::median::Several;
 use crate::objectives::Judged;
 use crate::recording::{Kind, Latencies, Recording, Tally};
+use crate::refusals::RefusalSummary;
 use crate::resources::{Resources, Sample};
 use crate::scenario::Scenario;
 use crate::schedule::Schedule;
@@ -35,9 +37,15 @@ pub struct Results {
     pub callers: BTreeMap<String, Summary>,
     /// By verb, and where there is more than one with it by payload.
     pub verbs: BTreeMap<String, Summary>,
+    /// By phase, as the service has measured it; none without a rig.
+    #[serde(default)]
+    pub refused_in_service: BTreeMap<String, RefusalSummary>,
     pub objectives: Vec<Judged>,
     pub faults: Vec<Done>,
     pub series: Series,
+    /// If it is the median of several runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub several: Option<Several>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

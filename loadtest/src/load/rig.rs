@@ -1,5 +1,6 @@
 //! `--rig`: frontends of our own, with the keys of the scenario.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -128,6 +129,11 @@ impl Rig {
         self.running().map(Ekm::pid).collect()
     }
 
+    /// Where their metrics are.
+    pub fn ops_addresses(&self) -> Vec<SocketAddr> {
+        self.running().filter_map(|ekm| ekm.ready.ops_url.strip_prefix("http://")?.parse().ok()).collect()
+    }
+
     /// Where they are.
     pub fn target(&self) -> Target {
         let ca_file = self.frontends[0].directory.path().join("tls/certificate.pem");
@@ -149,7 +155,7 @@ impl Rig {
     }
 
     /// Ends a frontend as an operator does, if it still runs, and starts it again; says where it is then.
-    pub fn restart(&mut self, frontend: usize) -> std::net::SocketAddr {
+    pub fn restart(&mut self, frontend: usize) -> SocketAddr {
         if let Some(mut ekm) = self.frontends[frontend].ekm.take() {
             if ekm.is_running() {
                 ekm.signal(Signal::TERM);

@@ -28,7 +28,7 @@ use crate::scenario::{Protocol, Scenario};
 use crate::schedule::Schedule;
 use crate::sending::{Generator, Run};
 use crate::target::{Target, Tokens, email};
-use crate::{Output, hostile, print, report_html, report_table, resources, results};
+use crate::{Output, hostile, median, print, refusals, report_html, report_table, resources, results};
 
 /// How long a capacity is measured.
 const CAPACITY: Duration = Duration::from_secs(4);
@@ -75,6 +75,9 @@ pub struct Args {
     /// Let it last so long, all phases together
     #[arg(long)]
     seconds: Option<f64>,
+    /// Make so many runs, each with a rig of its own if there is one; the result is the median of each figure
+    #[arg(long, default_value_t = 1, value_name = "ODD NUMBER")]
+    runs: usize,
     /// Another seed
     #[arg(long)]
     seed: Option<u64>,
@@ -100,11 +103,14 @@ pub fn run(args: &Args) -> Result<Verdict> {
         }
         scenario.compress_to(seconds);
     }
+    if args.runs.is_multiple_of(2) {
+        bail!("--runs is odd, so that one of them is in the middle");
+    }
     scenario.seed = args.seed.unwrap_or(scenario.seed);
     if !scenario.hostile.is_empty() && !args.rig && !args.hostile {
         bail!("{name} has [[hostile]] clients, an attack on whatever is at --url; if you mean it, add --hostile");
     }
-    let results = measure(args, &scenario)?;
+    let results = if args.runs == 1 { measure(args, &scenario)? } else { measure_again(args, &scenario)? };
     if let Some(file) = &args.html {
         let page = report_html::render(&results).map_err(|error| anyhow!("the page cannot be made: {error}"))?;
         fs::write(file, page).with_context(|| file.display().to_string())?;
@@ -114,6 +120,27 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Output::Json => print(&serde_json::to_string(&results)?),
     }
     Ok(results.verdict)
+}
+
+/// The median of several runs. One that says nothing about the service is made again, as long as fewer of them say nothing than were asked for.
+fn measure_again(args: &Args, scenario: &Scenario) -> Result<Results> {
+    let (mut runs, mut inconclusive) = (Vec::new(), Vec::new());
+    while runs.len() < args.runs {
+        let again = if inconclusive.is_empty() { "" } else { "; one that said nothing is made again" };
+        eprintln!("run {} of {}{again}", runs.len() + 1, args.runs);
+        let results = measure(args, scenario)?;
+        eprintln!("run {} of {}: {}", runs.len() + 1, args.runs, results.verdict.name());
+        if results.verdict != Verdict::Inconclusive {
+            runs.push(results);
+            continue;
+        }
+        results.reasons.iter().for_each(|reason| eprintln!("  {reason}"));
+        inconclusive.push(results);
+        if inconclusive.len() == args.runs {
+            return Ok(median::of(inconclusive, 0)?);
+        }
+    }
+    Ok(median::of(runs, inconclusive.len())?)
 }
 
 fn measure(args: &Args, scenario: &Scenario) -> Result<Results> {
@@ -149,28 +176,31 @@ fn measure(args: &Args, scenario: &Scenario) -> Result<Results> {
     let cpu = || rig.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Rig::cpu);
     let cpu_before = cpu();
     let hostile = hostile::Plan::new(scenario, &schedule);
-    let (run, faults, samples) = thread::scope(|scope| {
+    let observed = thread::scope(|scope| {
         let (plan, hostile, rig, target, tokens, ended) = (&plan, &hostile, &rig, &target, &tokens, &ended);
+        let schedule = &schedule;
         let mut beside = None;
-        let _progress = Progress::start(&live, &schedule);
-        let run = generator.run(&schedule, &live, |begun: Instant| {
+        let _progress = Progress::start(&live, schedule);
+        let run = generator.run(schedule, &live, |begun: Instant| {
             let faults = scope.spawn(move || plan.run(begun, rig, target, ended));
             let hostile = scope.spawn(move || hostile.run(begun, target, tokens, ended));
             let samples = scope.spawn(move || resources::watch(begun, rig, ended));
-            beside = Some((faults, hostile, samples));
+            let refused = scope.spawn(move || refusals::watch(schedule, begun, rig, ended));
+            beside = Some((faults, hostile, samples, refused));
         });
         ended.store(true, Ordering::Relaxed);
-        let (faults, hostile, samples) = beside.expect("it began");
-        let mut done = [faults, hostile].map(|thread| thread.join().expect("it does not panic")).concat();
-        done.sort_by(|one, other| one.at_s.total_cmp(&other.at_s));
-        (run, done, samples.join().expect("it does not panic"))
-    });
-    let run = run?;
+        let (faults, hostile, samples, refused) = beside.expect("it began");
+        let mut faults = [faults, hostile].map(|thread| thread.join().expect("it does not panic")).concat();
+        faults.sort_by(|one, other| one.at_s.total_cmp(&other.at_s));
+        let (samples, refused) = (samples.join(), refused.join());
+        let (samples, refused) = (samples.expect("it does not panic"), refused.expect("it does not panic"));
+        run.map(|run| Observed { run, faults, samples, refused })
+    })?;
     // A frontend that was killed or restarted has taken its figure with it.
     let server = cpu_before.zip(cpu()).and_then(|(before, after)| after.checked_sub(before));
     let untouched = !scenario.fault.iter().any(|fault| fault.get_ref().restart || fault.get_ref().signal.is_some());
     let server_cores = server.filter(|_| untouched).map(|cpu| rounded(cpu.as_secs_f64() / schedule.seconds()));
-    let mut results = summarise(scenario, &schedule, &run, conditions, capacity_per_s, faults, &samples);
+    let mut results = summarise(scenario, &schedule, conditions, capacity_per_s, observed);
     results.server_cores = server_cores;
     Ok(results)
 }
@@ -256,21 +286,30 @@ async fn once(
     Ok((response.status().as_u16(), response.into_body().collect().await?.to_bytes()))
 }
 
+/// What was seen of a run.
+struct Observed {
+    run: Run,
+    /// Hostile clients among them.
+    faults: Vec<Done>,
+    samples: Vec<Sample>,
+    refused: refusals::ByPhase,
+}
+
 fn summarise(
     scenario: &Scenario,
     schedule: &Schedule,
-    run: &Run,
     conditions: Conditions,
     capacity_per_s: Option<f64>,
-    faults: Vec<Done>,
-    samples: &[Sample],
+    observed: Observed,
 ) -> Results {
+    let Observed { run, faults, samples, refused } = observed;
     let recording = &run.recording;
-    let resources = resources::by_phase(samples, schedule);
+    let resources = resources::by_phase(&samples, schedule);
     let all = recording.sum(|cell| schedule.phases[usize::from(cell.phase)].is_measured);
     let total = Summary::of(&all, results::measured_seconds(schedule));
-    let generator = generator_report(run, recording, &total);
-    let objectives = judge(&Seen { scenario, schedule, recording, resources: &resources, capacity_per_s });
+    let generator = generator_report(&run, recording, &total);
+    let mut objectives = judge(&Seen { scenario, schedule, recording, resources: &resources, capacity_per_s });
+    objectives.extend(refusals::judge(scenario, &refused));
     let failed = faults.iter().filter_map(|fault| Some(format!("{}: {}", fault.what, fault.error.as_ref()?)));
     let says_nothing: Vec<_> = generator.bottleneck.iter().cloned().chain(failed).collect();
     let (verdict, reasons) = verdict(&objectives, says_nothing, &total);
@@ -288,9 +327,11 @@ fn summarise(
         phases: results::phases(schedule, recording, &resources),
         callers: results::by_callers(scenario, schedule, recording),
         verbs: results::by_verb(scenario, schedule, recording),
+        refused_in_service: refused.iter().map(|(phase, refusals)| (phase.clone(), refusals.summary())).collect(),
         objectives,
         faults,
-        series: Series::of(scenario, schedule, recording, samples),
+        series: Series::of(scenario, schedule, recording, &samples),
+        several: None,
     }
 }
 

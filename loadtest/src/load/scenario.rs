@@ -356,7 +356,7 @@ pub struct Objective {
     pub phases: Vec<String>,
     /// In each of them by itself, but for `against`.
     pub each_phase: bool,
-    /// The phase that `p99_rise_ms` and `memory_rise_mib` are measured from.
+    /// The phase that `p99_rise_ms` and the other rises are measured from.
     pub against: Option<String>,
     /// Of this group only.
     pub callers: Option<String>,
@@ -375,6 +375,8 @@ pub struct Objective {
     /// Of 429 and 503, at most.
     pub shed_p99_ms: Option<f64>,
     pub shed_p999_ms: Option<f64>,
+    /// Of refusals at once, from the end of the request's head, as the service itself has measured it, at most. Needs a rig.
+    pub refusal_p999_ms: Option<f64>,
     /// Attempts for each request, at most.
     pub amplification: Option<f64>,
     /// Requests that were shed, at least, in per cent of what was due: that there was an overload at all.
@@ -385,6 +387,15 @@ pub struct Objective {
     pub memory_mib: Option<f64>,
     /// The same above that in `against`.
     pub memory_rise_mib: Option<f64>,
+    /// Of a frontend's file descriptors and threads.
+    pub descriptors_rise: Option<f64>,
+    pub threads_rise: Option<f64>,
+}
+
+impl Objective {
+    fn has_rise(&self) -> bool {
+        [self.p99_rise_ms, self.memory_rise_mib, self.descriptors_rise, self.threads_rise].iter().any(Option::is_some)
+    }
 }
 
 impl Scenario {
@@ -537,8 +548,11 @@ impl Scenario {
             .iter()
             .chain(&objective.against)
             .try_for_each(|name| self.known("[[phase]]", name, &phases))?;
-        if objective.against.is_some() != (objective.p99_rise_ms.is_some() || objective.memory_rise_mib.is_some()) {
-            return Err("against goes with p99_rise_ms or memory_rise_mib, and they with it".into());
+        if objective.against.is_some() != objective.has_rise() {
+            return Err(
+                "against goes with p99_rise_ms, memory_rise_mib, descriptors_rise or threads_rise, and they with it"
+                    .into(),
+            );
         }
         if let Some(name) = &objective.callers {
             self.known("[[callers]]", name, &names(&self.callers, |callers| &callers.name))?;
@@ -547,6 +561,11 @@ impl Scenario {
             && !self.mix.iter().any(|mix| mix.get_ref().verb == verb)
         {
             return Err(format!("no [[mix]] has the verb {}", verb.name()));
+        }
+        if objective.refusal_p999_ms.is_some() && (objective.callers.is_some() || objective.verb.is_some()) {
+            return Err(
+                "refusal_p999_ms is of all callers and verbs together: the service does not tell them apart".into()
+            );
         }
         if objective.within_ms.is_some() && objective.success_percent.is_none() {
             return Err("within_ms goes with success_percent".into());

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::conditions::Conditions;
+use crate::objectives::at_most;
 use crate::recording::Kind;
+use crate::refusals::RefusalSummary;
 use crate::results::{GeneratorReport, LatencySummary, PhaseSummary, Results, Series, Summary, VERSION, Verdict};
 use crate::scenario::{Protocol, Scenario};
-use crate::{compare, report_html, report_table};
+use crate::{compare, median, report_html, report_table};
 
 const MINIMAL: &str = "name = \"x\"\n[[mix]]\nverb = \"wrap\"\n[[phase]]\nname = \"a\"\nseconds = 1\nrate = 1\n";
 
@@ -38,6 +40,7 @@ fn an_error_in_a_scenario_names_the_line_and_what_is_wrong() {
         ("[[mix]]\nverb = \"sign\"", 8, "no [[keys]] with an algorithm for sign"),
         ("[[objective]]\nphases = [\"z\"]", 8, "no [[phase]] is called 'z'; there are 'a'"),
         ("[[objective]]\nwithin_ms = 3", 8, "within_ms goes with success_percent"),
+        ("[[objective]]\nverb = \"wrap\"\nrefusal_p999_ms = 1", 8, "is of all callers and verbs together"),
         ("[[fault]]\nfrontend = 2\nrestart = true", 8, "frontend is 1 to 1"),
         ("[[fault]]\nrestart = true\nsignal = \"KILL\"", 8, "exactly one of signal, restart"),
         ("[[fault]]\nhsm_slowdown = 5", 8, "need one with a device_ms"),
@@ -127,6 +130,7 @@ fn results(right: u64, p99: f64) -> Results {
         phases: vec![phase("a", 0.0), phase("b", 5.0)],
         callers: BTreeMap::new(),
         verbs: BTreeMap::new(),
+        refused_in_service: BTreeMap::new(),
         objectives: Vec::new(),
         faults: Vec::new(),
         series: Series {
@@ -142,6 +146,7 @@ fn results(right: u64, p99: f64) -> Results {
             shed_p99_ms: vec![None; 3],
             ..Series::default()
         },
+        several: None,
     }
 }
 
@@ -185,6 +190,72 @@ fn a_comparison_says_what_has_become_better_and_worse_and_what_is_not_alike() {
     assert!(text.contains("not alike: build 'debug' and 'release'"), "{text}");
     assert!(text.contains("100.0 % worse"), "{text}");
     assert!(!compare::render(&before, &before).contains("not alike"));
+}
+
+/// As `overload` has it in one phase: refused within so many milliseconds.
+fn refused(p999_ms: f64) -> Results {
+    let refused = RefusalSummary { count: 100, p50_ms: 0.1, p99_ms: p999_ms, p999_ms };
+    let judged = at_most("refused, in the service: p99.9, ms".into(), 1.0, Some(p999_ms));
+    Results {
+        refused_in_service: BTreeMap::from([("b".into(), refused)]),
+        objectives: vec![judged],
+        verdict: if p999_ms > 1.0 { Verdict::Fail } else { Verdict::Pass },
+        ..results(900, 5.0)
+    }
+}
+
+#[test]
+fn of_several_runs_each_figure_is_the_median_and_so_is_what_is_judged() {
+    let runs = [(900, 7.0), (1000, 5.0), (990, 6.0)].map(|(right, p99)| Results {
+        capacity_per_s: Some(p99),
+        verdict: Verdict::Pass,
+        ..results(right, p99)
+    });
+    let median = median::of(runs.into(), 1).unwrap();
+    assert_eq!((median.total.goodput_per_s, median.total.right_ms.p99, median.capacity_per_s), (99.0, 6.0, Some(6.0)));
+    assert_eq!(median.phases[1].summary.count(Kind::Timeout), 10, "100, none and 10");
+    let mostly_right = median::of([1000, 1000, 900].map(|right| results(right, 1.0)).into(), 0).unwrap();
+    assert_eq!(mostly_right.total.counts.keys().collect::<Vec<_>>(), [&Kind::Right], "none else in most runs");
+    assert_eq!(median.series.p50_ms, [Some(1.0), None, Some(1.0)]);
+    assert_eq!(median.verdict, Verdict::Pass);
+    let several = median.several.as_ref().unwrap();
+    let range = several.ranges.iter().find(|range| range.of == "b" && range.what == "p99 ms").unwrap();
+    assert_eq!((several.runs, several.inconclusive), (3, 1));
+    assert_eq!((range.least, range.median, range.most), (5.0, 6.0, 7.0));
+    for report in [report_table::render(&median), report_html::render(&median).unwrap()] {
+        assert!(report.contains("median of 3 runs; 1 more said nothing about the service"), "{report}");
+        assert!(report.contains("least"), "{report}");
+    }
+    let written = serde_json::to_string(&median).unwrap();
+    let read: Results = serde_json::from_str(&written).unwrap();
+    assert_eq!(serde_json::to_string(&read).unwrap(), written);
+}
+
+#[test]
+fn one_run_of_three_may_miss_a_limit_and_none_may_answer_wrongly() {
+    let median = |runs: [Results; 3]| median::of(runs.into(), 0).unwrap();
+    let good = median([refused(0.4), refused(9.0), refused(0.5)]);
+    assert_eq!(
+        (good.verdict, good.objectives[0].measured, good.objectives[0].passed),
+        (Verdict::Pass, Some(0.5), true)
+    );
+    let bad = median([refused(0.4), refused(9.0), refused(1.5)]);
+    assert_eq!((bad.verdict, bad.objectives[0].passed, bad.reasons.len()), (Verdict::Fail, false, 1));
+    let mut wrong = refused(0.4);
+    (wrong.verdict, wrong.reasons) = (Verdict::Fail, vec!["good requests were answered wrongly or denied".into()]);
+    wrong.total.counts.insert(Kind::Wrong, 1);
+    let median = median([refused(0.4), refused(0.4), wrong]);
+    assert_eq!((median.verdict, median.total.count(Kind::Wrong)), (Verdict::Fail, 0), "{:?}", median.reasons);
+    assert!(median.reasons[0].contains("answered wrongly"), "{:?}", median.reasons);
+}
+
+#[test]
+fn a_report_has_what_the_service_says_of_its_refusals() {
+    let results = refused(0.4);
+    for report in [report_table::render(&results), report_html::render(&results).unwrap()] {
+        assert!(report.contains("refused, in the service"), "{report}");
+        assert!(report.contains("p99.9 ms, at most"), "{report}");
+    }
 }
 
 #[test]

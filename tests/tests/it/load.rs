@@ -7,7 +7,11 @@ use ekm_tests::{Ekm, ekm_binary};
 use serde_json::Value;
 
 fn load(arguments: &[&str]) -> Output {
-    let program = ekm_binary().with_file_name("ekm-load");
+    run("ekm-load", arguments)
+}
+
+fn run(program: &str, arguments: &[&str]) -> Output {
+    let program = ekm_binary().with_file_name(program);
     Command::new(program).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
@@ -224,4 +228,68 @@ fn beside_hostile_clients_of_every_kind_the_others_have_right_answers_and_the_se
     let grown = results["objectives"].as_array().unwrap().iter().find(|judged| judged["limit"] == 64.0).unwrap();
     assert_eq!(grown["passed"], true, "{grown}");
     assert!(results["phases"][1]["resources"]["descriptors"].as_u64() > Some(0), "{}", results["phases"][1]);
+}
+
+#[test]
+fn three_runs_are_one_result_and_the_service_says_how_fast_it_refuses() {
+    let directory = tempfile::tempdir().unwrap();
+    let scenario = r#"
+        name = "refused"
+        warm_up_seconds = 0.5
+        [client]
+        connections = 2
+        timeout_ms = 10000
+        [rig]
+        custody = "software"
+        request_deadline_ms = 9000
+        config = "caller_requests_per_s = 10"
+        [[mix]]
+        verb = "wrap"
+        [[phase]]
+        name = "flood"
+        seconds = 1.5
+        rate = 100
+        [[objective]]
+        refusal_p999_ms = 100000
+    "#;
+    let file = written(directory.path(), "refused.toml", scenario);
+    let output = load(&["run", &file, "--rig", "--runs", "3", "--output", "json"]);
+    let results = json(&output);
+    assert!(matches!(output.status.code(), Some(0 | 3)), "{:?} {}", output.status, results["reasons"]);
+    let several = &results["several"];
+    assert_eq!(several["runs"], 3, "{several}");
+    for range in several["ranges"].as_array().unwrap() {
+        let [least, median, most] = ["least", "median", "most"].map(|what| range[what].as_f64().unwrap());
+        assert!(least <= median && median <= most, "{range}");
+    }
+    let (refused, counts) = (&results["refused_in_service"]["flood"], &results["total"]["counts"]);
+    assert!(
+        refused["count"].as_u64().unwrap() > 20 && refused["p999_ms"].as_f64().unwrap() > 0.0,
+        "{refused} {counts}"
+    );
+    let objectives = results["objectives"].as_array().unwrap();
+    let judged = objectives.iter().find(|judged| judged["limit"] == 100_000.0).unwrap();
+    assert!(judged["passed"] == true && judged["measured"].as_f64().unwrap() > 0.0, "{judged}");
+
+    let even = load(&["run", &file, "--rig", "--runs", "2"]);
+    assert_eq!((even.status.code(), String::from_utf8_lossy(&even.stderr).contains("--runs is odd")), (Some(2), true));
+}
+
+#[test]
+fn the_price_of_a_request_is_told_with_the_floors_and_softhsms_shares_of_it() {
+    let output = run("ekm-bench", &["--custody", "softhsm", "--seconds", "0.5", "--repeat", "1", "--output", "json"]);
+    let rows = json(&output);
+    assert_eq!(rows.as_array().unwrap().len(), 6, "three verbs over two protocols: {rows}");
+    for row in rows.as_array().unwrap() {
+        let number = |name: &str| row[name].as_f64().unwrap();
+        let (total, floor) = (number("server_cpu_us"), number("floor_cpu_us"));
+        assert!((number("requests_per_cpu_s") * total / 1e6 - 1.0).abs() < 0.01, "{row}");
+        if row["verb"] == "asymmetricSign" {
+            assert!(row["device_cpu_us"].is_null() && row["above_floor_and_device_us"].is_null(), "{row}");
+            continue;
+        }
+        let device = number("device_cpu_us");
+        assert!(device > 0.0 && device < total, "{row}");
+        assert!((number("above_floor_and_device_us") - (total - floor - device)).abs() < 0.01, "{row}");
+    }
 }

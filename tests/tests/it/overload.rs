@@ -72,6 +72,9 @@ fn what_the_hsm_cannot_do_in_time_is_refused_at_once_and_wraps_before_unwraps() 
     assert!(done > 20 && done > 2 * count(&wraps, 200), "{done} unwraps, {} wraps", count(&wraps, 200));
     assert!(refused + count(&wraps, 429) > 100 && shed(&ekm) > 100.0);
     assert!(ekm.state().contains("operations under way in 2 sessions"), "{}", ekm.state());
+    let timed = |reason: &str| ekm.metric(&format!("ekm_refusal_seconds_count{{reason=\"{reason}\"}}"));
+    assert!(timed("overloaded") > 100.0);
+    assert_eq!(timed("overloaded") + timed("waited"), (refused + count(&wraps, 429)) as f64, "each 429 is timed, once");
 
     // Nobody who was refused has cost the HSM anything: it is not blamed, and when the rush is over it is as if nothing had been.
     let before = shed(&ekm);
@@ -109,6 +112,8 @@ fn a_caller_has_his_rate_and_sighup_gives_him_another_and_takes_over_what_it_can
         (vec![200, 200], true),
         "two seconds' worth at once: {first:?}"
     );
+    let refused = first.iter().filter(|status| **status == 429).count();
+    assert_eq!(ekm.metric("ekm_refusal_seconds_count{reason=\"caller_rate\"}"), refused as f64);
 
     let file = directory.path().join("serve.toml");
     let config = fs::read_to_string(&file).unwrap();
