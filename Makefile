@@ -66,7 +66,7 @@ drill-hsm: ## Break HSMs under load, one of three at a time, and see what it cos
 	cargo build --locked --workspace
 	target/debug/drill-hsm
 
-drill-topology: ## Break replicas and a site behind each reference topology, and see what it costs (as root, 9 minutes)
+drill-topology: ## Break replicas and a site behind each reference topology, and see what it costs (as root, 25 minutes)
 	@sh scripts/setup.sh test
 	cargo build --locked --workspace
 	target/debug/drill-topology
@@ -76,11 +76,11 @@ load: ## What a service does under load: the report of one scenario, SCENARIO=ov
 	cargo build --locked --release -p ekm-server -p ekm-loadtest -p ekm-pkcs11-fault
 	target/release/ekm-load run loadtest/scenarios/$(or $(SCENARIO),overload).toml --rig --html target/$(or $(SCENARIO),overload).html
 
-drill-load: ## Every scenario of load, RUNS=3 times and soak once: medians in target/load, figures for loadtest/RESULTS.md (30 minutes and a half hour of soak)
+drill-load: ## Every scenario of load, RUNS=3 times and soak once: medians in target/load, figures for loadtest/RESULTS.md (an hour and a half hour of soak)
 	@sh scripts/setup.sh test
 	cargo build --locked --release -p ekm-server -p ekm-loadtest -p ekm-pkcs11-fault
 	mkdir -p target/load
-	failed=; for scenario in overload slow-hsm noisy-tenant retry-storm steady frontend-loss rolling-restart soak; do \
+	failed=; for scenario in overload slow-hsm noisy-tenant retry-storm steady frontend-loss rolling-restart hostile-clients connections soak; do \
 	  runs=$(or $(RUNS),3); test $$scenario != soak || runs=1; \
 	  target/release/ekm-load run loadtest/scenarios/$$scenario.toml --rig --runs $$runs --html target/load/$$scenario.html || failed="$$failed $$scenario"; \
 	done; test -z "$$failed" || { echo "not passed:$$failed"; exit 1; }

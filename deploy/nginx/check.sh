@@ -28,9 +28,10 @@ else
     say "terraform is not installed: rendered examples are not compared with it"
 fi
 
-# A certificate for the file that names one.
+# A certificate for the files that name one; HAProxy looks for its key under this name.
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=ekm.example.com \
     -keyout "$work/private-key.pem" -out "$work/certificate.pem" 2>/dev/null
+cp "$work/private-key.pem" "$work/certificate.pem.key"
 
 # nginx makes its temporary directories even for -t.
 temporary=""
@@ -52,7 +53,8 @@ fi
 
 if command -v haproxy >/dev/null 2>&1; then
     for configuration in "$here"/../haproxy/*.cfg; do
-        if haproxy -c -q -f "$configuration" 2>"$work/messages"; then
+        sed -e "s#/etc/haproxy/ekm-ca.pem#$work/certificate.pem#; s#/etc/haproxy/tls#$work#" "$configuration" >"$work/haproxy.cfg"
+        if haproxy -c -q -f "$work/haproxy.cfg" 2>"$work/messages"; then
             say "haproxy: ${configuration##*/} is fine"
         else
             wrong "haproxy: ${configuration##*/}: $(cat "$work/messages")"

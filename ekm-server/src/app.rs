@@ -146,7 +146,7 @@ impl App {
             gate,
             follower,
             certificate,
-            drain_delay: Duration::from_millis(config.limits.drain_delay_ms),
+            drain_delay: Duration::from_millis(config.limits.drain_delay_ms.unwrap_or_default()),
             drain_timeout: Duration::from_millis(config.limits.drain_timeout_ms),
             health_patience: config.request_deadline(),
         })

@@ -29,6 +29,9 @@ use crate::config::Limits;
 const MAX_HEADERS: usize = 64;
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 const MAX_HTTP2_STREAMS: u32 = 64;
+/// What is read ahead of a request under way, and what of answers may wait to be sent before the next request is read: hyper would hold
+/// 400 KiB of each for a client that asks and does not read.
+const MAX_BUFFER_BYTES: usize = 32 * 1024;
 
 /// The other end of a connection, in a request's extensions.
 #[derive(Clone, Debug, Default)]
@@ -67,6 +70,7 @@ pub struct Clocks {
     idle: Duration,
     write: Duration,
     age: Duration,
+    newcomer: Duration,
 }
 
 impl Clocks {
@@ -78,6 +82,7 @@ impl Clocks {
             idle: Duration::from_secs(limits.idle_timeout_s),
             write: Duration::from_millis(limits.write_timeout_ms),
             age: Duration::from_secs(limits.max_connection_age_s),
+            newcomer: Duration::from_millis(*limits.request_deadline_ms.get_ref()),
         }
     }
 }
@@ -139,6 +144,11 @@ impl Activity {
         self.evict.notified().await;
     }
 
+    /// Whether there has been no byte since the handshake.
+    fn is_silent(&self) -> bool {
+        self.state().phase == Phase::Silent
+    }
+
     /// Since when its head was read, if it is known.
     fn request_started(&self) -> Option<Instant> {
         let mut state = self.state();
@@ -171,7 +181,10 @@ impl Activity {
 }
 
 /// Serves one connection to its end, and says which way it ended. Without ALPN, or on a plain listener, it is HTTP/1.1.
-pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+///
+/// What a connection needs is on the heap, and not part of the future: a thousand silent ones would hold ten times as much otherwise, since a
+/// future has room for all that it may come to hold, and twice for what is moved in it.
+pub fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     http2: bool,
     peer: Peer,
@@ -179,10 +192,11 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     activity: Arc<Activity>,
     clocks: Clocks,
     mut drain: watch::Receiver<Drain>,
-) -> &'static str {
+) -> Pin<Box<dyn Future<Output = &'static str> + Send>> {
     // Not all at once, if they were made all at once.
     let age = clocks.age.mul_f64(0.8 + 0.4 * fastrand::f64());
-    let too_old = Instant::now() + age;
+    let connected = Instant::now();
+    let too_old = connected + age;
     let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity), count_heads: !http2 });
     let service = {
         let (activity, drain) = (Arc::clone(&activity), drain.clone());
@@ -216,21 +230,27 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(5));
         // GOAWAY tells the peer which of its requests were taken, so it may come at any time.
-        let leave = async {
+        let leave = async move {
             tokio::select! {
                 () = reached(&mut drain, Drain::Leaving) => "drained",
                 () = tokio::time::sleep(age) => "aged",
             }
         };
-        drive(builder.serve_connection(io, service), &activity, &clocks, leave).await
+        Box::pin(drive(Box::pin(builder.serve_connection(io, service)), activity, clocks, leave))
     } else {
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder.max_headers(MAX_HEADERS).max_header_size(MAX_HEAD_BYTES).header_read_timeout(None);
-        let leave = async {
+        builder.max_buf_size(MAX_BUFFER_BYTES);
+        let watched = Arc::clone(&activity);
+        let leave = async move {
             reached(&mut drain, Drain::Draining).await;
+            // Who has just connected has a request on its way, and not all clients send it again if the connection is closed under it.
+            if watched.is_silent() {
+                tokio::time::sleep_until((connected + clocks.newcomer).into()).await;
+            }
             "drained"
         };
-        drive(builder.serve_connection(io, service), &activity, &clocks, leave).await
+        Box::pin(drive(Box::pin(builder.serve_connection(io, service)), activity, clocks, leave))
     }
 }
 
@@ -256,13 +276,12 @@ pub async fn reached(drain: &mut watch::Receiver<Drain>, far: Drain) {
 }
 
 async fn drive<C: GracefulConnection>(
-    connection: C,
-    activity: &Activity,
-    clocks: &Clocks,
+    mut connection: Pin<Box<C>>,
+    activity: Arc<Activity>,
+    clocks: Clocks,
     leave: impl Future<Output = &'static str>,
 ) -> &'static str {
-    let mut connection = pin!(connection);
-    let mut expired = pin!(expired(activity, clocks));
+    let mut expired = pin!(expired(&activity, &clocks));
     let left = tokio::select! {
         biased; // the connection first: what it reads and writes moves the clocks
         outcome = &mut connection => return if outcome.is_ok() { "closed" } else { "error" },

@@ -15,6 +15,7 @@ mod conformance;
 pub mod connection;
 mod control;
 mod custodian;
+mod descriptors;
 mod dev;
 mod dialect;
 mod hardening;

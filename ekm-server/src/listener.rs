@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -104,6 +105,10 @@ impl Listener {
                 () = connection::reached(&mut drain, Drain::Draining) => break,
             }
         }
+        for accepted in self.socket.waiting() {
+            number += 1;
+            self.start(&mut tasks, number, accepted, each.clone());
+        }
         drop(self.socket);
         let finished = async { while tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(patience, finished).await;
@@ -118,7 +123,8 @@ impl Listener {
         let (shared, router) = (Arc::clone(&self.shared), self.router.clone());
         let open = Open { shared: Arc::clone(&shared), number };
         tasks.spawn(async move {
-            let served = async {
+            // On the heap, since select would have it twice.
+            let served = Box::pin(async {
                 let (stream, peer, tls) = match accepted {
                     Accepted::Unix(stream) => {
                         let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
@@ -147,7 +153,7 @@ impl Listener {
                     }
                     Err(reason) => reason,
                 }
-            };
+            });
             let reason = tokio::select! {
                 biased;
                 reason = served => reason,
@@ -168,6 +174,20 @@ impl Socket {
             }
             Self::Unix(socket) => Ok(Accepted::Unix(socket.accept().await?)),
         }
+    }
+
+    /// Who has connected and was not accepted yet: when a socket is closed, the kernel resets them. The runtime may not have heard of the last
+    /// ones, so the kernel is asked.
+    fn waiting(&self) -> Vec<Accepted> {
+        let Self::Tcp(socket, tls) = self else { return Vec::new() };
+        let Ok(same) = socket.as_fd().try_clone_to_owned() else { return Vec::new() };
+        let same = std::net::TcpListener::from(same);
+        let accepted = std::iter::from_fn(|| same.accept().ok()).take(BACKLOG as usize);
+        let accepted = accepted.filter_map(|(stream, address)| {
+            stream.set_nonblocking(true).ok()?;
+            Some(Accepted::Tcp(TcpStream::from_std(stream).ok()?, address, tls.clone()))
+        });
+        accepted.collect()
     }
 }
 

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 
 use crate::config::{Config, Isolation};
 use crate::start_error::StartError;
-use crate::{hardening, logging};
+use crate::{descriptors, hardening, logging};
 
 /// How a command answers.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -27,6 +27,7 @@ pub fn start_process(config: &Config) -> Result<(), StartError> {
     let started = logging::start(&config.log);
     started.map_err(|problem| StartError::Io { what: problem, cause: std::io::ErrorKind::InvalidInput.into() })?;
     hardening::harden();
+    descriptors::make_room(config.limits.max_connections);
     // reqwest takes the process's default; everything else is told explicitly.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     Ok(())

@@ -274,22 +274,38 @@ pub async fn until_idle(ekm: &Ekm) -> Result<()> {
 pub fn cpu_us(pid: u32) -> Result<f64> {
     let mut total = 0.0;
     for task in fs::read_dir(format!("/proc/{pid}/task")).context("the server is gone")? {
-        let task = task?.path();
-        if let Ok(text) = fs::read_to_string(task.join("schedstat")) {
+        if let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) {
             total += text.split(' ').next().unwrap_or_default().parse::<f64>().unwrap_or(0.0) / 1000.0;
         }
-        let children = fs::read_to_string(task.join("children")).unwrap_or_default();
-        for child in children.split_whitespace().filter_map(|child| child.parse().ok()) {
-            total += cpu_us(child).unwrap_or(0.0);
-        }
     }
-    Ok(total)
+    Ok(total + children(pid).into_iter().map(|child| cpu_us(child).unwrap_or(0.0)).sum::<f64>())
+}
+
+/// The processes that a process has started, such as HSM workers.
+pub fn children(pid: u32) -> Vec<u32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let lists = tasks.flatten().map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|child| child.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
 /// Resident memory of a process.
 pub fn rss_mib(pid: u32) -> Result<f64> {
+    Ok(status(pid, "VmRSS:")? / 1024.0)
+}
+
+/// The part of it that is in no file: heap and stacks, not the program.
+pub fn anonymous_mib(pid: u32) -> Result<f64> {
+    Ok(status(pid, "RssAnon:")? / 1024.0)
+}
+
+/// Threads of a process.
+pub fn threads(pid: u32) -> Result<u64> {
+    Ok(status(pid, "Threads:")? as u64)
+}
+
+/// A line of /proc/PID/status that has a number.
+fn status(pid: u32, name: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the server is gone")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib: f64 = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).context("no VmRSS")?;
-    Ok(kib / 1024.0)
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).with_context(|| format!("no {name}"))
 }

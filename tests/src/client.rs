@@ -89,6 +89,11 @@ impl Connection {
         Self::shake_hands(stream, config)
     }
 
+    /// TLS over a connection that there is, with all the time that it has.
+    pub fn over(stream: TcpStream, ca_file: &Path) -> io::Result<Self> {
+        Self::shake_hands(stream, tls_config(ca_file, &["http/1.1"]))
+    }
+
     fn shake_hands(stream: TcpStream, config: ClientConfig) -> io::Result<Self> {
         let name = ServerName::try_from("localhost").expect("a name");
         let client = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
@@ -214,6 +219,18 @@ impl Connection {
             Ok(()) => false,
             Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
         }
+    }
+
+    /// Whether the server has closed already, as far as this machine knows. For TLS only.
+    pub fn is_closed(&mut self) -> bool {
+        let blocking = |stream: &Stream, blocking: bool| match stream {
+            Stream::Tls(stream) => stream.sock.set_nonblocking(!blocking),
+            Stream::Plain(_) | Stream::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        };
+        blocking(&self.stream, false).expect("a socket under TLS");
+        let read = self.read_more();
+        blocking(&self.stream, true).expect("a socket under TLS");
+        read.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock)
     }
 
     fn read_more(&mut self) -> io::Result<()> {

@@ -7,6 +7,7 @@ mod deployment;
 pub mod drill;
 mod fake_ekm;
 mod faults;
+pub mod frames;
 mod guardian;
 mod issuer;
 mod kryoptic;

@@ -62,3 +62,8 @@ fn requests_go_on_when_a_replica_hangs_or_is_killed_behind_a_proxy_from_the_inte
 fn no_request_fails_when_a_replica_is_drained_and_they_go_on_when_a_site_is_gone_behind_nginx_in_a_vpc() {
     topology(&["--topology", "vpc", "--only", "drained", "--only", "site-gone"]);
 }
+
+#[test]
+fn no_request_fails_when_three_are_restarted_one_after_the_other_behind_nginx_and_behind_haproxy_that_ends_tls() {
+    topology(&["--topology", "one-nginx", "--topology", "one-haproxy-https"]);
+}

@@ -70,6 +70,14 @@ impl Profile {
             Self::Small => "small",
         }
     }
+
+    /// Long enough for the load balancers' configurations in `deploy/`; where one process is tried out, there is none.
+    fn drain_delay_ms(self) -> u64 {
+        match self {
+            Self::Test => 0,
+            Self::Small => 5000,
+        }
+    }
 }
 
 /// The listener that Cloud KMS calls, always TLS.
@@ -344,8 +352,8 @@ pub struct Limits {
     /// If nothing runs any more for so long, the process ends, for its supervisor to start it anew.
     pub watchdog_ms: u64,
     /// After SIGTERM: how long to serve on while /readyz already says no, so that load balancers notice. Each answer closes its connection
-    /// then.
-    pub drain_delay_ms: u64,
+    /// then. Absent: 5000, and 0 in profile `test`.
+    pub drain_delay_ms: Option<u64>,
     /// After that: how long connections may finish.
     pub drain_timeout_ms: u64,
 }
@@ -368,7 +376,7 @@ impl Default for Limits {
             idle_timeout_s: 75,
             max_connection_age_s: 600,
             watchdog_ms: 5_000,
-            drain_delay_ms: 0,
+            drain_delay_ms: None,
             drain_timeout_ms: 10_000,
         }
     }
@@ -411,8 +419,9 @@ impl Config {
 
     /// Parses and checks a text; `file` is its name in error texts.
     pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| ConfigError::syntax(file, text, &error))?;
+        let mut config: Self = toml::from_str(text).map_err(|error| ConfigError::syntax(file, text, &error))?;
         check::check(&config).map_err(|finding| finding.in_file(file, text))?;
+        config.limits.drain_delay_ms.get_or_insert(config.profile.drain_delay_ms());
         Ok(config)
     }
 
@@ -519,6 +528,16 @@ mod tests {
             let config = parse(text).unwrap_or_else(|error| panic!("{name}: {error}"));
             let effective = config.to_redacted_toml();
             parse(&effective).unwrap_or_else(|error| panic!("{name}, effective: {error}\n{effective}"));
+        }
+    }
+
+    #[test]
+    fn a_frontend_that_ends_serves_on_for_a_while_unless_something_is_tried_out_or_the_file_says_otherwise() {
+        let drain_delay_ms = |text: &str| parse(text).expect("a good file").limits.drain_delay_ms;
+        let [(_, test), (_, small)] = SAMPLES;
+        assert_eq!((drain_delay_ms(test), drain_delay_ms(small)), (Some(0), Some(5000)));
+        for text in [test, small] {
+            assert_eq!(drain_delay_ms(&text.replace("[limits]", "[limits]\ndrain_delay_ms = 7")), Some(7));
         }
     }
 

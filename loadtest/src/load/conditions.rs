@@ -46,7 +46,12 @@ impl Conditions {
                 .next()
                 .and_then(|text| text.parse().ok())
                 .unwrap_or_default(),
-            target: url.map_or_else(|| rig(scenario), |url| format!("{url}, over the network as it is")),
+            target: url.map_or_else(|| rig(scenario), |url| format!("{url}, over the network as it is"))
+                + if scenario.hostile.is_empty() {
+                    ""
+                } else {
+                    "; hostile clients beside the generator, behind all others"
+                },
             protocol: client.protocol,
             connections: client.connections,
             timeout_ms: client.timeout_ms,

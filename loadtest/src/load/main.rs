@@ -2,8 +2,9 @@
 //!
 //! - [`scenario`]: the file. [`schedule`], [`choice`]: when what is due. [`requests`], [`target`]: what is sent, to whom, as whom.
 //! - [`sending`]: the generator's threads. [`thread`], [`connection`], [`clock`]: one of them.
-//! - [`rig`], [`faults`]: a service of our own, and what goes wrong there.
-//! - [`recording`], [`refusals`], [`results`], [`objectives`], [`conditions`]: what was seen; [`median`]: in several runs. [`progress`], [`report_table`], [`report_html`],
+//! - [`rig`], [`faults`], [`hostile`]: a service of our own, what goes wrong there, and who means it no good.
+//! - [`recording`], [`resources`], [`refusals`], [`results`], [`objectives`], [`conditions`]: what was seen; [`median`]: in several runs.
+//!   [`progress`], [`report_table`], [`report_html`],
 //!   [`charts`], [`compare`]: how it is shown.
 
 mod charts;
@@ -13,6 +14,7 @@ mod compare;
 mod conditions;
 mod connection;
 mod faults;
+mod hostile;
 mod median;
 mod objectives;
 mod progress;
@@ -21,6 +23,7 @@ mod refusals;
 mod report_html;
 mod report_table;
 mod requests;
+mod resources;
 mod results;
 mod rig;
 mod run;

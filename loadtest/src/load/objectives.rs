@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::recording::{Cell, Kind, Recording};
+use crate::recording::{Cell, Kind, Recording, Tally};
+use crate::resources::Resources;
 use crate::results::{LatencySummary, Summary, rounded};
 use crate::scenario::{Objective, Scenario};
 use crate::schedule::Schedule;
@@ -18,46 +19,65 @@ pub struct Judged {
     pub passed: bool,
 }
 
+/// What objectives are judged by.
+pub struct Seen<'a> {
+    pub scenario: &'a Scenario,
+    pub schedule: &'a Schedule,
+    pub recording: &'a Recording,
+    /// Of each phase, the warm-up among them.
+    pub resources: &'a [Option<Resources>],
+    pub capacity_per_s: Option<f64>,
+}
+
 /// Judges every limit of every objective; besides, that no answer was wrong and no good request denied.
-pub fn judge(
-    scenario: &Scenario,
-    schedule: &Schedule,
-    recording: &Recording,
-    capacity_per_s: Option<f64>,
-) -> Vec<Judged> {
-    let measured = |cell: Cell| schedule.phases[usize::from(cell.phase)].is_measured;
-    let all = recording.sum(measured);
+pub fn judge(seen: &Seen) -> Vec<Judged> {
+    let all = seen.recording.sum(|cell| seen.schedule.phases[usize::from(cell.phase)].is_measured);
     let mut judged = vec![
         at_most("wrong answers".into(), 0.0, Some(all.counts[Kind::Wrong as usize] as f64)),
         at_most("good requests that were denied".into(), 0.0, Some(all.counts[Kind::Denied as usize] as f64)),
     ];
-    for objective in &scenario.objective {
-        judged.extend(one(objective.get_ref(), scenario, schedule, recording, capacity_per_s));
+    for objective in &seen.scenario.objective {
+        let objective = objective.get_ref();
+        if !objective.each_phase {
+            judged.extend(one(objective, seen));
+            continue;
+        }
+        for phase in seen.phases(&objective.phases).filter(|(_, name)| objective.against.as_deref() != Some(*name)) {
+            judged.extend(one(&Objective { phases: vec![phase.1.to_owned()], ..objective.clone() }, seen));
+        }
     }
     judged
 }
 
-fn one(
-    objective: &Objective,
-    scenario: &Scenario,
-    schedule: &Schedule,
-    recording: &Recording,
-    capacity_per_s: Option<f64>,
-) -> Vec<Judged> {
-    let is_meant = |cell: Cell| {
-        let phase = &schedule.phases[usize::from(cell.phase)];
-        let callers = &scenario.callers[usize::from(cell.group)].get_ref().name;
-        phase.is_measured
-            && (objective.phases.is_empty() || objective.phases.contains(&phase.name))
-            && objective.callers.as_ref().is_none_or(|name| name == callers)
-            && objective.verb.is_none_or(|verb| scenario.mix[usize::from(cell.kind)].get_ref().verb == verb)
-    };
-    let tally = recording.sum(is_meant);
-    let meant = schedule
-        .phases
-        .iter()
-        .filter(|phase| phase.is_measured && (objective.phases.is_empty() || objective.phases.contains(&phase.name)));
-    let summary = Summary::of(&tally, meant.map(|phase| phase.ends_s - phase.begins_s).sum());
+impl Seen<'_> {
+    /// Number and name of those that are meant: all, if none are named.
+    fn phases(&self, named: &[String]) -> impl Iterator<Item = (usize, &str)> {
+        let phases = self.schedule.phases.iter().enumerate().filter(|(_, phase)| phase.is_measured);
+        let meant = phases.filter(|(_, phase)| named.is_empty() || named.contains(&phase.name));
+        meant.map(|(index, phase)| (index, phase.name.as_str()))
+    }
+
+    /// The requests that an objective means, in these phases.
+    fn tally(&self, objective: &Objective, phases: &[String]) -> Tally {
+        let meant: Vec<_> = self.phases(phases).map(|(index, _)| index).collect();
+        self.recording.sum(|cell: Cell| {
+            let callers = &self.scenario.callers[usize::from(cell.group)].get_ref().name;
+            meant.contains(&usize::from(cell.phase))
+                && objective.callers.as_ref().is_none_or(|name| name == callers)
+                && objective.verb.is_none_or(|verb| self.scenario.mix[usize::from(cell.kind)].get_ref().verb == verb)
+        })
+    }
+
+    /// A frontend's memory at its highest in these phases.
+    fn memory_mib(&self, phases: &[String]) -> Option<f64> {
+        self.phases(phases).filter_map(|(index, _)| Some(self.resources[index].as_ref()?.memory_mib)).reduce(f64::max)
+    }
+}
+
+fn one(objective: &Objective, seen: &Seen) -> Vec<Judged> {
+    let tally = seen.tally(objective, &objective.phases);
+    let times = seen.phases(&objective.phases).map(|(index, _)| &seen.schedule.phases[index]);
+    let summary = Summary::of(&tally, times.map(|phase| phase.ends_s - phase.begins_s).sum());
     let of = whose(objective);
     let mut judged = Vec::new();
     let sent = summary.arrivals - summary.count(Kind::NotSent);
@@ -74,7 +94,7 @@ fn one(
         judged.push(at_least(format!("right answers a second{of}"), limit, goodput));
     }
     if let Some(limit) = objective.goodput_percent_of_capacity {
-        let share = capacity_per_s.map(|capacity| rounded(100.0 * summary.goodput_per_s / capacity));
+        let share = seen.capacity_per_s.map(|capacity| rounded(100.0 * summary.goodput_per_s / capacity));
         judged.push(at_least(format!("right answers a second, % of the capacity{of}"), limit, share));
     }
     let (right, shed) = (LatencySummary::of(&tally.right), LatencySummary::of(&tally.shed));
@@ -101,6 +121,26 @@ fn one(
     }
     if let Some(limit) = objective.shed_percent_at_least {
         judged.push(at_least(format!("429 and 503, %{of}"), limit, percent(summary.shed())));
+    }
+    judged.extend(memory(objective, seen, &of));
+    if let (Some(limit), Some(against)) = (objective.p99_rise_ms, &objective.against) {
+        let calm = LatencySummary::of(&seen.tally(objective, std::slice::from_ref(against)).right);
+        let rise = (right.count > 0 && calm.count > 0).then(|| rounded(right.p99 - calm.p99));
+        judged.push(at_most(format!("right answers' p99 above that in {against}, ms{of}"), limit, rise));
+    }
+    judged
+}
+
+fn memory(objective: &Objective, seen: &Seen, of: &str) -> Vec<Judged> {
+    let mut judged = Vec::new();
+    let highest = seen.memory_mib(&objective.phases);
+    if let Some(limit) = objective.memory_mib {
+        judged.push(at_most(format!("a frontend's resident memory, MiB{of}"), limit, highest));
+    }
+    if let (Some(limit), Some(against)) = (objective.memory_rise_mib, &objective.against) {
+        let calm = seen.memory_mib(std::slice::from_ref(against));
+        let rise = highest.zip(calm).map(|(highest, calm)| rounded(highest - calm));
+        judged.push(at_most(format!("a frontend's resident memory above that in {against}, MiB{of}"), limit, rise));
     }
     judged
 }

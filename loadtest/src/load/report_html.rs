@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use crate::charts::{Chart, Line};
 use crate::recording::Kind;
-use crate::report_table::{conditions, figure};
+use crate::report_table::{RESOURCES, conditions, figure, resources_row};
 use crate::results::{Results, Summary};
 use crate::{median, refusals};
 
@@ -55,6 +55,12 @@ pub fn render(results: &Results) -> Result<String, Box<dyn Error>> {
     if let Some((head, rows)) = refusals::rows(results) {
         html += "<h2>Refusals, from the request's head to the answer, inside the service</h2>\n";
         html += &table(&head, rows.into_iter().map(|row| row.iter().map(|cell| escaped(cell)).collect()));
+    }
+    let seen = results.phases.iter().filter_map(|phase| Some((&phase.name, phase.resources.as_ref()?)));
+    let rows: Vec<_> = seen.map(|(name, resources)| [vec![escaped(name)], resources_row(resources)].concat()).collect();
+    if !rows.is_empty() {
+        html += "<h2>What the service held, at most, and used</h2>\n";
+        html += &table(&[&[""], &RESOURCES[..]].concat(), rows.into_iter());
     }
     for (heading, chart) in charts(results) {
         writeln!(html, "<h2>{heading}</h2>\n{}", chart.svg()?)?;
@@ -126,6 +132,10 @@ fn charts(results: &Results) -> Vec<(&'static str, Chart<'static>)> {
     charts.push(("Latency over time, from the time on the schedule", plot("ms", lines, true)));
     let lines = Kind::ALL.iter().filter_map(|kind| Some(over_time(kind.name(), series.per_s.get(kind)?))).collect();
     charts.push(("What came of requests over time", plot("requests a second", lines, false)));
+    if series.memory_mib.iter().any(Option::is_some) {
+        let lines = vec![latencies("of the frontend that had most", &series.memory_mib)];
+        charts.push(("Resident memory over time, without HSM workers", plot("MiB", lines, false)));
+    }
     if !series.callers_goodput_per_s.is_empty() {
         let lines = series.callers_goodput_per_s.iter().map(|(name, values)| over_time(name, values)).collect();
         charts.push(("Goodput of each group of callers", plot("right answers a second", lines, false)));

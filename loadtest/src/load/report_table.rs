@@ -5,6 +5,7 @@ use std::fmt::Write;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use crate::recording::Kind;
+use crate::resources::Resources;
 use crate::results::{LatencySummary, Results, Summary, Verdict};
 use crate::{median, refusals};
 
@@ -42,6 +43,9 @@ pub fn render(results: &Results) -> String {
     let _ = writeln!(text, "\n{}", table(&head, rows));
     if let Some((head, rows)) = refusals::rows(results) {
         let _ = writeln!(text, "\n{}", table(&head, rows));
+    }
+    if let Some(table) = resources(results) {
+        let _ = writeln!(text, "\n{table}");
     }
     if let Some((head, rows)) = median::rows(results) {
         let _ = writeln!(text, "\n{}\n", table(&head.each_ref().map(String::as_str), rows));
@@ -116,6 +120,30 @@ pub fn conditions(results: &Results) -> Vec<String> {
         lines.push(format!("service: {cores:.2} cores"));
     }
     lines
+}
+
+/// What the service held and used; none without a rig.
+fn resources(results: &Results) -> Option<Table> {
+    let seen = results.phases.iter().filter_map(|phase| Some((&phase.name, phase.resources.as_ref()?)));
+    let rows: Vec<_> = seen.map(|(name, resources)| [vec![name.clone()], resources_row(resources)].concat()).collect();
+    (!rows.is_empty()).then(|| table(&[&[""], &RESOURCES[..]].concat(), rows))
+}
+
+/// The heads of [`resources_row`].
+pub const RESOURCES: [&str; 6] = ["memory MiB", "anonymous", "workers MiB", "descriptors", "threads", "cores"];
+
+/// The highest of each, of one frontend, but for the processor time of all.
+pub fn resources_row(resources: &Resources) -> Vec<String> {
+    let Resources { memory_mib, anonymous_mib, workers_mib, descriptors, threads, cores } = resources;
+    let [memory, anonymous, workers] = [memory_mib, anonymous_mib, workers_mib].map(|mib| format!("{mib:.1}"));
+    vec![
+        memory,
+        anonymous,
+        workers,
+        descriptors.to_string(),
+        threads.to_string(),
+        cores.map_or_else(|| "-".into(), figure),
+    ]
 }
 
 fn row(name: &str, summary: &Summary) -> Vec<String> {

@@ -10,6 +10,7 @@ use crate::median::Several;
 use crate::objectives::Judged;
 use crate::recording::{Kind, Latencies, Recording, Tally};
 use crate::refusals::RefusalSummary;
+use crate::resources::{Resources, Sample};
 use crate::scenario::Scenario;
 use crate::schedule::Schedule;
 
@@ -110,6 +111,9 @@ pub struct PhaseSummary {
     pub seconds: f64,
     #[serde(flatten)]
     pub summary: Summary,
+    /// None without a rig.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -138,6 +142,9 @@ pub struct Series {
     pub p99_ms: Vec<Option<f64>>,
     pub max_ms: Vec<Option<f64>>,
     pub shed_p99_ms: Vec<Option<f64>>,
+    /// Of the frontend that had most; none without a rig.
+    #[serde(default)]
+    pub memory_mib: Vec<Option<f64>>,
     /// By group, where there is more than one.
     pub callers_goodput_per_s: BTreeMap<String, Vec<f64>>,
     pub callers_p99_ms: BTreeMap<String, Vec<Option<f64>>>,
@@ -198,15 +205,16 @@ impl Summary {
     }
 }
 
-/// Each phase but the warm-up.
-pub fn phases(schedule: &Schedule, recording: &Recording) -> Vec<PhaseSummary> {
+/// Each phase but the warm-up. `resources` are those of all phases.
+pub fn phases(schedule: &Schedule, recording: &Recording, resources: &[Option<Resources>]) -> Vec<PhaseSummary> {
     let origin = origin_s(schedule);
     let measured = schedule.phases.iter().enumerate().filter(|(_, phase)| phase.is_measured);
     let summaries = measured.map(|(index, phase)| {
         let seconds = phase.ends_s - phase.begins_s;
         let tally = recording.sum(|cell| usize::from(cell.phase) == index);
         let (name, begins_s) = (phase.name.clone(), rounded(phase.begins_s - origin));
-        PhaseSummary { name, begins_s, seconds: rounded(seconds), summary: Summary::of(&tally, seconds) }
+        let (summary, resources) = (Summary::of(&tally, seconds), resources[index].clone());
+        PhaseSummary { name, begins_s, seconds: rounded(seconds), summary, resources }
     });
     summaries.collect()
 }
@@ -248,7 +256,7 @@ pub fn by_verb(scenario: &Scenario, schedule: &Schedule, recording: &Recording) 
 
 impl Series {
     /// Of a run, without the warm-up.
-    pub fn of(scenario: &Scenario, schedule: &Schedule, recording: &Recording) -> Self {
+    pub fn of(scenario: &Scenario, schedule: &Schedule, recording: &Recording, samples: &[Sample]) -> Self {
         let (interval_s, origin) = (recording.interval().as_secs_f64(), origin_s(schedule));
         let mut series = Self { interval_s, ..Self::default() };
         // An interval that is cut short by the end, or by the warm-up's, would look like a fall in the rate.
@@ -272,6 +280,9 @@ impl Series {
             series.p99_ms.push(some(latencies.p99));
             series.max_ms.push(some(latencies.max));
             series.shed_p99_ms.push(p99(&tally.shed));
+            let interval = index as f64 * interval_s..(index + 1) as f64 * interval_s;
+            let within = samples.iter().filter(|sample| interval.contains(&sample.at_s));
+            series.memory_mib.push(within.map(|sample| rounded(sample.memory_mib)).reduce(f64::max));
         }
         series.per_s.retain(|_, column| column.iter().any(|value| *value > 0.0));
         if scenario.callers.len() > 1 {

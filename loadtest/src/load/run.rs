@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -17,17 +17,18 @@ use tokio::task::LocalSet;
 use crate::conditions::Conditions;
 use crate::connection::{Sender, open};
 use crate::faults::{Done, Plan};
-use crate::objectives::{Judged, judge};
+use crate::objectives::{Judged, Seen, judge};
 use crate::progress::{Live, Progress};
 use crate::recording::{Kind, Recording};
 use crate::requests::Requests;
+use crate::resources::Sample;
 use crate::results::{GeneratorReport, LatencySummary, Results, Series, Summary, VERSION, Verdict, rounded};
 use crate::rig::Rig;
 use crate::scenario::{Protocol, Scenario};
 use crate::schedule::Schedule;
 use crate::sending::{Generator, Run};
 use crate::target::{Target, Tokens, email};
-use crate::{Output, median, print, refusals, report_html, report_table, results};
+use crate::{Output, hostile, median, print, refusals, report_html, report_table, resources, results};
 
 /// How long a capacity is measured.
 const CAPACITY: Duration = Duration::from_secs(4);
@@ -53,6 +54,9 @@ pub struct Args {
     /// Whom to believe to be the EKM: a certificate in PEM
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// Let the scenario's hostile clients loose on it, too
+    #[arg(long, requires = "url")]
+    hostile: bool,
     /// The token of all callers
     #[arg(long, value_name = "FILE", conflicts_with = "issuer_key")]
     token_file: Option<PathBuf>,
@@ -103,6 +107,9 @@ pub fn run(args: &Args) -> Result<Verdict> {
         bail!("--runs is odd, so that one of them is in the middle");
     }
     scenario.seed = args.seed.unwrap_or(scenario.seed);
+    if !scenario.hostile.is_empty() && !args.rig && !args.hostile {
+        bail!("{name} has [[hostile]] clients, an attack on whatever is at --url; if you mean it, add --hostile");
+    }
     let results = if args.runs == 1 { measure(args, &scenario)? } else { measure_again(args, &scenario)? };
     if let Some(file) = &args.html {
         let page = report_html::render(&results).map_err(|error| anyhow!("the page cannot be made: {error}"))?;
@@ -151,7 +158,8 @@ fn measure(args: &Args, scenario: &Scenario) -> Result<Results> {
     };
     let (target, tokens) = (Arc::new(target), Arc::new(tokens));
     let requests = prepare(scenario, &target, &tokens)?;
-    let generator = Generator { scenario, target: Arc::clone(&target), requests: Arc::new(requests), tokens };
+    let generator =
+        Generator { scenario, target: Arc::clone(&target), requests: Arc::new(requests), tokens: Arc::clone(&tokens) };
     let given = args.capacity.or(scenario.capacity_per_s.as_ref().map(|capacity| *capacity.get_ref()));
     let capacity_per_s = match given {
         None if scenario.needs_capacity() => {
@@ -167,33 +175,31 @@ fn measure(args: &Args, scenario: &Scenario) -> Result<Results> {
     let (plan, ended) = (Plan::new(scenario, &schedule), AtomicBool::new(false));
     let cpu = || rig.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Rig::cpu);
     let cpu_before = cpu();
-    let (tell, told) = mpsc::channel();
-    let (tell_watch, told_watch) = mpsc::channel();
-    let (run, faults, refused) = thread::scope(|scope| {
-        let (plan, rig, target, ended) = (&plan, &rig, &target, &ended);
-        let faults = scope.spawn(move || match told.recv() {
-            Ok(begun) => plan.run(begun, rig, target, ended),
-            Err(_) => Vec::new(),
-        });
-        let schedule = &schedule;
-        let refused = scope.spawn(move || match told_watch.recv() {
-            Ok(begun) => refusals::watch(schedule, begun, rig, ended),
-            Err(_) => refusals::ByPhase::new(),
-        });
+    let hostile = hostile::Plan::new(scenario, &schedule);
+    let (run, beside) = thread::scope(|scope| {
+        let (plan, hostile, rig, target, tokens, ended) = (&plan, &hostile, &rig, &target, &tokens, &ended);
+        let (mut beside, schedule) = (None, &schedule);
         let _progress = Progress::start(&live, schedule);
         let run = generator.run(schedule, &live, |begun: Instant| {
-            let _ = (tell.send(begun), tell_watch.send(begun));
+            let faults = scope.spawn(move || plan.run(begun, rig, target, ended));
+            let hostile = scope.spawn(move || hostile.run(begun, target, tokens, ended));
+            let samples = scope.spawn(move || resources::watch(begun, rig, ended));
+            let refused = scope.spawn(move || refusals::watch(schedule, begun, rig, ended));
+            beside = Some((faults, hostile, samples, refused));
         });
-        drop((tell, tell_watch));
         ended.store(true, Ordering::Relaxed);
-        (run, faults.join().expect("it does not panic"), refused.join().expect("it does not panic"))
+        let (faults, hostile, samples, refused) = beside.expect("it began");
+        let mut done = [faults, hostile].map(|thread| thread.join().expect("it does not panic")).concat();
+        done.sort_by(|one, other| one.at_s.total_cmp(&other.at_s));
+        let samples = samples.join().expect("it does not panic");
+        (run, Beside { done, samples, refused: refused.join().expect("it does not panic") })
     });
     let run = run?;
     // A frontend that was killed or restarted has taken its figure with it.
     let server = cpu_before.zip(cpu()).and_then(|(before, after)| after.checked_sub(before));
     let untouched = !scenario.fault.iter().any(|fault| fault.get_ref().restart || fault.get_ref().signal.is_some());
     let server_cores = server.filter(|_| untouched).map(|cpu| rounded(cpu.as_secs_f64() / schedule.seconds()));
-    let mut results = summarise(scenario, &schedule, &run, conditions, capacity_per_s, faults, refused);
+    let mut results = summarise(scenario, &schedule, &run, conditions, capacity_per_s, beside);
     results.server_cores = server_cores;
     Ok(results)
 }
@@ -279,20 +285,27 @@ async fn once(
     Ok((response.status().as_u16(), response.into_body().collect().await?.to_bytes()))
 }
 
+/// What was done and seen besides the requests.
+struct Beside {
+    done: Vec<Done>,
+    samples: Vec<Sample>,
+    refused: refusals::ByPhase,
+}
+
 fn summarise(
     scenario: &Scenario,
     schedule: &Schedule,
     run: &Run,
     conditions: Conditions,
     capacity_per_s: Option<f64>,
-    faults: Vec<Done>,
-    refused: refusals::ByPhase,
+    Beside { done: faults, samples, refused }: Beside,
 ) -> Results {
     let recording = &run.recording;
+    let resources = resources::by_phase(&samples, schedule);
     let all = recording.sum(|cell| schedule.phases[usize::from(cell.phase)].is_measured);
     let total = Summary::of(&all, results::measured_seconds(schedule));
     let generator = generator_report(run, recording, &total);
-    let mut objectives = judge(scenario, schedule, recording, capacity_per_s);
+    let mut objectives = judge(&Seen { scenario, schedule, recording, resources: &resources, capacity_per_s });
     objectives.extend(refusals::judge(scenario, &refused));
     let failed = faults.iter().filter_map(|fault| Some(format!("{}: {}", fault.what, fault.error.as_ref()?)));
     let says_nothing: Vec<_> = generator.bottleneck.iter().cloned().chain(failed).collect();
@@ -308,13 +321,13 @@ fn summarise(
         server_cores: None,
         capacity_per_s,
         total,
-        phases: results::phases(schedule, recording),
+        phases: results::phases(schedule, recording, &resources),
         callers: results::by_callers(scenario, schedule, recording),
         verbs: results::by_verb(scenario, schedule, recording),
         refused_in_service: refused.iter().map(|(phase, refusals)| (phase.clone(), refusals.summary())).collect(),
         objectives,
         faults,
-        series: Series::of(scenario, schedule, recording),
+        series: Series::of(scenario, schedule, recording, &samples),
         several: None,
     }
 }

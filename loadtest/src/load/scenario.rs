@@ -7,6 +7,8 @@ use ekm_tests::Fault;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+use crate::hostile::Hostile;
+
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,6 +37,8 @@ pub struct Scenario {
     pub phase: Vec<Spanned<Phase>>,
     #[serde(default)]
     pub fault: Vec<Spanned<FaultAt>>,
+    #[serde(default)]
+    pub hostile: Vec<Spanned<Hostile>>,
     #[serde(default)]
     pub objective: Vec<Spanned<Objective>>,
 }
@@ -350,6 +354,10 @@ pub enum SignalName {
 pub struct Objective {
     /// In these phases together; default: in all.
     pub phases: Vec<String>,
+    /// In each of them by itself, but for `against`.
+    pub each_phase: bool,
+    /// The phase that `p99_rise_ms` and `memory_rise_mib` are measured from.
+    pub against: Option<String>,
     /// Of this group only.
     pub callers: Option<String>,
     pub verb: Option<Verb>,
@@ -373,6 +381,12 @@ pub struct Objective {
     pub amplification: Option<f64>,
     /// Requests that were shed, at least, in per cent of what was due: that there was an overload at all.
     pub shed_percent_at_least: Option<f64>,
+    /// By which right answers' p99 may be above that in `against`.
+    pub p99_rise_ms: Option<f64>,
+    /// Resident memory of a frontend, without its HSM's workers, at its highest.
+    pub memory_mib: Option<f64>,
+    /// The same above that in `against`.
+    pub memory_rise_mib: Option<f64>,
 }
 
 impl Scenario {
@@ -432,6 +446,10 @@ impl Scenario {
         each(&self.mix, |mix| self.check_mix(mix))?;
         each(&self.phase, |phase| self.check_phase(phase))?;
         each(&self.fault, |fault| self.check_fault(fault))?;
+        each(&self.hostile, |hostile| {
+            self.known("[[phase]]", &hostile.phase, &names(&self.phase, |phase| &phase.name))?;
+            hostile.check(self.rig.frontends)
+        })?;
         each(&self.objective, |objective| self.check_objective(objective))
     }
 
@@ -516,7 +534,14 @@ impl Scenario {
 
     fn check_objective(&self, objective: &Objective) -> Result<(), String> {
         let phases = names(&self.phase, |phase| &phase.name);
-        objective.phases.iter().try_for_each(|name| self.known("[[phase]]", name, &phases))?;
+        objective
+            .phases
+            .iter()
+            .chain(&objective.against)
+            .try_for_each(|name| self.known("[[phase]]", name, &phases))?;
+        if objective.against.is_some() != (objective.p99_rise_ms.is_some() || objective.memory_rise_mib.is_some()) {
+            return Err("against goes with p99_rise_ms or memory_rise_mib, and they with it".into());
+        }
         if let Some(name) = &objective.callers {
             self.known("[[callers]]", name, &names(&self.callers, |callers| &callers.name))?;
         }

@@ -32,6 +32,10 @@ const AT_ONCE: usize = 32;
 /// Until all connections are open.
 const OPENING: Duration = Duration::from_secs(10);
 
+/// Before the start: for threads, and for each connection, with its handshake on both sides.
+const AHEAD: Duration = Duration::from_millis(500);
+const AHEAD_EACH: Duration = Duration::from_millis(3);
+
 /// A thread that sends on time goes before those that answer.
 const NICE: i32 = -10;
 
@@ -77,7 +81,7 @@ impl Generator<'_> {
         let recording = Recording::new(schedule.seconds(), groups);
         let max_outstanding = self.max_outstanding(schedule.peak_per_s());
         // Connections first; then everybody starts at the same time.
-        let begun = Instant::now() + Duration::from_millis(500);
+        let begun = self.begin();
         begin(begun);
         let parts = std::thread::scope(|scope| {
             let parts = (0..threads).map(|number| {
@@ -99,7 +103,7 @@ impl Generator<'_> {
         let threads = self.scenario.client.threads;
         let per_thread = at_once.div_ceil(threads);
         let recording = Recording::new(duration.as_secs_f64(), self.scenario.callers.len());
-        let begun = Instant::now() + Duration::from_millis(500);
+        let begun = self.begin();
         let recordings = std::thread::scope(|scope| {
             let threads = (0..threads).map(|number| {
                 let kind_of_loop = Loop::Closed(duration);
@@ -119,6 +123,12 @@ impl Generator<'_> {
         let per_s = right as f64 / (interval * (last - first) as u32).as_secs_f64();
         ensure!(per_s > 0.0, "no request was answered while the capacity was measured");
         Ok(per_s)
+    }
+
+    /// When everybody has opened its connections.
+    fn begin(&self) -> Instant {
+        let connections = u32::try_from(self.scenario.client.connections * self.target.len()).unwrap_or(u32::MAX);
+        Instant::now() + AHEAD + AHEAD_EACH.saturating_mul(connections)
     }
 
     fn settings(

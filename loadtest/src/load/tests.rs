@@ -45,6 +45,12 @@ fn an_error_in_a_scenario_names_the_line_and_what_is_wrong() {
         ("[[fault]]\nrestart = true\nsignal = \"KILL\"", 8, "exactly one of signal, restart"),
         ("[[fault]]\nhsm_slowdown = 5", 8, "need one with a device_ms"),
         ("[[fault]]\nhsm = { effect = \"hnag\" }", 9, "hnag"),
+        ("[[hostile]]\nphase = \"z\"\nkind = \"idle\"\nconnections = 1", 8, "no [[phase]] is called 'z'"),
+        ("[[hostile]]\nphase = \"a\"\nkind = \"rude\"\nconnections = 1", 10, "unknown variant `rude`"),
+        ("[[hostile]]\nphase = \"a\"\nkind = \"idle\"\nconnections = 0", 8, "connections is 1 to 20000"),
+        ("[[hostile]]\nphase = \"a\"\nkind = \"idle\"\nconnections = 1\nrate = 0.0", 8, "rate is more than 0"),
+        ("[[objective]]\nmemory_rise_mib = 16", 8, "against goes with"),
+        ("[[objective]]\nagainst = \"z\"\np99_rise_ms = 5", 8, "no [[phase]] is called 'z'"),
         ("[[callers]]\nname = \"c\"\ncount = 0", 8, "count is at least 1"),
         ("[[keys]]\nname = \"k\"\ncount = 2\npath = \"v0/keys/k\"", 8, "has an '{n}'"),
     ] {
@@ -80,8 +86,13 @@ fn summary(right: u64, p99: f64) -> Summary {
 }
 
 fn results(right: u64, p99: f64) -> Results {
-    let phase =
-        |name: &str, begins_s| PhaseSummary { name: name.into(), begins_s, seconds: 5.0, summary: summary(right, p99) };
+    let phase = |name: &str, begins_s| PhaseSummary {
+        name: name.into(),
+        begins_s,
+        seconds: 5.0,
+        summary: summary(right, p99),
+        resources: None,
+    };
     let latencies = LatencySummary::default;
     Results {
         version: VERSION,

@@ -34,6 +34,8 @@ pub struct Sample {
     pub took: Duration,
     /// Whether it was the first one of its connection.
     pub connected: bool,
+    /// Whether it was sent again, because the connection that it had been sent on was closed instead of an answer.
+    pub repeated: bool,
     /// Why there was no right answer in time, if there was none.
     pub failure: Option<String>,
 }
@@ -64,16 +66,18 @@ impl Caller {
     fn ask(&self, slot: &mut Slot, verb: &str, body: &Value) -> (Sample, Option<Answer>) {
         let at = Instant::now();
         let deadline = at + self.patience;
-        let mut connected = false;
+        let (mut connected, mut repeated) = (false, false);
         let mut attempt = || -> io::Result<Answer> {
-            if let Some(mut connection) = slot.connection.take().filter(|_| slot.left > 0) {
+            let kept = slot.connection.take().filter(|_| slot.left > 0);
+            // Any client looks whether a connection that it keeps is still open before it uses it.
+            if let Some(mut connection) = kept.and_then(|mut kept| (!kept.is_closed()).then_some(kept)) {
                 match self.request(&mut connection, verb, body, deadline) {
                     Ok(answer) => {
                         slot.keep(connection, &answer);
                         return Ok(answer);
                     }
                     // A server may close a connection that is kept, and a client tries again then. Silence is another thing.
-                    Err(error) if was_closed(&error) => {}
+                    Err(error) if was_closed(&error) => repeated = true,
                     Err(error) => return Err(error),
                 }
             }
@@ -95,7 +99,7 @@ impl Caller {
             }
             Err(error) => Some(error.to_string()),
         };
-        (Sample { at, took, connected, failure }, outcome.ok())
+        (Sample { at, took, connected, repeated, failure }, outcome.ok())
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::balancer::Balancer;
+use super::balancer::{Balancer, Place};
 use super::network::{Node, network, route_packets};
 use super::replica::Replica;
 use super::router::{Policy, Router};
@@ -26,10 +26,20 @@ pub enum Way {
     DirectNginx,
     /// The same with nginx that ends TLS, and repeats requests
     DirectHttps,
+    /// The same with HAProxy that ends TLS, and repeats requests
+    DirectHaproxyHttps,
     /// From the internet: one TCP proxy before the replicas of both sites; HAProxy stands for Google's front end
     Internet,
     /// In a VPC network: nginx for each site there, and an address that goes to the second site when the first is not ready
     Vpc,
+    /// One HAProxy before the three replicas of the first site
+    OneHaproxy,
+    /// One nginx before them
+    OneNginx,
+    /// One HAProxy that ends TLS, and repeats requests
+    OneHaproxyHttps,
+    /// One nginx that does so
+    OneNginxHttps,
 }
 
 impl Way {
@@ -39,10 +49,25 @@ impl Way {
             Self::None => "no balancer",
             Self::Direct => "direct, HAProxy",
             Self::DirectNginx => "direct, nginx",
-            Self::DirectHttps => "direct, HTTPS",
+            Self::DirectHttps => "direct, nginx HTTPS",
+            Self::DirectHaproxyHttps => "direct, HAProxy HTTPS",
             Self::Internet => "internet",
             Self::Vpc => "VPC, nginx",
+            Self::OneHaproxy => "one HAProxy",
+            Self::OneNginx => "one nginx",
+            Self::OneHaproxyHttps => "one HAProxy HTTPS",
+            Self::OneNginxHttps => "one nginx HTTPS",
         }
+    }
+
+    /// Whether one balancer is before three replicas, and nothing else there.
+    pub fn is_one(self) -> bool {
+        matches!(self, Self::OneHaproxy | Self::OneNginx | Self::OneHaproxyHttps | Self::OneNginxHttps)
+    }
+
+    /// Whether the balancer sees requests, and can repeat them.
+    pub fn repeats(self) -> bool {
+        matches!(self, Self::DirectHttps | Self::DirectHaproxyHttps | Self::OneHaproxyHttps | Self::OneNginxHttps)
     }
 }
 
@@ -96,37 +121,49 @@ impl Sites {
         Self { a, b, origin, balancers, proxies, front_end, directory, _guardian: guardian }
     }
 
-    /// Builds a way to them.
-    pub fn build(&self, way: Way) -> Rig {
+    /// Builds a way to them, for callers who wait so many times as long as Cloud KMS.
+    pub fn build(&self, way: Way, stretch: u64) -> Rig {
         let hops = |nodes: &[Node; 2]| nodes.iter().map(|node| node.address.clone()).collect::<Vec<_>>();
-        let within = self.directory.as_path();
+        let place = |node| Place { node, within: &self.directory, stretch };
         let sites = [&self.a, &self.b];
         let (address, router, balancers): (SocketAddr, _, Vec<_>) = match way {
             Way::None => (self.a[0].address(), None, Vec::new()),
-            Way::Direct | Way::DirectNginx | Way::DirectHttps => {
-                let each = self.balancers.iter().zip(sites).map(|(node, replicas)| match way {
-                    Way::Direct => Balancer::haproxy(node, within, |sample| one_site(&sample, replicas)),
-                    Way::DirectHttps => Balancer::nginx_https(node, within, self.origin.path(), &hosts(replicas)),
-                    _ => Balancer::nginx(node, within, 8443, &addresses(replicas), &[]),
-                });
-                let each = each.collect();
+            Way::Direct | Way::DirectNginx | Way::DirectHttps | Way::DirectHaproxyHttps => {
+                let each = self.balancers.iter().zip(sites);
+                let each = each.map(|(node, replicas)| self.before(place(node), replicas, way)).collect();
                 let router = Router::start(ANYCAST, hops(&self.balancers), Policy::Spread, ANNOUNCER);
                 (format!("{ANYCAST}:8443").parse().expect("an address"), Some(router), each)
             }
             Way::Internet => {
-                let balancer =
-                    Balancer::haproxy(&self.front_end, within, |sample| front_end(&sample, &self.a, &self.b));
+                let balancer = Balancer::haproxy(place(&self.front_end), |sample| front_end(&sample, &self.a, &self.b));
                 (format!("{}:8443", self.front_end.address).parse().expect("an address"), None, vec![balancer])
             }
             Way::Vpc => {
                 let each = self.proxies.iter().zip(sites);
-                let each = each.map(|(node, replicas)| Balancer::nginx(node, within, 443, &addresses(replicas), &[]));
+                let each = each.map(|(node, replicas)| Balancer::nginx(place(node), 443, &addresses(replicas), &[]));
                 let each = each.collect();
                 let router = Router::start(INTERNAL, hops(&self.proxies), Policy::Prefer, INTERNAL_CHECKS);
                 (format!("{INTERNAL}:443").parse().expect("an address"), Some(router), each)
             }
+            Way::OneHaproxy | Way::OneNginx | Way::OneHaproxyHttps | Way::OneNginxHttps => {
+                let balancer = self.before(place(&self.balancers[0]), &self.a, way);
+                (format!("{}:8443", self.balancers[0].address).parse().expect("an address"), None, vec![balancer])
+            }
         };
         Rig { address, _router: router, _balancers: balancers }
+    }
+
+    /// The balancer of this way before the replicas of one site.
+    fn before(&self, place: Place<'_>, replicas: &[Replica], way: Way) -> Balancer {
+        let origin = self.origin.path();
+        match way {
+            Way::DirectHttps | Way::OneNginxHttps => Balancer::nginx_https(place, origin, &hosts(replicas)),
+            Way::DirectNginx | Way::OneNginx => Balancer::nginx(place, 8443, &addresses(replicas), &[]),
+            Way::DirectHaproxyHttps | Way::OneHaproxyHttps => {
+                Balancer::haproxy_https(place, origin, |sample| one_site(&sample, replicas))
+            }
+            _ => Balancer::haproxy(place, |sample| one_site(&sample, replicas)),
+        }
     }
 
     /// The first site is gone, with all that is in it.
@@ -168,7 +205,9 @@ fn one_site(sample: &str, replicas: &[Replica]) -> String {
     for section in sections(sample) {
         match section.lines().next().unwrap_or_default() {
             "backend site-b" => {}
-            "backend site-a" | "backend unchecked" => text += &with_servers(section, replicas.iter()),
+            "backend site-a" | "backend replicas" | "backend unchecked" => {
+                text += &with_servers(section, replicas.iter())
+            }
             _ => text += &section.replace("    use_backend site-b if { nbsrv(site-b) gt 0 }\n", ""),
         }
     }

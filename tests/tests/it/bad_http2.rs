@@ -4,67 +4,12 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 
+use ekm_tests::frames::*;
 use ekm_tests::{Ekm, base64, tls_config};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 
 use crate::table::{PATIENCE, PLAINTEXT, WRAP, assert_serves, good_body, is_closed, serve_with};
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const PRIORITY: u8 = 2;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PUSH_PROMISE: u8 = 5;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-const PADDED: u8 = 8;
-const ACK: u8 = 1;
-
-const INITIAL_WINDOW_SIZE: u16 = 4;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-fn setting(name: u16, value: u32) -> Vec<u8> {
-    frame(SETTINGS, 0, 0, &[&name.to_be_bytes()[..], &value.to_be_bytes()].concat())
-}
-
-/// A header as a literal that is neither indexed nor compressed (RFC 7541 §6.2.2).
-fn literal(name: &str, value: &str) -> Vec<u8> {
-    [&[0], &text(name)[..], &text(value)].concat()
-}
-
-fn text(text: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut length = text.len();
-    if length < 127 {
-        bytes.push(length as u8);
-    } else {
-        bytes.push(127);
-        length -= 127;
-        while length >= 128 {
-            bytes.push((length % 128 + 128) as u8);
-            length /= 128;
-        }
-        bytes.push(length as u8);
-    }
-    bytes.extend(text.as_bytes());
-    bytes
-}
-
-fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    fields.iter().flat_map(|(name, value)| literal(name, value)).collect()
-}
 
 /// The head of a good wrap.
 fn good_head(token: &str) -> Vec<u8> {

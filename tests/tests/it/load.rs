@@ -214,3 +214,82 @@ fn the_price_of_a_request_is_told_with_the_floors_and_softhsms_shares_of_it() {
         assert!((number("above_floor_and_device_us") - (total - floor - device)).abs() < 0.01, "{row}");
     }
 }
+
+/// Each of them; `ekm-load` knows no other.
+const HOSTILE: [&str; 18] = [
+    "silent",
+    "silent-after-tls",
+    "idle",
+    "slow-head",
+    "slow-body",
+    "endless-body",
+    "slow-reader",
+    "reset",
+    "reset-after-tls",
+    "garbage",
+    "malformed",
+    "h2-rapid-reset",
+    "h2-made-you-reset",
+    "h2-continuation",
+    "h2-ping",
+    "h2-settings",
+    "h2-empty-data",
+    "h2-zero-window",
+];
+
+#[test]
+fn beside_hostile_clients_of_every_kind_the_others_have_right_answers_and_the_service_does_not_grow() {
+    let directory = tempfile::tempdir().unwrap();
+    // Patience and few clients: how fast the others are answered is for `make drill-load` to say, on a machine of its own.
+    let mut scenario = r#"
+        name = "hostile"
+        warm_up_seconds = 0
+        [client]
+        connections = 2
+        timeout_ms = 20000
+        [rig]
+        custody = "software"
+        request_deadline_ms = 19000
+        [[mix]]
+        verb = "unwrap"
+        [[phase]]
+        name = "calm"
+        seconds = 1
+        rate = 50
+        [[phase]]
+        name = "attack"
+        seconds = 5
+        rate = 50
+        [[objective]]
+        phases = ["attack"]
+        against = "calm"
+        memory_rise_mib = 64
+    "#
+    .to_owned();
+    for kind in HOSTILE {
+        let settings = "connections = 3\nopens_per_s = 5\nrate = 50";
+        scenario += &format!("\n[[hostile]]\nphase = \"attack\"\nkind = \"{kind}\"\n{settings}\n");
+    }
+    let file = written(directory.path(), "hostile.toml", &scenario);
+    let elsewhere = load(&["run", &file, "--url", "https://localhost:1", "--ca", "none", "--token-file", "none"]);
+    let problem = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
+    assert!(elsewhere.status.code() == Some(2) && problem.contains("add --hostile"), "{problem}");
+
+    // On a busy machine, a kind may not have got its turn.
+    let attempt = || json(&load(&["run", &file, "--rig", "--output", "json"]));
+    let had_turns = |results: &Value| results["faults"].as_array().unwrap().iter().all(|done| done["error"].is_null());
+    let results = (0..3).map(|_| attempt()).find(had_turns).expect("all kinds had their turn once in three runs");
+    for kind in HOSTILE {
+        let said = format!("hostile clients, {kind}, at most 3 at once: ");
+        let done = results["faults"].as_array().unwrap();
+        assert!(done.iter().any(|done| done["what"].as_str().unwrap().starts_with(&said)), "{kind}: {done:?}");
+    }
+    let counts = results["total"]["counts"].as_object().unwrap();
+    assert!(counts["right"].as_u64().unwrap() > 100, "{counts:?}");
+    for none in ["wrong", "denied", "failed", "lost", "timeout"] {
+        assert!(!counts.contains_key(none), "{none}: {counts:?}");
+    }
+    let grown = results["objectives"].as_array().unwrap().iter().find(|judged| judged["limit"] == 64.0).unwrap();
+    assert_eq!(grown["passed"], true, "{grown}");
+    assert!(results["phases"][1]["resources"]["descriptors"].as_u64() > Some(0), "{}", results["phases"][1]);
+}

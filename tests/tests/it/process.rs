@@ -1,9 +1,9 @@
 //! The process: how it starts, stops, and dies.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 
-use ekm_tests::{Ekm, base64, run_ekm, set_up};
+use ekm_tests::{Connection, Ekm, base64, run_ekm, set_up};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -31,6 +31,26 @@ fn sigterm_and_sigint_finish_requests_under_way_and_lose_no_audit_line() {
         let codes: Vec<_> = ekm.audit().iter().map(|line| line["code"].clone()).collect();
         assert_eq!(codes, ["ok", "ok"]);
     }
+}
+
+/// Load balancers without health checks send connections until nobody takes them any more.
+#[test]
+fn whoever_has_connected_when_the_end_comes_gets_an_answer_to_his_first_request() {
+    let directory = set_up(&[]);
+    let times = "handshake_timeout_ms = 60000\ndrain_timeout_ms = 60000\nwatchdog_ms = 60000\n";
+    let mut ekm = Ekm::serve(&directory, |config| config + times);
+    let silent: Vec<_> = (0..4).map(|_| ekm.connect()).collect();
+    ekm.signal(Signal::STOP);
+    // The kernel takes connections meanwhile.
+    let waiting: Vec<_> = (0..32).map(|_| TcpStream::connect(ekm.address()).unwrap()).collect();
+    ekm.signal(Signal::TERM);
+    ekm.signal(Signal::CONT);
+    let waiting = waiting.into_iter().map(|stream| Connection::over(stream, &ekm.ready.ca_file).unwrap());
+    for mut connection in waiting.collect::<Vec<_>>().into_iter().chain(silent) {
+        let answer = connection.post("/v0/keys/demo:wrap", &ekm.ready.token, r#"{"plaintext":"AA=="}"#);
+        assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    }
+    assert!(ekm.wait().success());
 }
 
 #[test]

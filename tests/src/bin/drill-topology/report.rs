@@ -10,6 +10,13 @@ use serde::Serialize;
 /// What a frontend answers that finds its machine short of processors: all of them are on this one, so it says nothing about the way there.
 const BUSY: &str = "[frontend_busy]";
 
+/// What no machine explains.
+const OTHER_BYTES: &str = "other bytes than were wrapped";
+
+fn is_denial(failure: &str) -> bool {
+    ["401", "403", "404"].iter().any(|code| failure.starts_with(code))
+}
+
 /// How many messages of a kind are shown.
 const SHOWN: usize = 4;
 
@@ -26,6 +33,14 @@ pub struct Row {
     pub requests: usize,
     /// Those without a right answer in time.
     pub failed: usize,
+    /// Those that the client had to send again, because the connection was closed instead of an answer.
+    pub repeated: usize,
+    /// Rounds of the fault.
+    pub rounds: usize,
+    /// Requests that failed or had to be sent again, in the round where they were the most.
+    pub lost_in_worst_round: usize,
+    /// How many these may be, if that is judged.
+    pub may_lose: Option<usize>,
     /// Those that a frontend refused because this machine is short of processors.
     pub busy: usize,
     /// From the fault until the last of those that failed was begun.
@@ -54,21 +69,29 @@ impl Row {
         Self { topology, fault, limit_s: limit.map(seconds), ..Self::default() }
     }
 
-    /// Takes over the requests since the fault began.
-    pub fn take(&mut self, began: Instant, samples: &[Sample]) {
-        self.requests = samples.len();
+    /// Takes over the requests since the fault began, for each of its rounds.
+    pub fn take(&mut self, rounds: &[Instant], samples: &[Sample]) {
+        (self.rounds, self.requests) = (rounds.len(), samples.len());
+        let mut lost = vec![0; rounds.len()];
         for sample in samples {
+            let busy = sample.failure.as_ref().is_some_and(|failure| failure.contains(BUSY));
+            // What was under way when a round began is lost to that round.
+            let ended = sample.at + sample.took;
+            let round = rounds.iter().filter(|&&round| round <= ended).count().saturating_sub(1);
+            self.repeated += usize::from(sample.repeated);
+            lost[round] += usize::from(sample.repeated || (sample.failure.is_some() && !busy));
             if let Some(failure) = &sample.failure {
-                if failure.contains(BUSY) {
+                if busy {
                     self.busy += 1;
                     continue;
                 }
                 *self.failures.entry(failure.clone()).or_default() += 1;
                 self.failed += 1;
-                let after = seconds(sample.at - began);
+                let after = seconds(sample.at.saturating_duration_since(rounds[round]));
                 self.last_failure_s = Some(self.last_failure_s.unwrap_or_default().max(after));
             }
         }
+        self.lost_in_worst_round = lost.into_iter().max().unwrap_or_default();
         let right = |connected| {
             let right = samples.iter().filter(|sample| sample.failure.is_none() && sample.connected == connected);
             let mut times: Vec<_> = right.map(|sample| ms(sample.took)).collect();
@@ -90,15 +113,25 @@ impl Row {
         };
         let (requests, failed) = (self.requests, self.failed);
         fault(requests == 0, "nothing was asked for".into());
-        fault(self.failures.contains_key("other bytes than were wrapped"), "an unwrap gave other bytes".into());
-        let denied = self.failures.keys().find(|text| ["401", "403", "404"].iter().any(|code| text.starts_with(code)));
+        fault(self.failures.contains_key(OTHER_BYTES), "an unwrap gave other bytes".into());
+        let denied = self.failures.keys().find(|text| is_denial(text));
         fault(denied.is_some(), format!("a good request was denied: {denied:?}"));
         fault(short && nothing_may_fail && failed > 0, format!("{failed} requests failed: {:?}", self.failures));
+        if let Some(limit) = self.may_lose {
+            // In the short form only what a client sees that sends again.
+            let lost = if short { failed } else { self.lost_in_worst_round };
+            fault(lost > limit, format!("{lost} requests were lost in a round; the limit is {limit}"));
+        }
         if let (Some(limit), Some(last)) = (self.limit_s, self.last_failure_s) {
             let text =
                 format!("the last of {failed} failures of {requests} was after {last:.2} s; the limit is {limit} s");
             fault(last > limit, text);
         }
+    }
+
+    /// Whether it failed in a way that a machine short of time explains.
+    pub fn may_be_the_machines(&self) -> bool {
+        !self.passed() && !self.failures.keys().any(|text| text == OTHER_BYTES || is_denial(text))
     }
 
     /// Whether every limit was kept.
@@ -109,10 +142,13 @@ impl Row {
     /// As a line of the table.
     pub fn line(&self) -> String {
         let cells = [
-            format!("{:18}{}", self.topology, self.fault),
+            format!("{:22}{}", self.topology, self.fault),
             figure(Some(self.took_s), 1),
             self.requests.to_string(),
             self.failed.to_string(),
+            self.repeated.to_string(),
+            self.lost_in_worst_round.to_string(),
+            self.may_lose.map_or_else(|| "-".into(), |limit| limit.to_string()),
             self.busy.to_string(),
             figure(self.last_failure_s, 2),
             figure(self.limit_s, 0),
@@ -138,7 +174,7 @@ impl Added {
     pub fn table(rows: &[Row]) -> String {
         let mut quiet = rows.iter().filter(|row| row.fault == "none");
         let Some(none) = quiet.next().filter(|row| row.topology == "no balancer") else { return String::new() };
-        let table = Table([("\nadded latency, ms", 20), ("p50", 8), ("p99", 8), ("new p50", 10), ("new p99", 10)]);
+        let table = Table([("\nadded latency, ms", 24), ("p50", 8), ("p99", 8), ("new p50", 10), ("new p99", 10)]);
         let mut text = table.head();
         for row in quiet {
             let added = |with: f64, without: f64| format!("{:+.2}", with - without);
@@ -148,7 +184,7 @@ impl Added {
                 added(row.new_p50_ms, none.new_p50_ms),
                 added(row.new_p99_ms, none.new_p99_ms),
             ];
-            text += &format!("\n{:19}{:>8}{:>8}{:>10}{:>10}", row.topology, cells[0], cells[1], cells[2], cells[3]);
+            text += &format!("\n{:23}{:>8}{:>8}{:>10}{:>10}", row.topology, cells[0], cells[1], cells[2], cells[3]);
         }
         text
     }
@@ -164,14 +200,17 @@ fn ms(duration: Duration) -> f64 {
 }
 
 /// The columns.
-pub const TABLE: Table<12> = Table([
-    ("topology          fault", 32),
+pub const TABLE: Table<15> = Table([
+    ("topology              fault", 38),
     ("took s", 8),
     ("requests", 10),
     ("failed", 8),
+    ("again", 7),
+    ("worst", 7),
+    ("limit", 7),
     ("busy", 6),
     ("last fail s", 13),
-    ("limit", 7),
+    ("limit s", 9),
     ("p50 ms", 8),
     ("p99 ms", 8),
     ("new p50", 9),
