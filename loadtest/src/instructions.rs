@@ -1,6 +1,6 @@
 //! Instructions that a request takes, counted by valgrind: unlike CPU time, they are the same on a busy machine.
 //!
-//! `ekm serve` runs under callgrind, which counts while requests are sent and not before: connections are open and caches warm then. What
+//! `ekm serve` runs under callgrind, on one worker thread. It counts while requests are sent and not before: connections are open and caches warm then. What
 //! the process does besides is counted, too, and little. The kernel's share is not, and the processor that valgrind emulates has neither AVX-512
 //! nor SHA-256, so ciphers and digests take more instructions than they would: compare these figures with each other and with the floor.
 
@@ -159,6 +159,8 @@ impl Counter {
         command.arg(format!("--callgrind-out-file={}", self.file().display()));
         command.arg(format!("--log-file={}", self.directory.join("valgrind.log").display()));
         command.arg(self.prefix()).arg(program);
+        // With more, which thread finds what to do is chance.
+        command.env("TOKIO_WORKER_THREADS", "1");
         // The service would start itself anew to have this, and escape.
         command.env("SOFTHSM2_CONF", self.directory.join("softhsm/softhsm2.conf"));
         command
