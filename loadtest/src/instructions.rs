@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use ekm_loadtest::{AAD, Client, PLAINTEXT_BYTES, Protocol, Subject, median, request};
+use ekm_loadtest::{Client, PLAINTEXT_BYTES, Protocol, Subject, median, request, wrap_body};
 use ekm_tests::{Directory, Ekm, base64, ekm_binary, set_up};
 use serde_json::{Value, json};
 
@@ -86,8 +86,7 @@ impl Instructions {
         }
         ekm.change_here(&create);
         let plaintext = base64([7; PLAINTEXT_BYTES]);
-        let body = json!({"plaintext": plaintext, "additionalAuthenticatedData": base64(AAD)});
-        let wrapped = ekm.post(&format!("/{key}:wrap"), &body.to_string()).json();
+        let wrapped = ekm.post(&format!("/{key}:wrap"), &wrap_body()).json();
         let blob = wrapped["wrappedBlob"].as_str().context("the key does not wrap")?;
         for (verb, field, input) in [("wrap", "plaintext", &*plaintext), ("unwrap", "wrappedBlob", blob)] {
             let request = request(key, verb, &ekm.ready.token, field, input);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use ekm_tests::{Ekm, tls_config};
+use ekm_tests::{Ekm, base64, tls_config};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -34,7 +34,7 @@ pub struct Measured {
 pub fn request(path: &str, verb: &str, token: &str, field: &str, input: &str) -> String {
     let body = serde_json::json!({
         field: input,
-        "additionalAuthenticatedData": ekm_tests::base64(AAD),
+        "additionalAuthenticatedData": base64(AAD),
         "additionalContext": {
             "relativeResourceName": "projects/p/locations/l/keyRings/r/cryptoKeys/k/cryptoKeyVersions/1",
             "accessReasonContext": {"reason": "CUSTOMER_INITIATED_ACCESS"},
@@ -55,6 +55,12 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 
 /// Of the plaintext of every request: as long as a data key.
 pub const PLAINTEXT_BYTES: usize = 32;
+
+/// The body of a wrap without a context, for the first blob.
+pub fn wrap_body() -> String {
+    serde_json::json!({"plaintext": base64([7; PLAINTEXT_BYTES]), "additionalAuthenticatedData": base64(AAD)})
+        .to_string()
+}
 
 /// The AAD of every request.
 pub const AAD: &str = "projects/p/locations/l/keyRings/r/cryptoKeys/k";

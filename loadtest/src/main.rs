@@ -20,7 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use device::Device;
-use ekm_loadtest::{AAD, Measured, PLAINTEXT_BYTES, Protocol, Subject, measure_over, request, rss_mib};
+use ekm_loadtest::{Measured, PLAINTEXT_BYTES, Protocol, Subject, measure_over, request, rss_mib, wrap_body};
 use ekm_tests::{Ekm, base64, set_up};
 use floor::Floor;
 use instructions::Instructions;
@@ -254,9 +254,4 @@ fn median(
     let errors = all.iter().map(|run| run.errors).sum();
     all.sort_by(|a, b| a.cpu_us.total_cmp(&b.cpu_us));
     Ok(Measured { errors, ..all.swap_remove(all.len() / 2) })
-}
-
-fn wrap_body() -> String {
-    serde_json::json!({"plaintext": base64([7; PLAINTEXT_BYTES]), "additionalAuthenticatedData": base64(AAD)})
-        .to_string()
 }
