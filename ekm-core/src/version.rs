@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::blob::VersionId;
 use crate::catalog::{Custody, VersionRecord};
 use crate::error::Error;
-use crate::hsm::TokenKey;
+use crate::hsm::{Proof, TokenKey};
 use crate::locked::LockedKey;
 use crate::nonces::NonceCount;
 use crate::public_key::PublicKey;
@@ -138,8 +138,8 @@ impl KeyVersion {
     /// Its key on the token.
     pub(crate) fn token_key(&self) -> TokenKey {
         match &self.public_key {
-            None => TokenKey { id: self.id, check_blob: Some(Arc::clone(&self.check_blob)), signs: None },
-            Some(public) => TokenKey { id: self.id, check_blob: None, signs: Some(Arc::clone(public)) },
+            None => TokenKey { id: self.id, proof: Proof::CheckBlob(Arc::clone(&self.check_blob)) },
+            Some(public) => TokenKey { id: self.id, proof: Proof::PublicKey(Arc::clone(public)) },
         }
     }
 

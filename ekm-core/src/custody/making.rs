@@ -10,7 +10,7 @@ use crate::algorithm::{Algorithm, SigningAlgorithm};
 use crate::blob::{self, Format, Sealed, VersionId};
 use crate::catalog::{Custody, RootRecord, VersionRecord};
 use crate::error::Error;
-use crate::hsm::{Made, MakeError, Replica, Shard, Timing, TokenError, TokenKey};
+use crate::hsm::{Made, MakeError, Proof, Replica, Shard, Timing, TokenError, TokenKey};
 use crate::secret::Plaintext;
 use crate::shard_name::ShardName;
 use crate::signing_key::SigningFailed;
@@ -134,10 +134,10 @@ impl Custodian {
         let hsm = self.hsm_for(custody, shard)?;
         make(hsm, id, &object_label(id), algorithm.signing(), async |made| {
             let (wrapped_material, public_key) = (made.wrapped.clone(), made.public_key.clone());
-            let check_blob = match algorithm {
-                Algorithm::Symmetric => first_wrap(hsm, id).await?,
-                Algorithm::Signing(_) => {
-                    let key = TokenKey { id, check_blob: None, signs: public_key.clone() };
+            let check_blob = match &public_key {
+                None => first_wrap(hsm, id).await?,
+                Some(public) => {
+                    let key = TokenKey { id, proof: Proof::PublicKey(Arc::clone(public)) };
                     hsm.require_copies(&key).await.map_err(|error| not_made(id, error))?;
                     Vec::new()
                 }
@@ -298,12 +298,12 @@ async fn make<T>(
 
 /// A new key's check blob, once enough replicas have shown by it that they hold the same key.
 async fn first_wrap(shard: &Shard, id: VersionId) -> Result<Vec<u8>, GenerateError> {
-    let (key, aad) = (TokenKey { id, check_blob: None, signs: None }, blob::bound_aad(Format::Gcm, id, b""));
+    let (key, aad) = (TokenKey { id, proof: Proof::New }, blob::bound_aad(Format::Gcm, id, b""));
     let (text, mut timing) = (Plaintext::new(CHECK_TEXT.to_vec()), Timing::default());
     let sealed = shard.wrap(key, aad, text, false, own_patience(), &mut timing).await;
     let sealed = sealed.map_err(|error| GenerateError::FirstUse(error.to_string()))?;
     let check_blob = blob::encode(id, &Sealed::Gcm(sealed));
-    let key = TokenKey { id, check_blob: Some(check_blob.as_slice().into()), signs: None };
+    let key = TokenKey { id, proof: Proof::CheckBlob(check_blob.as_slice().into()) };
     shard.require_copies(&key).await.map_err(|error| not_made(id, error))?;
     Ok(check_blob)
 }

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use crate::blob::{self, Format, Sealed, VersionId};
 use crate::catalog::{Custody, VersionRecord};
 use crate::error::Error;
-use crate::hsm::{Patience, Shard, Timing, TokenKey};
+use crate::hsm::{Patience, Proof, Shard, Timing, TokenKey};
 use crate::locked::{KeyArena, LockedKey};
 use crate::nonces::Unsettled;
 use crate::secret::Plaintext;
@@ -246,7 +246,7 @@ impl Custodian {
     pub async fn wrap_secret(&self, shard: &ShardName, context: &[u8], secret: &[u8]) -> Result<Vec<u8>, Unusable> {
         let shard = self.here(shard)?;
         let root = shard.root().ok_or_else(|| lasting(format!("the shard '{}' has no root key", shard.name())))?;
-        let (key, aad) = (TokenKey { id: root, check_blob: None, signs: None }, blob::secret_aad(root, context));
+        let (key, aad) = (TokenKey { id: root, proof: Proof::Unique }, blob::secret_aad(root, context));
         let (secret, mut timing) = (Plaintext::new(secret.to_vec()), Timing::default());
         let wrapped = shard.wrap(key, aad, secret, false, own_patience(), &mut timing).await;
         Ok(blob::encode(root, &Sealed::Gcm(wrapped.map_err(|error| under_root(root, error))?)))
@@ -269,7 +269,7 @@ impl Custodian {
         let Some((root, Sealed::Gcm(sealed))) = blob::parse(blob) else {
             return Err(lasting("what should be wrapped by the root key is no blob of format 1"));
         };
-        let (key, aad) = (TokenKey { id: root, check_blob: None, signs: None }, blob::secret_aad(root, context));
+        let (key, aad) = (TokenKey { id: root, proof: Proof::Unique }, blob::secret_aad(root, context));
         let unwrapped = shard.unwrap(key, aad, sealed, false, patience, &mut Timing::default()).await;
         unwrapped.map_err(|error| under_root(root, error))
     }

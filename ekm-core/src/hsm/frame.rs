@@ -14,7 +14,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::fault::{Class, Fault};
-use super::job::{Answer, Outcome, Request, TokenKey};
+use super::job::{Answer, Outcome, Proof, Request, TokenKey};
 use crate::algorithm::SigningAlgorithm;
 use crate::blob::{GcmSealed, VersionId};
 use crate::public_key::PublicKey;
@@ -51,16 +51,21 @@ impl Writer {
     }
 
     fn key(self, key: &TokenKey) -> Self {
-        // A check blob is never empty.
-        let frame = self.id(key.id).bytes(key.check_blob.as_deref().unwrap_or_default());
-        match &key.signs {
-            None => frame.signs(None),
-            Some(public) => frame.signs(Some(public.algorithm())).bytes(public.der()),
+        let frame = self.id(key.id);
+        match &key.proof {
+            Proof::CheckBlob(blob) => frame.byte(0).bytes(blob),
+            Proof::PublicKey(public) => frame.byte(1).signs(Some(public.algorithm())).bytes(public.der()),
+            Proof::Unique => frame.byte(2),
+            Proof::New => frame.byte(3),
         }
     }
 
-    fn signs(mut self, algorithm: Option<SigningAlgorithm>) -> Self {
-        self.0.push(algorithm.map_or(NO_SIGNATURES, SigningAlgorithm::to_byte));
+    fn signs(self, algorithm: Option<SigningAlgorithm>) -> Self {
+        self.byte(algorithm.map_or(NO_SIGNATURES, SigningAlgorithm::to_byte))
+    }
+
+    fn byte(mut self, byte: u8) -> Self {
+        self.0.push(byte);
         self
     }
 
@@ -97,12 +102,15 @@ impl<'a> Reader<'a> {
     }
 
     fn key(&mut self) -> Option<TokenKey> {
-        let (id, check_blob) = (self.id()?, self.bytes()?);
-        let signs = match self.signs()? {
-            None => None,
-            Some(algorithm) => Some(Arc::new(PublicKey::new(algorithm, self.bytes()?.to_vec()))),
+        let id = self.id()?;
+        let proof = match self.array()? {
+            [0] => Proof::CheckBlob(Arc::from(self.bytes()?)),
+            [1] => Proof::PublicKey(Arc::new(PublicKey::new(self.signs()??, self.bytes()?.to_vec()))),
+            [2] => Proof::Unique,
+            [3] => Proof::New,
+            _ => return None,
         };
-        Some(TokenKey { id, check_blob: (!check_blob.is_empty()).then(|| Arc::from(check_blob)), signs })
+        Some(TokenKey { id, proof })
     }
 
     fn signs(&mut self) -> Option<Option<SigningAlgorithm>> {
@@ -330,15 +338,17 @@ mod tests {
             key: [u8; 16], number: u32, blob in bytes(), aad in bytes(), text in bytes(), nonce: [u8; 12], confirm: bool,
         ) {
             let id = VersionId { key: Uuid::from_bytes(key), number };
-            let key = TokenKey { id, check_blob: (!blob.is_empty()).then(|| blob.clone().into()), signs: None };
+            let key = TokenKey { id, proof: Proof::CheckBlob(blob.clone().into()) };
             let algorithm = SigningAlgorithm::from_byte(number.to_le_bytes()[0] % 10);
             let public = PublicKey::new(algorithm.unwrap(), blob.clone());
-            let private = TokenKey { signs: Some(Arc::new(public)), ..key.clone() };
+            let private = TokenKey { id, proof: Proof::PublicKey(Arc::new(public)) };
             let sealed = GcmSealed { nonce, ciphertext: text.clone() };
             let requests = [
                 Request::Wrap { key: key.clone(), aad: aad.clone(), plaintext: Plaintext::new(text.clone()) },
                 Request::Unwrap { key: key.clone(), aad, sealed: sealed.clone(), checked: confirm },
                 Request::Check { key: key.clone() },
+                Request::Check { key: TokenKey { id, proof: Proof::Unique } },
+                Request::Check { key: TokenKey { id, proof: Proof::New } },
                 Request::Audit { key },
                 Request::Audit { key: private.clone() },
                 Request::Sign { key: private, digest: text.clone() },

@@ -11,15 +11,37 @@ use crate::blob::{GcmSealed, VersionId};
 use crate::public_key::PublicKey;
 use crate::secret::Plaintext;
 
-/// A key on the token, and the way in which it shows that it works: an AES-256 key, or a private key for signatures.
+/// A key on the token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenKey {
     /// CKA_ID.
     pub id: VersionId,
-    /// The known answer: a blob of this key with a known text. Without one, such as for the root key, it is a round trip.
-    pub check_blob: Option<Arc<[u8]>>,
-    /// Of a private key: its public half, which is its known answer, too.
-    pub signs: Option<Arc<PublicKey>>,
+    /// What tells it from other keys.
+    pub proof: Proof,
+}
+
+impl TokenKey {
+    /// Of a private key: its public half.
+    pub fn public_key(&self) -> Option<&Arc<PublicKey>> {
+        match &self.proof {
+            Proof::PublicKey(public) => Some(public),
+            Proof::CheckBlob(_) | Proof::Unique | Proof::New => None,
+        }
+    }
+}
+
+/// How a key shows that it works, and that it is the one that is meant. The id alone does not say so: of two rotations at the same time
+/// one is taken back, and the next one makes another key under that id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// An AES-256 key: a blob of this key with a known text.
+    CheckBlob(Arc<[u8]>),
+    /// A private key: what it signs verifies with its public half.
+    PublicKey(Arc<PublicKey>),
+    /// A root key, an AES-256 key whose id no other key ever has: a round trip.
+    Unique,
+    /// An AES-256 key that is being made, before its check blob: a round trip, and no session remembers which object it was.
+    New,
 }
 
 /// Whose time a job takes.

@@ -228,7 +228,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::super::frame::Order;
-    use super::super::job::{Answer, Demand, TokenKey, Urgency};
+    use super::super::job::{Answer, Demand, Proof, TokenKey, Urgency};
     use super::*;
     use crate::blob::VersionId;
     use crate::secret::Plaintext;
@@ -329,7 +329,7 @@ mod tests {
         let fixture = Fixture::new(64, 0, LONG);
         let id = VersionId { key: uuid::Uuid::nil(), number: 1 };
         let largest = || Request::Wrap {
-            key: TokenKey { id, check_blob: None, signs: None },
+            key: TokenKey { id, proof: Proof::New },
             aad: vec![1; 1 << 16],
             plaintext: Plaintext::new(vec![2; 1 << 16]),
         };

@@ -40,7 +40,7 @@ pub mod worker;
 pub use admission::AdmissionStatus;
 pub use health::State;
 pub(crate) use job::DIGEST_BYTES;
-pub use job::{Demand, Patience, Timing, TokenKey, Urgency};
+pub use job::{Demand, Patience, Proof, Timing, TokenKey, Urgency};
 pub use link::TokenInfo;
 pub use process::WorkerCommand;
 pub use replica::{Isolation, Replica, ReplicaOptions, ReplicaStatus};

@@ -557,7 +557,7 @@ fn checked(request: &Request, answer: Answer) -> Result<Answer, Fault> {
                 .ok_or_else(|| Fault::integrity("C_Decrypt", "a plaintext that was changed"))
         }
         (Request::Sign { key, digest }, Answer::Signed(signature)) => {
-            let verifies = key.signs.as_ref().is_some_and(|public| public.verifies(digest, &signature));
+            let verifies = key.public_key().is_some_and(|public| public.verifies(digest, &signature));
             let wrong = || Fault::integrity("C_Sign", "a signature that does not verify");
             verifies.then_some(Answer::Signed(signature)).ok_or_else(wrong)
         }

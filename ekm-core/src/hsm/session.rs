@@ -8,7 +8,7 @@ use cryptoki::session::Session;
 
 use super::fault::{Class, Fault};
 use super::gcm::{decrypt, encrypt};
-use super::job::{Answer, Request, TokenKey};
+use super::job::{Answer, Proof, Request, TokenKey};
 use super::profile::Profile;
 use super::signing;
 use super::token::{Token, TokenError, generate_session_key, key_template, logged_in};
@@ -19,7 +19,8 @@ use crate::secret::Plaintext;
 pub(super) struct TokenSession {
     token: Arc<Token>,
     session: Session,
-    handles: HashMap<VersionId, ObjectHandle>,
+    /// Each key with the proof that it has given.
+    handles: HashMap<VersionId, (Proof, ObjectHandle)>,
     /// A key that lives as long as the session, for probes.
     probe: Option<ObjectHandle>,
 }
@@ -91,7 +92,7 @@ impl TokenSession {
 
     /// What comes out is verified by the frontend, in whose process there is no vendor's library.
     fn sign(&mut self, key: &TokenKey, digest: &[u8]) -> Result<Vec<u8>, Fault> {
-        let Some(public) = &key.signs else { return Err(Fault::key("C_Sign", "the key is none for signatures")) };
+        let Some(public) = key.public_key() else { return Err(Fault::key("C_Sign", "the key is none for signatures")) };
         self.renewing(key, |profile, session, handle| {
             signing::sign(profile, session, handle, public.algorithm(), digest)
         })
@@ -105,8 +106,7 @@ impl TokenSession {
     /// As [`Self::check`], and the object's attributes.
     fn audit(&mut self, key: &TokenKey) -> Result<(), Fault> {
         self.check(key)?;
-        let _no_copy_is_half_made = self.token.hold_copies();
-        let found = self.session.find_objects(&template(key)).map_err(|error| self.token.fault(error))?;
+        let found = self.token.find(&self.session, &template(key))?;
         found.into_iter().try_for_each(|object| self.token.require_closed(&self.session, object))
     }
 
@@ -166,17 +166,27 @@ impl TokenSession {
     }
 
     /// A key is looked for, and shows that it is the one that made its check blob, before its first use on every new session: after a
-    /// failover of the vendor's own, the same id may stand for other material.
+    /// failover of the vendor's own, the same id may stand for other material. For another proof it is looked for again: what a rotation
+    /// made that was taken back may still be usable here.
     fn handle(&mut self, key: &TokenKey) -> Result<ObjectHandle, Fault> {
-        if let Some(&handle) = self.handles.get(&key.id) {
-            return Ok(handle);
+        if let Some((proof, handle)) = self.handles.get(&key.id)
+            && *proof == key.proof
+        {
+            return Ok(*handle);
         }
-        match self.token.find(&self.session, &template(key))?[..] {
+        let template = template(key);
+        let found = match key.proof {
+            Proof::New => self.token.find(&self.session, &template),
+            _ => self.token.find_to_keep(&self.session, &template),
+        };
+        match found?[..] {
             [handle] => {
-                if key.check_blob.is_some() || key.signs.is_some() {
+                if matches!(key.proof, Proof::CheckBlob(_) | Proof::PublicKey(_)) {
                     prove(self.token.profile(), &self.session, handle, key)?;
                 }
-                self.handles.insert(key.id, handle);
+                if key.proof != Proof::New {
+                    self.handles.insert(key.id, (key.proof.clone(), handle));
+                }
                 Ok(handle)
             }
             // A search without a login, or on a token that went away, finds nothing and calls it success.
@@ -194,20 +204,21 @@ impl TokenSession {
 
 /// Finds a key's object.
 fn template(key: &TokenKey) -> Vec<Attribute> {
-    match key.signs {
-        None => key_template(key.id).into(),
-        Some(_) => signing::key_template(key.id).into(),
+    match key.proof {
+        Proof::PublicKey(_) => signing::key_template(key.id).into(),
+        Proof::CheckBlob(_) | Proof::Unique | Proof::New => key_template(key.id).into(),
     }
 }
 
 /// The check blob opens to the known text. If it is refused: does the key work at all, and is it just not the one that made it?
 fn prove(profile: &Profile, session: &Session, handle: ObjectHandle, key: &TokenKey) -> Result<(), Fault> {
-    if let Some(public) = &key.signs {
-        return signing::prove(profile, session, handle, public);
-    }
+    let check_blob = match &key.proof {
+        Proof::CheckBlob(blob) => blob,
+        Proof::PublicKey(public) => return signing::prove(profile, session, handle, public),
+        Proof::Unique | Proof::New => return round_trip(profile, session, handle, b"round trip"),
+    };
     let wrong =
         || Fault::key("C_Decrypt", "the check blob does not open to its known text: the material is another one");
-    let Some(check_blob) = &key.check_blob else { return round_trip(profile, session, handle, b"round trip") };
     let Some((id, Sealed::Gcm(sealed))) = blob::parse(check_blob) else { return Err(wrong()) };
     let aad = blob::bound_aad(Format::Gcm, key.id, b"");
     let known_answer = || decrypt(profile, session, handle, sealed.nonce, &aad, &sealed.ciphertext);

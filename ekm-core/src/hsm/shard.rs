@@ -309,7 +309,7 @@ impl Shard {
     ) -> Result<(), MakeError> {
         let Some(replication) = self.replication.clone() else { return Err(MakeError::NoReplicationKey) };
         let (id, label, wrapped) = (key.id, label.into(), wrapped.to_vec());
-        let signs = key.signs.as_ref().map(|public| public.algorithm());
+        let signs = key.public_key().map(|public| public.algorithm());
         // If it exists there, another frontend has done it; or it is another key, as the check shows.
         replica.control(Request::Import { id, label, signs, replication, wrapped }, MAKING).await?;
         self.check_on(replica, &key).await

@@ -95,6 +95,8 @@ impl Token {
         self.make(id, &key_template(id), guard, |session| {
             let private = private_template(id, label, algorithm, replication.is_some());
             let (mechanism, public) = public_template(algorithm);
+            // With RSA it may take seconds, in which no session could begin to use a key.
+            let _until_it_is_whole = matches!(algorithm.scheme(), Scheme::Ecdsa(_)).then(|| self.nobody_looks());
             let pair = session.generate_key_pair(&mechanism, &public, &private);
             let (public, key) = pair.map_err(|error| self.fault(error))?;
             let shown = self.public_key(session, public, algorithm);
@@ -158,8 +160,9 @@ impl Token {
         let unknown = || Fault::key("C_UnwrapKey", "a wrapped private key in a form that this version does not know");
         let (wrapping, wrapped) = Wrapping::read(wrapped).ok_or_else(unknown)?;
         self.make(id, &key_template(id), &CLOSED, |session| {
-            let by = self.replication_key(session, replication)?;
             let template = private_template(id, label, algorithm, false);
+            let _until_it_is_whole = self.nobody_looks();
+            let by = self.replication_key(session, replication)?;
             let made = session.unwrap_key(&wrapping.mechanism(), by, wrapped, &template);
             Ok((made.map_err(|error| self.fault(error))?, ()))
         })

@@ -15,9 +15,9 @@ use super::job::Request;
 use super::profile::ProfileName;
 use super::*;
 use crate::algorithm::{Algorithm, Hash, Scheme, SigningAlgorithm};
-use crate::blob::{self, Sealed, TAG_BYTES, VersionId};
+use crate::blob::{self, Format, Sealed, TAG_BYTES, VersionId};
 use crate::catalog::{Custody, VersionRecord};
-use crate::custody::{Custodian, GenerateError};
+use crate::custody::{CHECK_TEXT, Custodian, GenerateError};
 use crate::error::Error;
 use crate::public_key::PublicKey;
 use crate::secret::Plaintext;
@@ -261,7 +261,7 @@ fn the_first_uses_of_a_key_by_many_sessions_at_once_all_find_it() {
     for number in 1..=10 {
         let id = VersionId { key: Uuid::new_v4(), number };
         token.generate_key(id, "key", None).unwrap();
-        let check = Request::Check { key: TokenKey { id, check_blob: None, signs: None } };
+        let check = Request::Check { key: TokenKey { id, proof: Proof::Unique } };
         let together = Barrier::new(SESSIONS);
         std::thread::scope(|scope| {
             for _ in 0..SESSIONS {
@@ -272,6 +272,38 @@ fn the_first_uses_of_a_key_by_many_sessions_at_once_all_find_it() {
                 });
             }
         });
+    }
+}
+
+/// A rotation that was taken back, and the one after it, which makes another key under the same id.
+#[test]
+fn no_session_uses_a_key_that_had_the_id_before() {
+    if !in_a_process_with_each_token("no_session_uses_a_key_that_had_the_id_before") {
+        return;
+    }
+    make_token("test");
+    let token = Arc::new(token());
+    let open = || session::TokenSession::open(Arc::clone(&token)).unwrap();
+    let (mut one, mut later) = (open(), open());
+    let id = VersionId { key: Uuid::new_v4(), number: 2 };
+    let aad = || blob::bound_aad(Format::Gcm, id, b"");
+    let wrap = |session: &mut session::TokenSession, key: &TokenKey| {
+        let plaintext = Plaintext::new(CHECK_TEXT.to_vec());
+        let answer = session.serve(&Request::Wrap { key: key.clone(), aad: aad(), plaintext }, false).unwrap();
+        let job::Answer::Wrapped(sealed) = answer else { panic!("wrapped") };
+        sealed
+    };
+    for _ in 0..3 {
+        token.generate_key(id, "key", None).unwrap();
+        let check_blob = blob::encode(id, &Sealed::Gcm(wrap(&mut one, &TokenKey { id, proof: Proof::New })));
+        let key = TokenKey { id, proof: Proof::CheckBlob(check_blob.into()) };
+        for session in [&mut one, &mut later, &mut open()] {
+            session.serve(&Request::Check { key: key.clone() }, false).expect("all have the new key");
+        }
+        let sealed = wrap(&mut one, &key);
+        let request = Request::Unwrap { key, aad: aad(), sealed, checked: false };
+        open().serve(&request, false).expect("what one session wraps, another one opens");
+        token.discard_key(id).unwrap();
     }
 }
 
@@ -409,7 +441,7 @@ fn material_under_the_root_key_is_used_in_this_process_and_opens_on_its_own_toke
 
     let version = custodian.version(&record);
     let sealed = wrap(&custodian, &version).unwrap();
-    assert_eq!((version.state(), sealed.format()), (VersionState::Proven, blob::Format::Xaes));
+    assert_eq!((version.state(), sealed.format()), (VersionState::Proven, Format::Xaes));
     assert_eq!(unwrap(&custodian, &version, sealed).unwrap(), b"text");
 
     // The material of another version, and a changed one.
@@ -615,7 +647,7 @@ fn secrets_material_and_blobs_of_the_first_hsm_wrapped_version_still_open() {
     wait(custodian.prove(&version)).unwrap();
     for blob in golden["blobs"].as_array().unwrap() {
         let (named, sealed) = blob::parse(&bytes(&blob["blob"])).unwrap();
-        assert_eq!((named, sealed.format()), (record.id, blob::Format::Xaes));
+        assert_eq!((named, sealed.format()), (record.id, Format::Xaes));
         let (aad, deadline) = (text(&blob["aad"]), Instant::now() + Duration::from_secs(20));
         let opened =
             wait(custodian.unwrap(&version, aad.as_bytes(), sealed, Patience::Own(deadline), &mut Timing::default()));

@@ -233,10 +233,11 @@ pub struct Token {
     profile: &'static Profile,
     pin: AuthPin,
     login: Mutex<Login>,
-    /// One object is made or removed at a time: SoftHSM fails half-way when others look meanwhile.
+    /// One object is made or removed at a time.
     making: Mutex<()>,
-    /// Nobody looks for a key while a session makes its copy: SoftHSM gives that the key's CKA_ID first, and only then its own.
-    copying: Mutex<()>,
+    /// Of SoftHSM: nobody looks for a key while one is being made, which would fail half-way and leave what it has of it; nor while a
+    /// session makes its copy, which has the key's CKA_ID first, and only then its own.
+    looking: Mutex<()>,
 }
 
 struct Login {
@@ -270,7 +271,7 @@ impl Token {
             pin: options.pin.clone(),
             login,
             making: Mutex::default(),
-            copying: Mutex::default(),
+            looking: Mutex::default(),
         };
         self_test::run(profile, &token.module.open_rw_session(slot).map_err(failed)?)?;
         Ok(token)
@@ -298,10 +299,16 @@ impl Token {
         within(self.profile.sessions, limit.unwrap_or(Limit::Unavailable))
     }
 
-    /// The objects that a session finds by a template. If it is one, it is the one to work with: the token's, or a copy that lives in the
-    /// session, if the token's profile says so; as sensitive, as little extractable, and gone with the session.
+    /// The token's objects that a session finds by a template.
     pub(super) fn find(&self, session: &Session, template: &[Attribute]) -> Result<Vec<ObjectHandle>, Fault> {
-        let _one_at_a_time = self.hold_copies();
+        let _one_at_a_time = self.nobody_looks();
+        session.find_objects(template).map_err(|error| self.fault(error))
+    }
+
+    /// As [`Self::find`]. If it is one, it is the one to work with: the token's, or a copy that lives in the session, if the token's
+    /// profile says so; as sensitive, as little extractable, and gone with the session. Such a copy outlives the token's object.
+    pub(super) fn find_to_keep(&self, session: &Session, template: &[Attribute]) -> Result<Vec<ObjectHandle>, Fault> {
+        let _one_at_a_time = self.nobody_looks();
         let mut found = session.find_objects(template).map_err(|error| self.fault(error))?;
         if self.profile.session_copy
             && let [object] = &mut found[..]
@@ -313,9 +320,9 @@ impl Token {
         Ok(found)
     }
 
-    /// Until it is dropped, no session makes its copy of a key.
-    pub(super) fn hold_copies(&self) -> Option<MutexGuard<'_, ()>> {
-        self.profile.session_copy.then(|| self.copying.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Until it is dropped, no other session looks for a key or makes its copy of one.
+    pub(super) fn nobody_looks(&self) -> Option<MutexGuard<'_, ()>> {
+        self.profile.session_copy.then(|| self.looking.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Opens a session for a worker. Logs in again only if the token has forgotten the login, and never after it refused the PIN.
@@ -372,6 +379,7 @@ impl Token {
         self.make(id, &key_template(id), guard, |session| {
             let mut template = object_template(id, label, replication.is_some());
             template.push(Attribute::ValueLen(Ulong::new(32)));
+            let _until_it_is_whole = self.nobody_looks();
             let key = session.generate_key(&Mechanism::AesKeyGen, &template).map_err(|error| self.fault(error))?;
             let wrapped = replication.map(|replication| self.wrap_out(session, key, replication)).transpose();
             wrapped.map(|wrapped| (key, wrapped)).or_else(|error| self.undo(session, key, error))
@@ -387,6 +395,7 @@ impl Token {
         wrapped: &[u8],
     ) -> Result<Option<Vec<u8>>, TokenError> {
         self.make(id, &key_template(id), &CLOSED, |session| {
+            let _until_it_is_whole = self.nobody_looks();
             let by = self.replication_key(session, replication)?;
             let made = session.unwrap_key(&Mechanism::AesKeyWrap, by, wrapped, &object_template(id, label, false));
             Ok((made.map_err(|error| self.fault(error))?, None))
@@ -402,14 +411,13 @@ impl Token {
         put: impl FnOnce(&Session) -> Result<(ObjectHandle, T), TokenError>,
     ) -> Result<T, TokenError> {
         let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        let failed = |error| self.fault(error);
         let session = self.rw_session()?;
-        if !session.find_objects(template).map_err(failed)?.is_empty() {
+        if !self.find(&session, template)?.is_empty() {
             return Err(TokenError::KeyExists(id));
         }
         let (key, made) = put(&session)?;
         // Of two that have looked at the same time and found nothing, the later one sees both.
-        let found = session.find_objects(template).map_err(failed)?.len();
+        let found = self.find(&session, template)?.len();
         if found != 1 {
             let _ = session.destroy_object(key); // perhaps the other one's cleaning up was faster
             return Err(match found {
@@ -484,6 +492,7 @@ impl Token {
     pub fn discard_key(&self, id: VersionId) -> Result<(), TokenError> {
         let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let failed = |error| self.fault(error);
+        let _until_it_is_gone = self.nobody_looks();
         let session = self.rw_session()?;
         // Of whichever kind: the id is its alone.
         for key in session.find_objects(&[Attribute::Id(id.to_bytes().to_vec())]).map_err(failed)? {
