@@ -134,7 +134,8 @@ impl App {
             None => None,
         };
         Ok(Self {
-            ekm_listener: bind("ekm", config.server.listen, Some(tls), ekm_router)?,
+            ekm_listener: bind("ekm", config.server.listen, Some(tls), ekm_router)?
+                .bound_strangers(config.limits.max_unauthenticated_connections()),
             ops_listener,
             aside,
             reload: None,

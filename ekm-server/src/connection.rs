@@ -4,11 +4,13 @@
 //! has none at all. One thing they cannot see: a head that begins in the same read as the request before it counts as idle,
 //! until its next byte.
 
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -44,6 +46,8 @@ pub struct Peer {
     pub uid: Option<u32>,
     /// When the first byte of this request came; only HTTP/1.1 tells.
     pub first_byte: Option<Instant>,
+    /// Its connection, to be told when a token of the peer's was good.
+    pub connection: Option<Arc<Activity>>,
 }
 
 /// In a response's extensions: nobody waits for it any more, so it is not sent, and its connection or stream ends.
@@ -71,6 +75,8 @@ pub struct Clocks {
     write: Duration,
     age: Duration,
     newcomer: Duration,
+    /// How long a connection is expected to say who it is.
+    pub grace: Duration,
 }
 
 impl Clocks {
@@ -83,17 +89,22 @@ impl Clocks {
             write: Duration::from_millis(limits.write_timeout_ms),
             age: Duration::from_secs(limits.max_connection_age_s),
             newcomer: Duration::from_millis(*limits.request_deadline_ms.get_ref()),
+            grace: Duration::from_millis(limits.first_byte_timeout_ms / 5),
         }
     }
 }
 
 /// What a connection is doing, and since when.
 pub struct Activity {
+    authenticated: AtomicBool,
     state: Mutex<State>,
     evict: Notify,
+    evicted_as: OnceLock<&'static str>,
 }
 
 struct State {
+    /// When it was accepted, or its handshake was over.
+    begun: Instant,
     phase: Phase,
     since: Instant,
     in_flight: usize,
@@ -113,8 +124,20 @@ enum Phase {
 impl Default for Activity {
     /// For a connection that was just accepted.
     fn default() -> Self {
-        let state = State { phase: Phase::Silent, since: Instant::now(), in_flight: 0, write_blocked: None };
-        Self { state: Mutex::new(state), evict: Notify::new() }
+        let accepted = Instant::now();
+        let state = State { begun: accepted, phase: Phase::Silent, since: accepted, in_flight: 0, write_blocked: None };
+        Self {
+            authenticated: AtomicBool::new(false),
+            state: Mutex::new(state),
+            evict: Notify::new(),
+            evicted_as: OnceLock::new(),
+        }
+    }
+}
+
+impl fmt::Debug for Activity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Activity").finish_non_exhaustive()
     }
 }
 
@@ -129,19 +152,42 @@ impl Activity {
         (state.in_flight == 0).then_some(state.since)
     }
 
-    /// Asks the connection to make room for another.
-    pub fn evict(&self) {
+    /// Notes that a request on it had a good token.
+    pub fn authenticate(&self) {
+        // Written once, so that requests at the same time do not take the line from each other's caches.
+        if !self.is_authenticated() {
+            self.authenticated.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a request on it had a good token.
+    pub fn is_authenticated(&self) -> bool {
+        self.authenticated.load(Ordering::Relaxed)
+    }
+
+    /// Whether its first request may still be on its way. Counts from its accept, and anew from its handshake.
+    pub fn is_new(&self, now: Instant, grace: Duration) -> bool {
+        let state = self.state();
+        state.phase != Phase::Idle && now < state.begun + grace
+    }
+
+    /// Asks the connection to make room for another; `reason` is what it then ends with.
+    pub fn evict(&self, reason: &'static str) {
+        let _ = self.evicted_as.set(reason);
         self.evict.notify_one();
     }
 
     /// Starts the clocks anew, after the handshake.
     pub fn restart(&self) {
-        self.state().since = Instant::now();
+        let mut state = self.state();
+        state.begun = Instant::now();
+        state.since = state.begun;
     }
 
-    /// Resolves when the connection has been asked to make room.
-    pub async fn evicted(&self) {
+    /// Resolves when the connection has been asked to make room, with the reason.
+    pub async fn evicted(&self) -> &'static str {
         self.evict.notified().await;
+        self.evicted_as.get().copied().unwrap_or("evicted")
     }
 
     /// Whether there has been no byte since the handshake.
@@ -290,7 +336,7 @@ async fn drive<C: GracefulConnection>(
         biased; // the connection first: what it reads and writes moves the clocks
         outcome = &mut connection => return if outcome.is_ok() { "closed" } else { "error" },
         reason = &mut expired => return reason,
-        () = activity.evict.notified() => return "evicted",
+        reason = activity.evicted() => return reason,
         left = leave => left,
     };
     connection.as_mut().graceful_shutdown();

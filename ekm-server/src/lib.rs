@@ -26,6 +26,7 @@ pub mod listener;
 mod logging;
 pub mod metrics;
 pub mod ops;
+mod places;
 mod process;
 mod reload;
 mod remote;

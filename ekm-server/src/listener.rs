@@ -1,9 +1,8 @@
 //! The accept loop: how many connections there may be, and how they end.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -15,6 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::config::Limits;
 use crate::connection::{self, Activity, Clocks, Drain, Peer};
 use crate::metrics::Metrics;
+use crate::places::Places;
 use crate::socket_file::SocketFile;
 
 /// Connections that the kernel keeps until they are accepted.
@@ -39,15 +39,16 @@ enum Accepted {
 
 struct Shared {
     clocks: Clocks,
-    max_connections: usize,
     handshake_timeout: Duration,
-    open: Mutex<HashMap<u64, Arc<Activity>>>,
+    places: Mutex<Places>,
     name: &'static str,
     metrics: Arc<Metrics>,
 }
 
 impl Listener {
     /// Binds the address, for the runtime that this is called in. Without `tls` it speaks plain HTTP/1.1. Metrics show it under `name`.
+    ///
+    /// Connections on which nobody has shown a good token are bounded only by [`Self::bound_strangers`].
     pub fn bind(
         name: &'static str,
         address: SocketAddr,
@@ -72,6 +73,12 @@ impl Listener {
         metrics: Arc<Metrics>,
     ) -> Self {
         Self { socket: Socket::Unix(socket), router, shared: Arc::new(Shared::new(name, limits, metrics)) }
+    }
+
+    /// Lets only so many connections wait for a first request with a good token.
+    pub fn bound_strangers(self, max_strangers: usize) -> Self {
+        self.shared.places().max_strangers = max_strangers;
+        self
     }
 
     /// The address, with the port that port 0 became; a Unix socket has none.
@@ -134,7 +141,8 @@ impl Listener {
                     }
                     Accepted::Tcp(stream, address, tls) => {
                         let _ = stream.set_nodelay(true);
-                        (stream, Peer { address: Some(address), ..Peer::default() }, tls)
+                        let connection = Some(Arc::clone(&activity));
+                        (stream, Peer { address: Some(address), connection, ..Peer::default() }, tls)
                     }
                 };
                 let Some(tls) = tls else {
@@ -157,7 +165,7 @@ impl Listener {
             let reason = tokio::select! {
                 biased;
                 reason = served => reason,
-                () = activity.evicted() => "evicted",
+                reason = activity.evicted() => reason,
             };
             shared.count_closed(reason);
             drop(open);
@@ -195,31 +203,26 @@ impl Shared {
     fn new(name: &'static str, limits: &Limits, metrics: Arc<Metrics>) -> Self {
         Self {
             clocks: Clocks::new(limits),
-            max_connections: limits.max_connections,
             handshake_timeout: Duration::from_millis(limits.handshake_timeout_ms),
-            open: Mutex::new(HashMap::new()),
+            places: Mutex::new(Places::new(limits)),
             name,
             metrics,
         }
     }
 
-    /// Enters a connection into the list. If the list is full, the one that has been idle longest has to go; if none is idle, the
-    /// new one has to.
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a connection into the list, unless there is no place for it.
     fn admit(&self, number: u64, activity: &Arc<Activity>) -> bool {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.len() >= self.max_connections {
-            let idle = open.iter().filter_map(|(&number, activity)| Some((activity.idle_since()?, number)));
-            let Some((_, oldest)) = idle.min() else {
-                self.count_closed("refused");
-                return false;
-            };
-            if let Some(activity) = open.remove(&oldest) {
-                activity.evict();
-            }
+        let admitted = self.places().admit(number, activity);
+        if admitted {
+            self.metrics.connections.with_label_values(&[self.name]).inc();
+        } else {
+            self.count_closed("refused");
         }
-        open.insert(number, Arc::clone(activity));
-        self.metrics.connections.with_label_values(&[self.name]).inc();
-        true
+        admitted
     }
 
     fn count_closed(&self, reason: &str) {
@@ -251,6 +254,6 @@ struct Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.shared.metrics.connections.with_label_values(&[self.shared.name]).dec();
-        self.shared.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+        self.shared.places().remove(self.number);
     }
 }

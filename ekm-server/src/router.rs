@@ -312,6 +312,9 @@ async fn serve(
         let caller = plane.authenticator.load().authenticate(&head.headers, deadline).await?;
         let known = Instant::now();
         record.stages.authentication = known - asked;
+        if let Some(connection) = head.extensions.get::<Peer>().and_then(|peer| peer.connection.as_ref()) {
+            connection.authenticate();
+        }
         record.caller = Some(Arc::clone(&caller));
         if is_info {
             return Ok(Asked::Info);

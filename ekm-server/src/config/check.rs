@@ -87,6 +87,17 @@ fn check_limits(config: &Config) -> Result<(), Finding> {
             "leave them out for the defaults: a machine that is busy for a moment is no reason to end",
         );
     }
+    if !(1..=limits.max_connections).contains(&limits.max_unauthenticated_connections()) {
+        return finding(
+            0..0,
+            format!(
+                "limits.max_unauthenticated_connections is {}: everybody begins as one of them, and they count among limits.max_connections, {}",
+                limits.max_unauthenticated_connections(),
+                limits.max_connections
+            ),
+            "write 1 to max_connections, or leave it out for the default, which is 500",
+        );
+    }
     let needed = (limits.max_plaintext_bytes + limits.max_aad_bytes).div_ceil(3) * 4 + 4096;
     if *body.get_ref() < needed {
         return finding(

@@ -332,8 +332,12 @@ pub struct Limits {
     pub caller_requests_per_s: Option<NonZeroU32>,
     /// Memory for the bodies of requests under way, in MiB; when it is used up, others are 503.
     pub body_memory_mib: usize,
-    /// Open connections; one more closes the one that has been idle longest.
+    /// Open connections; one more closes the one that has been idle longest, first of those without a good token so far.
     pub max_connections: usize,
+    /// Of those, the ones to the EKM listener on which no request has had a good token yet; one more closes the one of them that has been idle
+    /// longest. Newcomers are left a fifth of `first_byte_timeout_ms` in peace, even if they are more. Absent: 500, or `max_connections` if that
+    /// is less.
+    pub max_unauthenticated_connections: Option<usize>,
     /// From accept to the end of the handshake.
     pub handshake_timeout_ms: u64,
     /// From the handshake to the first byte of a request.
@@ -368,6 +372,7 @@ impl Default for Limits {
             caller_requests_per_s: None,
             body_memory_mib: 64,
             max_connections: 2000,
+            max_unauthenticated_connections: None,
             handshake_timeout_ms: 3_000,
             first_byte_timeout_ms: 5_000,
             header_timeout_ms: 2_000,
@@ -379,6 +384,13 @@ impl Default for Limits {
             drain_delay_ms: None,
             drain_timeout_ms: 10_000,
         }
+    }
+}
+
+impl Limits {
+    /// As configured, or the default.
+    pub fn max_unauthenticated_connections(&self) -> usize {
+        self.max_unauthenticated_connections.unwrap_or(500.min(self.max_connections))
     }
 }
 
@@ -422,6 +434,8 @@ impl Config {
         let mut config: Self = toml::from_str(text).map_err(|error| ConfigError::syntax(file, text, &error))?;
         check::check(&config).map_err(|finding| finding.in_file(file, text))?;
         config.limits.drain_delay_ms.get_or_insert(config.profile.drain_delay_ms());
+        let strangers = config.limits.max_unauthenticated_connections();
+        config.limits.max_unauthenticated_connections = Some(strangers);
         Ok(config)
     }
 
@@ -577,6 +591,12 @@ mod tests {
             ("#copies = 2", "copies = 3", "copies must be"),
             ("name = \"hsm-b\"", "name = \"\"", "is no name"),
             ("max_body_bytes = 262144", "max_body_bytes = 1000", "max_body_bytes"),
+            (
+                "#max_unauthenticated_connections = 500",
+                "max_unauthenticated_connections = 2001",
+                "max_connections, 2000",
+            ),
+            ("#max_unauthenticated_connections = 500", "max_unauthenticated_connections = 0", "write 1 to"),
             ("audiences = [\"https://ekm.example.com\"]", "audiences = []", "audiences"),
             ("audiences = [\"https://ekm.example.com\"]", "audiences = [\"https://ekm.example.com/\"]", "no path"),
             ("token_label = \"ekm\"", "", "token_label"),

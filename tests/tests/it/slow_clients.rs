@@ -122,6 +122,81 @@ fn one_connection_too_many_closes_the_one_that_has_been_idle_longest() {
     ekm.eventually("bounded", || open_connections(&ekm) == 5.0);
 }
 
+/// Open, and answered once without a token.
+fn stranger(ekm: &Ekm) -> Connection {
+    let mut connection = ekm.connect();
+    connection.send(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    assert_eq!(connection.read_answer().unwrap().status, 200);
+    connection
+}
+
+#[test]
+fn one_stranger_too_many_closes_the_stranger_that_has_been_idle_longest_and_nobody_who_is_known() {
+    let ekm = serve_with("max_connections = 20\nmax_unauthenticated_connections = 3");
+    let token = &ekm.ready.token;
+    let mut known: Vec<_> = (0..8).map(|_| ekm.connect()).collect();
+    known.iter_mut().for_each(|connection| assert_serves(connection, token));
+    let mut strangers: Vec<_> = (0..12).map(|_| stranger(&ekm)).collect();
+    for (number, connection) in strangers.iter_mut().enumerate().take(9) {
+        assert!(connection.is_closed_within(PATIENCE), "stranger {number} is still open");
+    }
+    ekm.eventually("counted", || closed_for(&ekm, "evicted_unauthenticated") == 9.0);
+    // Even a bad token is answered, and makes nobody known.
+    let refused = post_json(WRAP, "a.b.c", good_body());
+    strangers[9].send(&refused).unwrap();
+    assert_eq!(strangers[9].read_answer().unwrap().status, 401);
+    drop(stranger(&ekm));
+    assert!(strangers[10].is_closed_within(PATIENCE), "it was idle longest");
+    assert_serves(&mut strangers[9], token);
+    known.iter_mut().for_each(|connection| assert_serves(connection, token));
+    assert_eq!(closed_for(&ekm, "evicted"), 0.0);
+}
+
+#[test]
+fn newcomers_are_served_even_if_all_at_once_are_more_than_strangers_may_be() {
+    let ekm = serve_with("max_unauthenticated_connections = 2\nfirst_byte_timeout_ms = 300000");
+    let mut newcomers: Vec<_> = (0..50).map(|_| ekm.connect()).collect();
+    newcomers.iter_mut().for_each(|connection| assert_serves(connection, &ekm.ready.token));
+    let silent: Vec<_> = (0..50).map(|_| TcpStream::connect(ekm.address()).unwrap()).collect();
+    ekm.eventually("accepted", || open_connections(&ekm) == 100.0);
+    newcomers.iter_mut().for_each(|connection| assert_serves(connection, &ekm.ready.token));
+    assert_eq!(closed_for(&ekm, "evicted_unauthenticated"), 0.0);
+    drop(silent);
+}
+
+#[test]
+fn strangers_that_take_all_the_room_there_is_push_out_only_strangers() {
+    let limits = "max_connections = 5\nmax_unauthenticated_connections = 3\nfirst_byte_timeout_ms = 300000";
+    let ekm = serve_with(&format!("{limits}\nhandshake_timeout_ms = 300000"));
+    let mut known = [ekm.connect(), ekm.connect()];
+    known.iter_mut().for_each(|connection| assert_serves(connection, &ekm.ready.token));
+    let silent: Vec<_> = (0..50).map(|_| TcpStream::connect(ekm.address()).unwrap()).collect();
+    ekm.eventually("accepted", || closed_for(&ekm, "evicted") == 47.0);
+    known.iter_mut().for_each(|connection| assert_serves(connection, &ekm.ready.token));
+    drop(silent);
+}
+
+#[test]
+fn newcomers_do_not_push_out_each_other_where_known_connections_have_all_the_room() {
+    let limits = "max_connections = 5\nmax_unauthenticated_connections = 3\nfirst_byte_timeout_ms = 300000";
+    let ekm = serve_with(limits);
+    let token = &ekm.ready.token;
+    let mut known: Vec<_> = (0..5)
+        .map(|_| {
+            let mut connection = ekm.connect();
+            assert_serves(&mut connection, token);
+            connection
+        })
+        .collect();
+    let mut newcomers: Vec<_> = (0..3).map(|_| ekm.connect()).collect();
+    newcomers.iter_mut().for_each(|connection| assert_serves(connection, token));
+    for (number, connection) in known.iter_mut().enumerate().take(3) {
+        assert!(connection.is_closed_within(PATIENCE), "connection {number} is still open");
+    }
+    known[3..].iter_mut().for_each(|connection| assert_serves(connection, token));
+    assert_eq!(closed_for(&ekm, "evicted"), 3.0);
+}
+
 #[test]
 fn a_connection_with_a_request_under_way_is_never_closed_for_another() {
     let ekm = serve_with("max_connections = 5\nbody_timeout_ms = 15000");
