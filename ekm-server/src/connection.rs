@@ -1,8 +1,8 @@
 //! One connection: TLS handshake, HTTP/1.1 or HTTP/2 by ALPN, and the clocks that end it.
 //!
 //! The clocks are ours because hyper's do not cover this: its header time-out also cuts idle keep-alive connections, and HTTP/2
-//! has none at all. One thing they cannot see: a head that begins in the same read as the request before it counts as idle,
-//! until its next byte.
+//! has none at all. One thing they see late: a head that begins in the same read as the request before it counts as idle
+//! for a second, or until its next byte.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -15,17 +15,20 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use bytes::Bytes;
 use http::{HeaderValue, header};
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulConnection;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tower::ServiceExt;
 
+use crate::answer::Answer;
 use crate::config::Limits;
+use crate::resting::Resting;
 
 /// More than any real request has; hyper answers 431 to more.
 const MAX_HEADERS: usize = 64;
@@ -34,6 +37,12 @@ const MAX_HTTP2_STREAMS: u32 = 64;
 /// What is read ahead of a request under way, and what of answers may wait to be sent before the next request is read: hyper would hold
 /// 400 KiB of each for a client that asks and does not read.
 const MAX_BUFFER_BYTES: usize = 32 * 1024;
+/// A connection without a request for so long gives its buffers back. To have them again costs a request a microsecond or two.
+const REST_AFTER: Duration = Duration::from_secs(1);
+/// What may be under way on an HTTP/2 connection: bodies that have not been read, and again bodies of requests until their answers have been taken.
+const HTTP2_KIB: u32 = 256;
+/// A body of which nobody says how long it is counts as so much.
+const UNKNOWN_BODY_KIB: u32 = 32;
 
 /// The other end of a connection, in a request's extensions.
 #[derive(Clone, Debug, Default)]
@@ -48,6 +57,21 @@ pub struct Peer {
     pub first_byte: Option<Instant>,
     /// Its connection, to be told when a token of the peer's was good.
     pub connection: Option<Arc<Activity>>,
+    /// Of its connection, in KiB; over HTTP/2 only.
+    pub room: Option<Arc<Semaphore>>,
+}
+
+/// A request's share of its connection's room, kept until its answer has been taken. In a response's extensions.
+pub type Room = Arc<OwnedSemaphorePermit>;
+
+impl Peer {
+    /// Waits until other answers on the connection have been taken, if their requests and this one have too much in their bodies. Over HTTP/1.1
+    /// there is one at a time.
+    pub async fn room(&self, body_bytes: Option<u64>) -> Option<Room> {
+        let kib = body_bytes.map_or(UNKNOWN_BODY_KIB, |bytes| u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX));
+        let room = Arc::clone(self.room.as_ref()?).acquire_many_owned(kib.clamp(1, HTTP2_KIB)).await;
+        room.ok().map(Arc::new)
+    }
 }
 
 /// In a response's extensions: nobody waits for it any more, so it is not sent, and its connection or stream ends.
@@ -108,6 +132,10 @@ struct State {
     phase: Phase,
     since: Instant,
     in_flight: usize,
+    /// Answers that the peer does not want yet.
+    untaken: usize,
+    /// Since when he has taken nothing of them.
+    untaken_since: Instant,
     write_blocked: Option<Instant>,
 }
 
@@ -125,7 +153,15 @@ impl Default for Activity {
     /// For a connection that was just accepted.
     fn default() -> Self {
         let accepted = Instant::now();
-        let state = State { begun: accepted, phase: Phase::Silent, since: accepted, in_flight: 0, write_blocked: None };
+        let state = State {
+            begun: accepted,
+            phase: Phase::Silent,
+            since: accepted,
+            in_flight: 0,
+            untaken: 0,
+            untaken_since: accepted,
+            write_blocked: None,
+        };
         Self {
             authenticated: AtomicBool::new(false),
             state: Mutex::new(state),
@@ -202,11 +238,29 @@ impl Activity {
         (state.phase == Phase::Head && state.in_flight == 1).then_some(state.since)
     }
 
-    fn request_ended(&self) {
+    fn request_ended(&self, answered: bool) {
         let mut state = self.state();
         state.in_flight -= 1;
         state.phase = Phase::Idle;
         state.since = Instant::now();
+        if answered {
+            if state.untaken == 0 {
+                state.untaken_since = state.since;
+            }
+            state.untaken += 1;
+        }
+    }
+
+    /// From when on it need not keep buffers, unless something happens.
+    fn rests_at(&self) -> Option<Instant> {
+        let state = self.state();
+        let sent = state.in_flight == 0 && state.untaken == 0 && state.write_blocked.is_none();
+        (sent && state.phase == Phase::Idle).then(|| state.since + REST_AFTER)
+    }
+
+    /// Whether it need not keep buffers: all answers have been sent for a while.
+    pub fn may_rest(&self) -> bool {
+        self.rests_at().is_some_and(|at| at <= Instant::now())
     }
 
     /// When the connection has to end if nothing happens, and why.
@@ -214,6 +268,9 @@ impl Activity {
         let state = self.state();
         if let Some(blocked) = state.write_blocked {
             return Some((blocked + clocks.write, "write_timeout"));
+        }
+        if state.untaken > 0 {
+            return Some((state.untaken_since + clocks.write, "write_timeout"));
         }
         if state.in_flight > 0 {
             return None; // the request has a deadline of its own
@@ -242,8 +299,9 @@ pub fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     // Not all at once, if they were made all at once.
     let age = clocks.age.mul_f64(0.8 + 0.4 * fastrand::f64());
     let connected = Instant::now();
+    let peer = Peer { room: http2.then(|| Arc::new(Semaphore::new(HTTP2_KIB as usize))), ..peer };
     let too_old = connected + age;
-    let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity), count_heads: !http2 });
+    let watched = Watched { stream, activity: Arc::clone(&activity), count_heads: !http2, unread: Bytes::new() };
     let service = {
         let (activity, drain) = (Arc::clone(&activity), drain.clone());
         service_fn(move |mut request: hyper::Request<Incoming>| {
@@ -256,7 +314,6 @@ pub fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
                     tokio::task::yield_now().await;
                 }
                 let Ok(mut response) = router.oneshot(request).await;
-                drop(guard);
                 if response.extensions().get::<TooLate>().is_some() {
                     return Err(TooLate);
                 }
@@ -264,16 +321,19 @@ pub fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
                 if !http2 && (Instant::now() > too_old || *drain.borrow() != Drain::Serving) {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
-                Ok(response)
+                let room = response.extensions_mut().remove::<Room>();
+                Ok(response.map(|body| Answer::new(body, guard.answered(), room)))
             }
         })
     };
     if http2 {
-        let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_HTTP2_STREAMS)
             .max_header_list_size(MAX_HEAD_BYTES as u32)
+            .initial_connection_window_size(HTTP2_KIB * 1024)
+            .initial_stream_window_size(HTTP2_KIB * 1024)
             // Of a client that gives up on all it has asked, at once, and has asked as much again.
             .max_pending_accept_reset_streams(2 * MAX_HTTP2_STREAMS as usize)
             .max_local_error_reset_streams(64)
@@ -286,37 +346,65 @@ pub fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
                 () = tokio::time::sleep(age) => "aged",
             }
         };
-        Box::pin(drive(Box::pin(builder.serve_connection(io, service)), activity, clocks, leave))
+        let connection = Box::pin(builder.serve_connection(TokioIo::new(watched), service));
+        Box::pin(drive(connection, http2::Connection::graceful_shutdown, activity, clocks, leave))
     } else {
-        let mut builder = hyper::server::conn::http1::Builder::new();
+        let mut builder = http1::Builder::new();
         builder.max_headers(MAX_HEADERS).max_header_size(MAX_HEAD_BYTES).header_read_timeout(None);
         builder.max_buf_size(MAX_BUFFER_BYTES);
-        let watched = Arc::clone(&activity);
+        let connection = Box::pin(Resting::new(builder, watched, Arc::clone(&activity), service));
+        let newcomer = Arc::clone(&activity);
         let leave = async move {
             reached(&mut drain, Drain::Draining).await;
             // Who has just connected has a request on its way, and not all clients send it again if the connection is closed under it.
-            if watched.is_silent() {
+            if newcomer.is_silent() {
                 tokio::time::sleep_until((connected + clocks.newcomer).into()).await;
             }
             "drained"
         };
-        Box::pin(drive(Box::pin(builder.serve_connection(io, service)), activity, clocks, leave))
+        Box::pin(drive(connection, Resting::graceful_shutdown, activity, clocks, leave))
     }
 }
 
 /// A request under way; also ended when the caller goes away and hyper drops its future.
-struct InFlight(Arc<Activity>);
+struct InFlight(Option<Arc<Activity>>);
 
 impl InFlight {
     fn new(activity: &Arc<Activity>) -> (Self, Option<Instant>) {
         let first_byte = activity.request_started();
-        (Self(Arc::clone(activity)), first_byte)
+        (Self(Some(Arc::clone(activity))), first_byte)
+    }
+
+    fn answered(mut self) -> Untaken {
+        let activity = self.0.take().expect("it goes with this");
+        activity.request_ended(true);
+        Untaken(activity)
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.request_ended();
+        if let Some(activity) = &self.0 {
+            activity.request_ended(false);
+        }
+    }
+}
+
+/// An answer that waits for its peer to want it: over HTTP/2 until the stream has a window, over HTTP/1.1 until there is room in the buffer.
+pub struct Untaken(Arc<Activity>);
+
+impl Untaken {
+    /// Some of it was taken.
+    pub fn goes_on(&self) {
+        self.0.state().untaken_since = Instant::now();
+    }
+}
+
+impl Drop for Untaken {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.untaken -= 1;
+        state.untaken_since = Instant::now();
     }
 }
 
@@ -325,8 +413,9 @@ pub async fn reached(drain: &mut watch::Receiver<Drain>, far: Drain) {
     let _ = drain.wait_for(|&drain| drain >= far).await;
 }
 
-async fn drive<C: GracefulConnection>(
+async fn drive<C: Future<Output = hyper::Result<()>>>(
     mut connection: Pin<Box<C>>,
+    shut_down: impl FnOnce(Pin<&mut C>),
     activity: Arc<Activity>,
     clocks: Clocks,
     leave: impl Future<Output = &'static str>,
@@ -339,7 +428,7 @@ async fn drive<C: GracefulConnection>(
         reason = activity.evicted() => return reason,
         left = leave => left,
     };
-    connection.as_mut().graceful_shutdown();
+    shut_down(connection.as_mut());
     tokio::select! {
         biased;
         outcome = &mut connection => if outcome.is_ok() { left } else { "error" },
@@ -359,7 +448,8 @@ async fn expired(activity: &Activity, clocks: &Clocks) -> &'static str {
             if deadline <= now {
                 return Poll::Ready(reason);
             }
-            let deadline = tokio::time::Instant::from_std(deadline);
+            let rests_at = activity.rests_at().filter(|at| *at > now);
+            let deadline = tokio::time::Instant::from_std(rests_at.map_or(deadline, |at| at.min(deadline)));
             if deadline < timer.deadline() || timer.is_elapsed() {
                 timer.as_mut().reset(deadline);
             }
@@ -370,11 +460,42 @@ async fn expired(activity: &Activity, clocks: &Clocks) -> &'static str {
 }
 
 /// A stream that tells [`Activity`] about its bytes.
-struct Watched<S> {
+pub struct Watched<S> {
     stream: S,
     activity: Arc<Activity>,
     /// HTTP/2 peers send control frames between requests; only HTTP/1.1 bytes are always a head.
     count_heads: bool,
+    /// Was read, and is read once more.
+    unread: Bytes,
+}
+
+impl<S: AsyncRead + Unpin> Watched<S> {
+    /// Resolves when there is something to read, the end and errors included.
+    pub fn poll_readable(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.unread.is_empty() {
+            let mut byte = [0];
+            let mut buffer = ReadBuf::new(&mut byte);
+            let _ = ready!(Pin::new(&mut *self).poll_read(context, &mut buffer));
+            self.unread = Bytes::copy_from_slice(buffer.filled());
+        }
+        Poll::Ready(())
+    }
+
+    /// Takes back what was read too much: the beginning of a request, if it is anything.
+    pub fn unread(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.note_head();
+            self.unread = bytes; // an empty one has memory behind it, too
+        }
+    }
+
+    fn note_head(&self) {
+        let mut state = self.activity.state();
+        if self.count_heads && state.in_flight == 0 && state.phase != Phase::Head {
+            state.phase = Phase::Head;
+            state.since = Instant::now();
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
@@ -383,14 +504,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.unread.is_empty() {
+            let length = self.unread.len().min(buffer.remaining());
+            buffer.put_slice(&self.unread.split_to(length));
+            // With what follows: hyper would take twice the buffer for what comes after a single byte.
+            return match Pin::new(&mut self.stream).poll_read(context, buffer) {
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                _ => Poll::Ready(Ok(())),
+            };
+        }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        if self.count_heads && buffer.filled().len() > before {
-            let mut state = self.activity.state();
-            if state.in_flight == 0 && state.phase != Phase::Head {
-                state.phase = Phase::Head;
-                state.since = Instant::now();
-            }
+        if buffer.filled().len() > before {
+            self.note_head();
         }
         Poll::Ready(Ok(()))
     }

@@ -4,6 +4,7 @@
 //! [`status`]. [`app`] puts the parts together.
 
 pub mod admin;
+mod answer;
 pub mod app;
 pub mod audit;
 pub mod auth;
@@ -30,6 +31,7 @@ mod places;
 mod process;
 mod reload;
 mod remote;
+mod resting;
 pub mod router;
 pub mod shapes;
 mod simulator;

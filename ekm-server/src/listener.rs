@@ -20,6 +20,9 @@ use crate::socket_file::SocketFile;
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 1024;
 
+/// What TLS takes of answers before the network does: a record.
+const UNSENT_BYTES: usize = 16 * 1024;
+
 /// A listening socket and what to do with its connections.
 pub struct Listener {
     socket: Socket,
@@ -150,7 +153,8 @@ impl Listener {
                     return connection::serve(stream, false, peer, router, activity, shared.clocks, drain).await;
                 };
                 match shared.handshake(&tls, stream).await {
-                    Ok(stream) => {
+                    Ok(mut stream) => {
+                        stream.get_mut().1.set_buffer_limit(Some(UNSENT_BYTES));
                         let tls = stream.get_ref().1;
                         let http2 = tls.alpn_protocol() == Some(b"h2");
                         let leaf = tls.peer_certificates().and_then(<[_]>::first);

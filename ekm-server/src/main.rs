@@ -7,6 +7,13 @@ use std::process::ExitCode;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// Its options. Two arenas, and not four for each processor, whose unused memory adds up; and what is unused goes back to the system after a
+/// second, by a thread of the allocator's, and not after ten.
+#[allow(unsafe_code)] // for the linker, this is the symbol that jemalloc looks for
+#[unsafe(export_name = "_rjem_malloc_conf")]
+pub static MALLOC_CONF: &u8 = &OPTIONS[0];
+const OPTIONS: &[u8] = b"narenas:2,dirty_decay_ms:1000,background_thread:true\0";
+
 fn main() -> ExitCode {
     ekm_server::cli::main()
 }

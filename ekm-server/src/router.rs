@@ -26,7 +26,7 @@ use crate::audit::{AuditLogs, Record, Stages};
 use crate::auth::Authenticator;
 use crate::background::Unserved;
 use crate::config::Config;
-use crate::connection::{Peer, TooLate};
+use crate::connection::{Peer, Room, TooLate};
 use crate::control::{self, Control};
 use crate::dialect::{self, ControlRequest};
 use crate::health::Health;
@@ -230,10 +230,12 @@ async fn answer(State(plane): State<Arc<DataPlane>>, request: Request<Body>) -> 
     // hyper honours Transfer-Encoding over a Content-Length beside it, and does not say that there was one; a proxy in front might see it
     // the other way round. Ending the connection leaves nothing to smuggle into (RFC 9112 §6.1).
     let mut closes = request.headers().contains_key(header::TRANSFER_ENCODING);
+    let mut shared = None;
 
     let record = open.record.as_mut().expect("just put there");
     // A panic costs the request that caused it, and nobody else.
-    let outcome = AssertUnwindSafe(serve(&plane, request, record, deadline, &mut closes)).catch_unwind().await;
+    let outcome =
+        AssertUnwindSafe(serve(&plane, request, record, deadline, &mut closes, &mut shared)).catch_unwind().await;
     let outcome = outcome.unwrap_or_else(|_| {
         plane.metrics.panics.inc();
         Err(Error::Internal("the handler panicked"))
@@ -262,6 +264,9 @@ async fn answer(State(plane): State<Arc<DataPlane>>, request: Request<Body>) -> 
     plane.metrics.observe_refusal(code, &trace, now);
     if too_late {
         response.extensions_mut().insert(TooLate);
+    }
+    if let Some(room) = shared {
+        response.extensions_mut().insert(room);
     }
     response.headers_mut().insert("x-request-id", request_id);
     if closes {
@@ -301,6 +306,7 @@ async fn serve(
     record: &mut Record,
     deadline: Instant,
     closes: &mut bool,
+    shared: &mut Option<Room>,
 ) -> Result<String, Error> {
     let (head, mut body) = request.into_parts();
     let read = async {
@@ -312,7 +318,8 @@ async fn serve(
         let caller = plane.authenticator.load().authenticate(&head.headers, deadline).await?;
         let known = Instant::now();
         record.stages.authentication = known - asked;
-        if let Some(connection) = head.extensions.get::<Peer>().and_then(|peer| peer.connection.as_ref()) {
+        let peer = head.extensions.get::<Peer>();
+        if let Some(connection) = peer.and_then(|peer| peer.connection.as_ref()) {
             connection.authenticate();
         }
         record.caller = Some(Arc::clone(&caller));
@@ -326,7 +333,12 @@ async fn serve(
         if plane.ekm.is_too_much(&path, verb, &caller, deadline) {
             return Err(Error::Overloaded);
         }
-        let bytes = body.size_hint().exact().unwrap_or(plane.limits.body_bytes as u64);
+        let exact = body.size_hint().exact();
+        if let Some(peer) = peer {
+            let waited = tokio::time::timeout_at(deadline.into(), peer.room(exact)).await;
+            *shared = waited.map_err(|_| Error::DeadlineExceeded("waiting for other answers to be taken"))?;
+        }
+        let bytes = exact.unwrap_or(plane.limits.body_bytes as u64);
         let room = plane.intake.room(bytes.min(plane.limits.body_bytes as u64))?;
         let body = plane.limits.read(&mut body, deadline).await?;
         record.stages.body = known.elapsed();

@@ -8,6 +8,7 @@ use ekm_tests::frames::*;
 use ekm_tests::{Ekm, base64, tls_config};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
+use serde_json::json;
 
 use crate::table::{PATIENCE, PLAINTEXT, WRAP, assert_serves, good_body, is_closed, serve_with};
 
@@ -444,11 +445,11 @@ fn floods_end_their_connection_and_do_not_keep_others_waiting() {
 
 #[test]
 fn streams_that_do_not_go_on_are_ended_and_bounded_in_number() {
-    let mut ekm = serve_with("idle_timeout_s = 1\nbody_timeout_ms = 500");
+    let mut ekm = serve_with("idle_timeout_s = 1\nwrite_timeout_ms = 1000\nbody_timeout_ms = 500");
     let token = ekm.ready.token.clone();
     let head = good_head(&token);
 
-    // No window: the answer cannot be sent, and the connection counts as idle.
+    // No window: the answer cannot be sent, and waits no longer than any.
     let mut stalled = Frames::open(&ekm);
     stalled.send(&[setting(INITIAL_WINDOW_SIZE, 0), request(1, &head, good_body().as_bytes())].concat()).unwrap();
     assert!(stalled.is_closed(), "a window of 0");
@@ -521,4 +522,35 @@ fn slow_resets_leave_an_audit_line_each() {
     frames.send(&request(101, &head, good_body().as_bytes())).unwrap();
     assert!(matches!(frames.outcome(101), Outcome::Answered(body) if body.contains("wrappedBlob")));
     finish(&mut ekm);
+}
+
+#[test]
+fn large_answers_that_are_not_taken_leave_no_room_for_more_and_those_that_are_taken_do() {
+    let ekm = Ekm::serve(&ekm_tests::set_up(&[]), |config| {
+        config.replace("request_deadline_ms = 20000", "request_deadline_ms = 1500\nwrite_timeout_ms = 300000")
+    });
+    let (head, body) = (good_head(&ekm.ready.token), json!({"plaintext": base64(vec![7; 60 * 1024])}).to_string());
+    let large = |stream: u32| {
+        let mut frames = frame(HEADERS, END_HEADERS, stream, &head);
+        body.as_bytes().chunks(16 * 1024).for_each(|piece| frames.extend(frame(DATA, 0, stream, piece)));
+        [frames, frame(DATA, END_STREAM, stream, &[])].concat()
+    };
+    // Without a length in its head a body counts as 32 KiB of 256.
+    let mut deaf = Frames::open(&ekm);
+    deaf.send(&setting(INITIAL_WINDOW_SIZE, 0)).unwrap();
+    for number in 0..8 {
+        deaf.send(&large(2 * number + 1)).unwrap();
+        ekm.eventually("answered", || ekm.audit().len() == number as usize + 1);
+    }
+    deaf.send(&request(17, &head, good_body().as_bytes())).unwrap();
+    ekm.eventually("refused", || ekm.audit().len() == 9);
+    assert!(ekm.audit()[..8].iter().all(|line| line["code"] == "ok"));
+    assert_eq!(ekm.audit()[8]["code"], "deadline_exceeded");
+
+    // Windows for all of them.
+    deaf.send(&frame(WINDOW_UPDATE, 0, 0, &(1u32 << 30).to_be_bytes())).unwrap();
+    deaf.send(&setting(INITIAL_WINDOW_SIZE, 1 << 20)).unwrap();
+    deaf.outcome(15);
+    deaf.send(&request(19, &head, good_body().as_bytes())).unwrap();
+    assert!(matches!(deaf.outcome(19), Outcome::Answered(_)));
 }

