@@ -82,7 +82,7 @@ drill-load: ## Every scenario of load, RUNS=3 times and soak once: medians in ta
 	mkdir -p target/load
 	failed=; for scenario in overload slow-hsm noisy-tenant retry-storm steady frontend-loss rolling-restart hostile-clients connections soak; do \
 	  runs=$(or $(RUNS),3); test $$scenario != soak || runs=1; \
-	  target/release/ekm-load run loadtest/scenarios/$$scenario.toml --rig --runs $$runs --html target/load/$$scenario.html || failed="$$failed $$scenario"; \
+	  target/release/ekm-load run loadtest/scenarios/$$scenario.toml --rig --pin --runs $$runs --html target/load/$$scenario.html || failed="$$failed $$scenario"; \
 	done; test -z "$$failed" || { echo "not passed:$$failed"; exit 1; }
 
 conformance: ## The conformance suite against a new service for each custody: the table in docs/conformance-report.md
