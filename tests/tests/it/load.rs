@@ -168,7 +168,7 @@ fn one_command_runs_every_scenario_whatever_comes_of_one_and_names_those_that_we
     let files = std::fs::read_dir(scenarios()).unwrap().map(|file| file.unwrap().path());
     let names: BTreeSet<_> = files.map(|file| file.file_stem().unwrap().to_str().unwrap().to_owned()).collect();
     let call = |name: &str, options: &str| {
-        format!("run loadtest/scenarios/{name}.toml --rig {options} --html {}/{name}.html", directory.display())
+        format!("run loadtest/scenarios/{name}.toml --rig --pin {options} --html {}/{name}.html", directory.display())
     };
 
     let ends = "case $2 in */overload.toml) exit 1;; */steady.toml) exit 3;; */soak.toml) exit 2;; esac";
