@@ -3,7 +3,7 @@
 # A rustup that setup.sh has just installed is not on the PATH of this shell yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help run test lint check-deploy audit bench bench-instructions bench-device bench-catalog bench-control drill-catalog drill-hsm drill-topology load drill-load conformance release
+.PHONY: help run test lint check-deploy audit bench bench-instructions bench-device bench-catalog bench-control drill-catalog drill-hsm drill-topology build-load load drill-load conformance release
 
 help: ## List what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -71,18 +71,22 @@ drill-topology: ## Break replicas and a site behind each reference topology, and
 	cargo build --locked --workspace
 	target/debug/drill-topology
 
-load: ## What a service does under load: the report of one scenario, SCENARIO=overload by default, in a release build
-	@sh scripts/setup.sh test
-	cargo build --locked --release -p ekm-server -p ekm-loadtest -p ekm-pkcs11-fault
-	target/release/ekm-load run loadtest/scenarios/$(or $(SCENARIO),overload).toml --rig --html target/$(or $(SCENARIO),overload).html
+# What sends the load: it starts the service that lies beside it. Where its reports of all scenarios go.
+EKM_LOAD = target/release/ekm-load
+REPORTS = target/load
 
-drill-load: ## Every scenario of load, RUNS=3 times and soak once: medians in target/load, figures for loadtest/RESULTS.md (an hour, and a half hour of soak)
+build-load:
 	@sh scripts/setup.sh test
 	cargo build --locked --release -p ekm-server -p ekm-loadtest -p ekm-pkcs11-fault
-	mkdir -p target/load
+
+load: build-load ## What a service does under load: the report of one scenario, SCENARIO=overload by default, in a release build
+	$(EKM_LOAD) run loadtest/scenarios/$(or $(SCENARIO),overload).toml --rig --html target/$(or $(SCENARIO),overload).html
+
+drill-load: build-load ## Every scenario of load, RUNS=3 times and soak once: medians in target/load, figures for loadtest/RESULTS.md (an hour, and a half hour of soak; SECONDS=10 for a look at each)
+	mkdir -p $(REPORTS)
 	failed=; for scenario in overload slow-hsm noisy-tenant retry-storm steady frontend-loss rolling-restart hostile-clients connections soak; do \
 	  runs=$(or $(RUNS),3); test $$scenario != soak || runs=1; \
-	  target/release/ekm-load run loadtest/scenarios/$$scenario.toml --rig --runs $$runs --html target/load/$$scenario.html || failed="$$failed $$scenario"; \
+	  $(EKM_LOAD) run loadtest/scenarios/$$scenario.toml --rig --pin --runs $$runs $(if $(SECONDS),--seconds $(SECONDS)) --html $(REPORTS)/$$scenario.html || failed="$$failed $$scenario"; \
 	done; test -z "$$failed" || { echo "not passed:$$failed"; exit 1; }
 
 conformance: ## The conformance suite against a new service for each custody: the table in docs/conformance-report.md

@@ -210,30 +210,31 @@ fn measure_custody(args: &Args, custody: Custody, rows: &mut Vec<serde_json::Val
         let requests = Arc::new(vec![request(key, verb, &ekm.ready.token, field, &input)]);
         for (protocol, floor_us) in Protocol::ALL.into_iter().zip(&floors) {
             let measured = median(args, &runtime, protocol, &(&ekm).into(), &requests)?;
-            let device_us = match &device {
-                None => Some(0.0),
-                Some(device) => device.of(verb),
+            let above_floor_us = measured.cpu_us - floor_us;
+            let (device_us, ours_us) = match &device {
+                None => (None, Some(above_floor_us)),
+                Some(device) => {
+                    let device_us = device.of(verb);
+                    (device_us, device_us.map(|device_us| above_floor_us - device_us))
+                }
             };
-            rows.push(row(name, verb, protocol, &measured, *floor_us, device_us, idle_rss_mib));
+            rows.push(row([name, verb, protocol.name()], &measured, *floor_us, [device_us, ours_us], idle_rss_mib));
         }
     }
     Ok(())
 }
 
-/// `device_us` is `None` if nobody knows it.
+/// `device_us` is `None` if there is no device, or nobody knows what it takes; then nobody knows ours, either.
 fn row(
-    custody: &str,
-    verb: &str,
-    protocol: Protocol,
+    [custody, verb, protocol]: [&str; 3],
     measured: &Measured,
     floor_us: f64,
-    device_us: Option<f64>,
+    [device_us, ours_us]: [Option<f64>; 2],
     idle_rss_mib: f64,
 ) -> serde_json::Value {
     serde_json::json!({
-        "custody": custody, "verb": verb, "protocol": protocol.name(), "server_cpu_us": measured.cpu_us,
-        "floor_cpu_us": floor_us, "device_cpu_us": device_us,
-        "above_floor_and_device_us": device_us.map(|device_us| measured.cpu_us - floor_us - device_us),
+        "custody": custody, "verb": verb, "protocol": protocol, "server_cpu_us": measured.cpu_us,
+        "floor_cpu_us": floor_us, "device_cpu_us": device_us, "above_floor_and_device_us": ours_us,
         "times_the_floor": measured.cpu_us / floor_us, "requests_per_cpu_s": 1e6 / measured.cpu_us,
         "requests_per_s": measured.per_second, "errors": measured.errors, "idle_rss_mib": idle_rss_mib,
     })

@@ -12,7 +12,8 @@ use super::lane::Lane;
 use super::process::Process;
 use super::profile::ProfileName;
 use super::session::TokenSession;
-use super::token::{Module, Token, TokenError, TokenOptions};
+use super::token::{Module, Token, TokenOptions};
+use super::token_error::TokenError;
 
 /// How long a call may still run when the process wants to end. A hung one cannot be cancelled.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);

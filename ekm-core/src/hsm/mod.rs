@@ -7,7 +7,8 @@
 //! - [`Replica`]: one token, with its state (`health`), and the task that keeps it usable.
 //! - `link`: the bounded queue in front of its sessions. They run on threads of this process, or in a worker process of their own
 //!   (`process` and `lane` are the frontend's side of it, [`worker`] the other, `frame` what goes between them).
-//! - `session`: one logged-in session with its cache of key handles; blocking. `gcm`, `signing`: the calls that it makes.
+//! - `session`: one logged-in session with its cache of key handles; blocking. `gcm`, `signing`: the calls that it makes. `keys`: keys are made and
+//!   removed.
 //!
 //! [`Module`] is the vendor's library, [`Token`] is found, logged in to and tested; [`fault`] is a failed call and what its return code
 //! means; [`profile`] says how vendors' tokens differ.
@@ -22,6 +23,7 @@ mod frame;
 mod gcm;
 mod health;
 mod job;
+mod keys;
 mod lane;
 mod link;
 mod process;
@@ -35,6 +37,7 @@ mod signing;
 #[cfg(test)]
 mod tests;
 mod token;
+mod token_error;
 pub mod worker;
 
 pub use admission::AdmissionStatus;
@@ -45,4 +48,5 @@ pub use link::TokenInfo;
 pub use process::WorkerCommand;
 pub use replica::{Isolation, Replica, ReplicaOptions, ReplicaStatus};
 pub use shard::{Made, MakeError, Shard, ShardCounts, ShardOptions};
-pub use token::{Module, Token, TokenError, TokenOptions, TokenSelector, initialize_softhsm_token};
+pub use token::{Module, Token, TokenOptions, TokenSelector, initialize_softhsm_token};
+pub use token_error::TokenError;

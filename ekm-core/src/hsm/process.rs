@@ -20,7 +20,8 @@ use zeroize::Zeroizing;
 use super::frame;
 use super::lane::Lane;
 use super::link::{Hands, Link, Queue, TokenInfo};
-use super::token::{TokenError, TokenOptions, TokenSelector};
+use super::token::{TokenOptions, TokenSelector};
+use super::token_error::TokenError;
 
 /// From the start of a worker until it is logged in. HSMs on a network take their time; one that hangs must not hold it for ever.
 const START_PATIENCE: Duration = Duration::from_secs(30);

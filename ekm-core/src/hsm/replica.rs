@@ -17,7 +17,8 @@ use super::job::{Answer, Patience, Request, Timing, without_digest};
 use super::link::{Link, Queue, TokenInfo, Undone};
 use super::process::{self, WorkerCommand};
 use super::profile::ProfileName;
-use super::token::{Module, TokenError, TokenOptions, TokenSelector};
+use super::token::{Module, TokenOptions, TokenSelector};
+use super::token_error::TokenError;
 use crate::blob::VersionId;
 
 /// How often slowness is looked for.

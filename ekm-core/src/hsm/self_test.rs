@@ -8,8 +8,9 @@ use cryptoki::types::Ulong;
 
 use super::fault::{Class, Fault};
 use super::gcm::{decrypt, encrypt};
+use super::keys::generate_session_key;
 use super::profile::{IvSource, Profile};
-use super::token::{TokenError, generate_session_key};
+use super::token_error::TokenError;
 use crate::blob::TAG_BYTES;
 
 /// Known answer, fresh nonces, honest tags.

@@ -13,7 +13,7 @@ use super::fault::{Class, Fault};
 use super::health::State;
 use super::job::{Answer, Demand, Patience, Request, Timing, TokenKey, with_digest};
 use super::replica::{Failure, Replica, ReplicaOptions};
-use super::token::TokenError;
+use super::token_error::TokenError;
 use crate::algorithm::SigningAlgorithm;
 use crate::blob::{GcmSealed, VersionId};
 use crate::error::Error;

@@ -8,8 +8,10 @@ use cryptoki::session::Session;
 use cryptoki::types::Ulong;
 
 use super::fault::Fault;
+use super::keys::{CLOSED, NEVER_OPEN};
 use super::profile::Profile;
-use super::token::{CLOSED, NEVER_OPEN, Token, TokenError};
+use super::token::Token;
+use super::token_error::TokenError;
 use crate::algorithm::{Curve, Hash, Scheme, SigningAlgorithm};
 use crate::blob::VersionId;
 use crate::custody::CHECK_TEXT;

@@ -231,7 +231,7 @@ fn whatever_a_token_says_after_a_lost_login_asks_for_another_session() {
     let id = VersionId { key: Uuid::new_v4(), number: 1 };
     token.generate_key(id, "key", None).unwrap();
     let session = token.session().unwrap();
-    let [key] = session.find_objects(&token::key_template(id)).unwrap()[..] else { panic!("one key") };
+    let [key] = session.find_objects(&keys::key_template(id)).unwrap()[..] else { panic!("one key") };
     let (nonce, ciphertext) = gcm::encrypt(token.profile(), &session, key, b"aad", b"text").unwrap();
 
     session.logout().unwrap();
@@ -244,7 +244,7 @@ fn whatever_a_token_says_after_a_lost_login_asks_for_another_session() {
     }
 
     let session = token.session().unwrap();
-    let [key] = session.find_objects(&token::key_template(id)).unwrap()[..] else { panic!("one key") };
+    let [key] = session.find_objects(&keys::key_template(id)).unwrap()[..] else { panic!("one key") };
     let opened = gcm::decrypt(token.profile(), &session, key, nonce, b"aad", &ciphertext).unwrap();
     assert_eq!(opened.as_bytes(), b"text");
 }
@@ -320,7 +320,7 @@ fn a_generated_key_works_and_cannot_leave_the_token() {
 
     let token = token();
     let session = token.session().unwrap();
-    let [key] = session.find_objects(&token::key_template(id)).unwrap()[..] else { panic!("one key") };
+    let [key] = session.find_objects(&keys::key_template(id)).unwrap()[..] else { panic!("one key") };
     let shown = session.get_attributes(key, &[AttributeType::Value]).unwrap();
     assert!(shown.is_empty(), "CKA_VALUE is not to be had");
     for attribute in [Attribute::Extractable(true), Attribute::Sensitive(false)] {
@@ -336,7 +336,7 @@ fn a_generated_key_works_and_cannot_leave_the_token() {
     assert_eq!(unwrap(&custodian, &version, sealed).unwrap(), b"text");
 
     token.discard_key(id).unwrap();
-    assert!(session.find_objects(&token::key_template(id)).unwrap().is_empty());
+    assert!(session.find_objects(&keys::key_template(id)).unwrap().is_empty());
 }
 
 #[test]

@@ -5,17 +5,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error as Pkcs11Error, RvError};
-use cryptoki::mechanism::{Mechanism, MechanismType};
-use cryptoki::object::{Attribute, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::mechanism::MechanismType;
+use cryptoki::object::{Attribute, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::{Limit, Slot};
-use cryptoki::types::{AuthPin, Ulong};
+use cryptoki::types::AuthPin;
 use secrecy::SecretString;
 
 use super::fault::{Class, Fault};
 use super::profile::{Profile, ProfileName};
 use super::self_test;
-use crate::blob::VersionId;
+use super::token_error::TokenError;
 
 /// A vendor's PKCS#11 library. It is never unloaded: some start threads of their own, which would lose their code.
 pub struct Module {
@@ -40,154 +40,6 @@ pub enum TokenSelector {
     Label(String),
     /// Serial number.
     Serial(String),
-}
-
-/// Why a token cannot be used. Stops the start; each has an entry in the error reference.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenError {
-    /// The library cannot be loaded.
-    #[error("cannot load the PKCS#11 module {module}: {cause}")]
-    Module {
-        /// Its path.
-        module: String,
-        /// The loader's words.
-        cause: String,
-    },
-    /// The library does not start: it misses its own configuration, or its HSM.
-    #[error(
-        "the PKCS#11 module {module} does not start: {cause}; does it find its own configuration (see [shard.replica.environment]), and its HSM?"
-    )]
-    Initialize {
-        /// Its path.
-        module: String,
-        /// Function and return code.
-        cause: Fault,
-    },
-    /// No token fits the selector.
-    #[error("no token with {wanted}; the module shows: {found}")]
-    NotFound {
-        /// `label '…'` or `serial '…'`.
-        wanted: String,
-        /// The tokens that are there.
-        found: String,
-    },
-    /// Two tokens fit the selector.
-    #[error("{count} tokens have {wanted}; choose by serial: {found}")]
-    NotUnique {
-        /// How many.
-        count: usize,
-        /// `label '…'` or `serial '…'`.
-        wanted: String,
-        /// The tokens that are there.
-        found: String,
-    },
-    /// The PIN was refused. One attempt was made, and no other will be, so that the token does not lock itself.
-    #[error("the token refused the PIN ({code}); one attempt was made and none will follow")]
-    Pin {
-        /// Its return code.
-        code: String,
-    },
-    /// The token cannot do what we need.
-    #[error("the token does not offer {0}, which the external key manager needs")]
-    Mechanism(&'static str),
-    /// The token's answers are wrong.
-    #[error("the token failed its self-test: {0}")]
-    SelfTest(String),
-    /// A new key would have the CKA_ID of one that is there.
-    #[error(
-        "the token holds {0} already: another frontend is making this version now, or an attempt was interrupted; try again, and if \
-         that does not help, make sure that no catalog has this version, and remove the object by hand"
-    )]
-    KeyExists(VersionId),
-    /// What a worker process met.
-    #[error("{text}")]
-    Worker {
-        /// As the worker's own error has it.
-        code: &'static str,
-        /// Its text.
-        text: String,
-        /// See [`TokenError::is_away`].
-        away: bool,
-    },
-    /// Any other failed call.
-    #[error("{0}")]
-    Fault(Fault),
-}
-
-/// Every code that a worker can say.
-const WORKER_CODES: [&str; 9] = [
-    "hsm_away",
-    "hsm_module",
-    "hsm_initialize",
-    "hsm_token_not_found",
-    "hsm_token_not_unique",
-    "hsm_pin",
-    "hsm_mechanism",
-    "hsm_self_test",
-    "hsm_start_fault",
-];
-
-impl From<Pkcs11Error> for TokenError {
-    fn from(error: Pkcs11Error) -> Self {
-        Self::Fault(error.into())
-    }
-}
-
-impl From<Fault> for TokenError {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
-    }
-}
-
-impl TokenError {
-    /// The stable word for this error: heading in the error reference.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Module { .. } => "hsm_module",
-            Self::Initialize { .. } => "hsm_initialize",
-            Self::NotFound { .. } => "hsm_token_not_found",
-            Self::NotUnique { .. } => "hsm_token_not_unique",
-            Self::Pin { .. } => "hsm_pin",
-            Self::Mechanism(_) => "hsm_mechanism",
-            Self::SelfTest(_) => "hsm_self_test",
-            Self::KeyExists(_) => "hsm_key_exists",
-            Self::Worker { code, .. } => code,
-            Self::Fault(_) => "hsm_start_fault",
-        }
-    }
-
-    /// As a worker process has told it.
-    pub(super) fn of_worker(code: &str, text: &str, away: bool) -> Self {
-        let known = WORKER_CODES.into_iter().find(|known| *known == code);
-        Self::Worker { code: known.unwrap_or("hsm_worker"), text: text.into(), away }
-    }
-
-    /// Whether the HSM, or the way to it, may just be away, so that the same attempt can succeed later. All else needs an operator
-    /// first; a refused PIN above all.
-    pub fn is_away(&self) -> bool {
-        match self {
-            Self::NotFound { .. } | Self::Initialize { .. } => true,
-            Self::Worker { away, .. } => *away,
-            Self::Fault(fault) => !matches!(fault.class, Class::Credential | Class::Integrity | Class::Key),
-            Self::Module { .. }
-            | Self::NotUnique { .. }
-            | Self::Pin { .. }
-            | Self::Mechanism(_)
-            | Self::SelfTest(_)
-            | Self::KeyExists(_) => false,
-        }
-    }
-
-    /// Whether the token has refused to be logged in to, so that another attempt may lock it.
-    pub(super) fn is_credential(&self) -> bool {
-        match self {
-            Self::Pin { .. } => true,
-            Self::Fault(fault) => fault.class == Class::Credential,
-            // A worker does not say which class of fault it was.
-            Self::Worker { code, away, .. } => *code == "hsm_pin" || *code == "hsm_start_fault" && !away,
-            _ => false,
-        }
-    }
 }
 
 impl Module {
@@ -320,6 +172,11 @@ impl Token {
         Ok(found)
     }
 
+    /// Until it is dropped, no other key is made or removed.
+    pub(super) fn one_at_a_time(&self) -> MutexGuard<'_, ()> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Until it is dropped, no other session looks for a key or makes its copy of one.
     pub(super) fn nobody_looks(&self) -> Option<MutexGuard<'_, ()>> {
         self.profile.session_copy.then(|| self.looking.lock().unwrap_or_else(PoisonError::into_inner))
@@ -359,158 +216,16 @@ impl Token {
         self.module.open_rw_session(self.slot).map_err(|error| self.fault(error))
     }
 
-    /// Whether the token itself answers: tells "no such key" from "no token" when a search finds nothing. Blocking.
-    pub(super) fn is_present(&self) -> bool {
-        self.module.get_token_info(self.slot).is_ok()
-    }
-
-    /// Makes an AES-256 key on the token: sensitive, not extractable, found again by CKA_ID. With the label of a replication key, returns
-    /// it wrapped by that one, for the shard's other tokens; only until then is it extractable. Blocking.
-    ///
-    /// Two rotations at the same time choose the same id. Neither may touch the other's key, which may be in the catalog already: with
-    /// two under one id, nobody could tell which one has wrapped, and whoever cleaned up would take both.
-    pub fn generate_key(
-        &self,
-        id: VersionId,
-        label: &str,
-        replication: Option<&str>,
-    ) -> Result<Option<Vec<u8>>, TokenError> {
-        let guard = if replication.is_some() { &CLOSED[..] } else { &NEVER_OPEN };
-        self.make(id, &key_template(id), guard, |session| {
-            let mut template = object_template(id, label, replication.is_some());
-            template.push(Attribute::ValueLen(Ulong::new(32)));
-            let _until_it_is_whole = self.nobody_looks();
-            let key = session.generate_key(&Mechanism::AesKeyGen, &template).map_err(|error| self.fault(error))?;
-            let wrapped = replication.map(|replication| self.wrap_out(session, key, replication)).transpose();
-            wrapped.map(|wrapped| (key, wrapped)).or_else(|error| self.undo(session, key, error))
-        })
-    }
-
-    /// Takes over a key that another token has wrapped by the replication key; returns none that is wrapped. Blocking.
-    pub fn import_key(
-        &self,
-        id: VersionId,
-        label: &str,
-        replication: &str,
-        wrapped: &[u8],
-    ) -> Result<Option<Vec<u8>>, TokenError> {
-        self.make(id, &key_template(id), &CLOSED, |session| {
-            let _until_it_is_whole = self.nobody_looks();
-            let by = self.replication_key(session, replication)?;
-            let made = session.unwrap_key(&Mechanism::AesKeyWrap, by, wrapped, &object_template(id, label, false));
-            Ok((made.map_err(|error| self.fault(error))?, None))
-        })
-    }
-
-    /// Puts one object on the token, of which there is none under its id yet.
-    pub(super) fn make<T>(
-        &self,
-        id: VersionId,
-        template: &[Attribute],
-        guard: &[Attribute],
-        put: impl FnOnce(&Session) -> Result<(ObjectHandle, T), TokenError>,
-    ) -> Result<T, TokenError> {
-        let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        let session = self.rw_session()?;
-        if !self.find(&session, template)?.is_empty() {
-            return Err(TokenError::KeyExists(id));
-        }
-        let (key, made) = put(&session)?;
-        // Of two that have looked at the same time and found nothing, the later one sees both.
-        let found = self.find(&session, template)?.len();
-        if found != 1 {
-            let _ = session.destroy_object(key); // perhaps the other one's cleaning up was faster
-            return Err(match found {
-                0 => Fault::integrity("C_FindObjects", "the token does not show the key that it has just made").into(),
-                _ => TokenError::KeyExists(id),
-            });
-        }
-        match self.require(&session, key, guard) {
-            Ok(()) => Ok(made),
-            Err(fault) => self.undo(&session, key, TokenError::SelfTest(fault.code)),
-        }
-    }
-
-    pub(super) fn undo<T>(&self, session: &Session, key: ObjectHandle, error: TokenError) -> Result<T, TokenError> {
-        session.destroy_object(key).map_err(|error| self.fault(error))?;
-        Err(error)
-    }
-
-    /// Wraps a new key by the replication key (AES key wrap, RFC 3394), and closes it.
-    fn wrap_out(&self, session: &Session, key: ObjectHandle, replication: &str) -> Result<Vec<u8>, TokenError> {
-        let failed = |error| self.fault(error);
-        let by = self.replication_key(session, replication)?;
-        let wrapped = session.wrap_key(&Mechanism::AesKeyWrap, by, key).map_err(failed)?;
-        self.close(session, key)?;
-        Ok(wrapped)
-    }
-
-    /// From now on nobody gets it off the token.
-    pub(super) fn close(&self, session: &Session, key: ObjectHandle) -> Result<(), Fault> {
-        let closed = session.update_attributes(key, &[Attribute::Extractable(false)]);
-        closed.map_err(|error| self.fault(error))
-    }
-
     /// Whether the token says that it wraps keys with a mechanism.
     pub(super) fn wraps_with(&self, mechanism: MechanismType) -> bool {
         self.module.get_mechanism_info(self.slot, mechanism).is_ok_and(|info| info.wrap())
     }
 
-    /// The one key under that label: put on every token of the shard in a ceremony, by the vendor's tools.
-    pub(super) fn replication_key(&self, session: &Session, label: &str) -> Result<ObjectHandle, TokenError> {
-        let template = [
-            Attribute::Class(ObjectClass::SECRET_KEY),
-            Attribute::KeyType(KeyType::AES),
-            Attribute::Label(label.as_bytes().to_vec()),
-        ];
-        match session.find_objects(&template).map_err(|error| self.fault(error))?[..] {
-            [key] => Ok(key),
-            [] => Err(Fault::key("C_FindObjects", &format!("the token holds no replication key '{label}'")).into()),
-            _ => Err(Fault::key("C_FindObjects", &format!("the token holds two keys with label '{label}'")).into()),
-        }
-    }
-
-    /// Whether a key of ours is closed, wherever it was made.
-    pub(super) fn require_closed(&self, session: &Session, key: ObjectHandle) -> Result<(), Fault> {
-        self.require(session, key, &CLOSED)
-    }
-
-    /// Trust, but verify: the token must confirm what the template asked for. cryptoki leaves out attributes that a token does not
-    /// show, so absence is failure too.
-    fn require(&self, session: &Session, key: ObjectHandle, guard: &[Attribute]) -> Result<(), Fault> {
-        let asked: Vec<_> = guard.iter().map(Attribute::attribute_type).collect();
-        let shown = session.get_attributes(key, &asked).map_err(|error| self.fault(error))?;
-        match guard.iter().find(|wanted| !shown.contains(wanted)) {
-            None => Ok(()),
-            Some(missing) => {
-                Err(Fault::key("C_GetAttributeValue", &format!("the key is not guarded: {missing:?} is not shown")))
-            }
-        }
-    }
-
-    /// Removes a key that was generated but never entered the catalog. Blocking.
-    pub fn discard_key(&self, id: VersionId) -> Result<(), TokenError> {
-        let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        let failed = |error| self.fault(error);
-        let _until_it_is_gone = self.nobody_looks();
-        let session = self.rw_session()?;
-        // Of whichever kind: the id is its alone.
-        for key in session.find_objects(&[Attribute::Id(id.to_bytes().to_vec())]).map_err(failed)? {
-            session.destroy_object(key).map_err(failed)?;
-        }
-        Ok(())
+    /// Whether the token itself answers: tells "no such key" from "no token" when a search finds nothing. Blocking.
+    pub(super) fn is_present(&self) -> bool {
+        self.module.get_token_info(self.slot).is_ok()
     }
 }
-
-/// A key that went to other tokens, or came from one, was extractable once.
-pub(super) const CLOSED: [Attribute; 2] = [Attribute::Sensitive(true), Attribute::Extractable(false)];
-/// A key that was made here, and stays.
-pub(super) const NEVER_OPEN: [Attribute; 4] = [
-    Attribute::Sensitive(true),
-    Attribute::AlwaysSensitive(true),
-    Attribute::NeverExtractable(true),
-    Attribute::Local(true),
-];
 
 fn find(module: &Pkcs11, selector: &TokenSelector) -> Result<(Slot, String), TokenError> {
     let (mut tokens, mut silent) = (Vec::new(), Vec::new());
@@ -590,40 +305,6 @@ fn log_in(profile: &Profile, session: &Session, pin: &AuthPin) -> Result<(), Tok
 pub(super) fn logged_in(session: &Session) -> Result<bool, Fault> {
     use cryptoki::session::SessionState::{RoUser, RwUser};
     Ok(matches!(session.get_session_info()?.session_state(), RoUser | RwUser))
-}
-
-/// Finds a key version's object.
-pub(super) fn key_template(id: VersionId) -> [Attribute; 3] {
-    [Attribute::Class(ObjectClass::SECRET_KEY), Attribute::KeyType(KeyType::AES), Attribute::Id(id.to_bytes().to_vec())]
-}
-
-/// What every AES key of ours is.
-fn aes_template(on_token: bool, extractable: bool) -> Vec<Attribute> {
-    vec![
-        Attribute::Class(ObjectClass::SECRET_KEY),
-        Attribute::KeyType(KeyType::AES),
-        Attribute::Token(on_token),
-        Attribute::Private(true),
-        Attribute::Sensitive(true),
-        Attribute::Extractable(extractable),
-        Attribute::Encrypt(true),
-        Attribute::Decrypt(true),
-    ]
-}
-
-/// A key version's object.
-fn object_template(id: VersionId, label: &str, extractable: bool) -> Vec<Attribute> {
-    let mut template = aes_template(true, extractable);
-    template.push(Attribute::Id(id.to_bytes().to_vec()));
-    template.push(Attribute::Label(label.as_bytes().to_vec()));
-    template
-}
-
-/// Makes a key that is gone with its session.
-pub(super) fn generate_session_key(session: &Session) -> cryptoki::error::Result<ObjectHandle> {
-    let mut template = aes_template(false, false);
-    template.push(Attribute::ValueLen(Ulong::new(32)));
-    session.generate_key(&Mechanism::AesKeyGen, &template)
 }
 
 /// Makes a token in SoftHSM's configured directory: what `softhsm2-util --init-token` does, without PINs on a command line.

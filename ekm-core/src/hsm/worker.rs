@@ -29,7 +29,8 @@ use super::job::{Answer, Request};
 use super::link::{Opened, open_sessions};
 use super::profile::Profile;
 use super::session::TokenSession;
-use super::token::{Module, TokenError, TokenOptions, TokenSelector};
+use super::token::{Module, TokenOptions, TokenSelector};
+use super::token_error::TokenError;
 use super::{confine, frame};
 
 /// A worker's whole life. Returns only if there is nothing to do: standard input is no frontend's socket.

@@ -1,27 +1,28 @@
 //! What each command does to the catalog's records.
 
-use std::collections::BTreeSet;
+pub(super) mod hsms;
+mod policies;
+mod spaces;
+
 use std::sync::Arc;
 
 use ekm_core::catalog::ledger::Class;
 use ekm_core::catalog::{
-    self, Custody, Impossible, KeyCreation, KeyRecord, KeyState, Kind, Outcome, PolicyRecord, ReplacedPolicy, Settings,
-    SpaceRecord, SpaceState, VersionRecord, VersionState,
+    Custody, Impossible, KeyRecord, KeyState, Kind, Outcome, PolicyRecord, Settings, SpaceRecord, SpaceState,
+    VersionRecord, VersionState,
 };
 use ekm_core::custody::Custodian;
-use ekm_core::hsm::{Replica, Shard, State};
-use ekm_core::policy::{self, Policy, Verb};
-use ekm_core::{Algorithm, KeyPath, PublicKey, ShardName};
+use ekm_core::{Algorithm, KeyPath, PublicKey};
 use serde_json::{Value, json};
-use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use super::api::{Command, PolicyChoice};
+use super::api::Command;
 use super::change::class_of_policy;
 use super::error::AdminError;
 use super::service::{Named, not_found};
 use super::views;
 use crate::catalog::{Draft, default_custody};
+use policies::{choose_policy, confirm, not_final_yet, parse_policy, replaced, useless, widening};
 
 /// What a command has done to a draft.
 pub(super) struct Effect {
@@ -79,105 +80,22 @@ pub(super) async fn apply(
     let seen = Seen { if_revision };
     match command {
         Command::SpaceCreate { path, shard, labels, description } => {
-            if !path.as_str().starts_with("v0/cryptospaces/") {
-                return Err(AdminError::invalid("path", "a crypto space's path begins with v0/cryptospaces/"));
-            }
-            free(draft, Kind::Space, path.as_str()).await?;
-            let shard = match shard {
-                Some(shard) => shard.clone(),
-                None => {
-                    custodian.default_shard().ok_or_else(|| AdminError::invalid("shard", which_shards(custodian)))?
-                }
-            };
-            must_be_shard(custodian, &shard)?;
-            let record = SpaceRecord {
-                id: Uuid::now_v7(),
-                path: path.clone(),
-                state: SpaceState::Enabled,
-                shard,
-                creation: None,
-                labels: labels.clone(),
-                description: description.clone(),
-                created_at: draft.now(),
-            };
-            draft.name(Kind::Space, path.as_str(), record.id);
-            draft.put(Kind::Space, record.id, &record)?;
-            Ok(Effect { after: view_space(&record, None), ..Effect::on(path) })
+            spaces::create(draft, path, shard.as_ref(), labels, description, custodian).await
         }
         Command::SpaceUpdate { path, labels, description } => {
-            let (mut record, revision) = named::<SpaceRecord>(draft, Kind::Space, path.as_str()).await?;
-            seen.must_be(revision)?;
-            let before = view_space(&record, creation_policy(draft, &record).await?);
-            (record.labels, record.description) = (labels.clone(), description.clone());
-            put_space(draft, &record, before, path).await
+            spaces::update(draft, path, labels, description, &seen).await
         }
-        Command::SpaceMove { path, shard } => {
-            must_be_shard(custodian, shard)?;
-            let (mut record, revision) = named::<SpaceRecord>(draft, Kind::Space, path.as_str()).await?;
-            seen.may_be(revision)?;
-            let before = view_space(&record, creation_policy(draft, &record).await?);
-            record.shard = shard.clone();
-            let mut effect = put_space(draft, &record, before, path).await?;
-            effect.warnings.push(format!(
-                "keys that are there stay where they are until 'ekm key move' brings each of them to {shard}; 'ekm space move' does so for all"
-            ));
-            Ok(effect)
-        }
+        Command::SpaceMove { path, shard } => spaces::move_to(draft, path, shard, custodian, &seen).await,
         Command::SpaceSetCreation { path, creation } => {
-            let (mut record, revision) = named::<SpaceRecord>(draft, Kind::Space, path.as_str()).await?;
-            seen.may_be(revision)?;
-            let before = view_space(&record, creation_policy(draft, &record).await?);
-            let (mut danger, mut warnings) = (None, Vec::new());
-            record.creation = match creation {
-                None => None,
-                Some(wish) => {
-                    let (policy, _) = named::<PolicyRecord>(draft, Kind::Policy, &wish.policy).await?;
-                    let document = parse_policy(&policy.document)?;
-                    if !document.rules().iter().any(|rule| rule.verbs.contains(&Verb::CreateKey)) {
-                        warnings.push(format!("no rule of {} allows createKey, so nobody can make a key", wish.policy));
-                    }
-                    danger = widening(path.as_str(), None, &document);
-                    let custody = wish.custody.unwrap_or_else(|| default_custody(custodian));
-                    let (algorithms, max_keys) = (wish.algorithms.clone(), wish.max_keys);
-                    Some(KeyCreation { policy: policy.id, custody, algorithms, max_keys })
-                }
-            };
-            let mut effect = put_space(draft, &record, before, path).await?;
-            (effect.danger, effect.class) = (danger, Class::Staged);
-            effect.warnings.extend(warnings);
-            Ok(effect)
+            spaces::set_creation(draft, path, creation.as_ref(), custodian, &seen).await
         }
-        Command::SpaceBlock { path } => set_space(draft, path, SpaceState::Blocked, &seen).await,
-        Command::SpaceUnblock { path } => set_space(draft, path, SpaceState::Enabled, &seen).await,
-        Command::PolicyCreate { name, policy, description } => {
-            check_policy_name(name)?;
-            let (record, effect) = new_policy(draft, name, policy, description).await?;
-            Ok(Effect { after: view_policy(&record), ..effect })
-        }
+        Command::SpaceBlock { path } => spaces::set_state(draft, path, SpaceState::Blocked, &seen).await,
+        Command::SpaceUnblock { path } => spaces::set_state(draft, path, SpaceState::Enabled, &seen).await,
+        Command::PolicyCreate { name, policy, description } => policies::create(draft, name, policy, description).await,
         Command::PolicySet { name, policy, description, is_final } => {
-            let (mut record, revision) = named::<PolicyRecord>(draft, Kind::Policy, name).await?;
-            seen.must_be(revision)?;
-            let (before, old) = (view_policy(&record), parse_policy(&record.document)?);
-            let new = parse_policy(&policy.to_string())?;
-            let kept = std::mem::take(&mut record.replaced);
-            record.replaced = replaced(draft, kept, &record.document, &new, *is_final).await?;
-            (record.document, record.description) = (new.to_json(), description.clone());
-            let mut effect = Effect::on(name);
-            (effect.class, effect.danger) = (class_of_policy(&old, &new), widening(name, Some(&old), &new));
-            (effect.warnings, effect.before, effect.after) =
-                (views::warnings(&record.document), before, view_policy(&record));
-            effect.warnings.extend(not_final_yet(&record.replaced, &format!("ekm policy confirm {name}")));
-            effect.outcome = if effect.before == effect.after { Outcome::Unchanged } else { Outcome::Changed };
-            draft.put(Kind::Policy, record.id, &record)?;
-            Ok(effect)
+            policies::set(draft, name, policy, description, *is_final, &seen).await
         }
-        Command::PolicyConfirm { name } => {
-            let (mut record, revision) = named::<PolicyRecord>(draft, Kind::Policy, name).await?;
-            seen.may_be(revision)?;
-            let effect = confirm(&mut record.replaced, name);
-            draft.put(Kind::Policy, record.id, &record)?;
-            Ok(effect)
-        }
+        Command::PolicyConfirm { name } => policies::confirm_all(draft, name, &seen).await,
         Command::KeyConfirmPolicy { path } => {
             let (mut record, revision) = named::<KeyRecord>(draft, Kind::Key, path.as_str()).await?;
             seen.may_be(revision)?;
@@ -339,8 +257,8 @@ pub(super) async fn apply(
             })
             .await
         }
-        Command::HsmDrain { name, force } => drain(draft, custodian, name, *force, &seen).await,
-        Command::HsmResume { name } => resume(draft, custodian, name, &seen).await,
+        Command::HsmDrain { name, force } => hsms::drain(draft, custodian, name, *force, &seen).await,
+        Command::HsmResume { name } => hsms::resume(draft, custodian, name, &seen).await,
         Command::SettingsSet { destroy_grace_days: days, denial_delay_minutes: minutes } => {
             let (mut record, revision) = draft.settings().await?;
             seen.must_be(revision)?;
@@ -423,222 +341,6 @@ async fn change_key(
     Ok(Effect { outcome, class, before, after, ..Effect::on(path) })
 }
 
-async fn set_space(
-    draft: &mut Draft<'_>,
-    path: &KeyPath,
-    state: SpaceState,
-    seen: &Seen,
-) -> Result<Effect, AdminError> {
-    let (mut record, revision) = named::<SpaceRecord>(draft, Kind::Space, path.as_str()).await?;
-    seen.may_be(revision)?;
-    let before = view_space(&record, creation_policy(draft, &record).await?);
-    record.set_state(state);
-    Ok(Effect { class: Class::Fast, ..put_space(draft, &record, before, path).await? })
-}
-
-async fn put_space(
-    draft: &mut Draft<'_>,
-    record: &SpaceRecord,
-    before: Value,
-    path: &KeyPath,
-) -> Result<Effect, AdminError> {
-    let after = view_space(record, creation_policy(draft, record).await?);
-    let outcome = if before == after { Outcome::Unchanged } else { Outcome::Changed };
-    draft.put(Kind::Space, record.id, record)?;
-    Ok(Effect { before, after, outcome, ..Effect::on(path) })
-}
-
-/// A policy that is there, or a new one of the key's own, named after it; a second one gets a number.
-async fn choose_policy(
-    draft: &mut Draft<'_>,
-    path: &KeyPath,
-    choice: &PolicyChoice,
-) -> Result<(PolicyRecord, Effect), AdminError> {
-    match choice {
-        PolicyChoice::Named(name) => {
-            let (record, _) = named::<PolicyRecord>(draft, Kind::Policy, name).await?;
-            let warnings = views::warnings(&record.document);
-            Ok((record, Effect { warnings, ..Effect::on(name) }))
-        }
-        PolicyChoice::Own(policy) => {
-            let mut name = path.to_string();
-            for number in 2.. {
-                if draft.id_of(Kind::Policy, &name).await?.is_none() {
-                    break;
-                }
-                name = format!("{path}.{number}");
-            }
-            new_policy(draft, &name, policy, "").await
-        }
-    }
-}
-
-async fn new_policy(
-    draft: &mut Draft<'_>,
-    name: &str,
-    policy: &Value,
-    description: &str,
-) -> Result<(PolicyRecord, Effect), AdminError> {
-    free(draft, Kind::Policy, name).await?;
-    let policy = parse_policy(&policy.to_string())?;
-    let (id, document) = (Uuid::now_v7(), policy.to_json());
-    let (name_owned, description) = (name.to_owned(), description.to_owned());
-    let record = PolicyRecord { id, name: name_owned, document, replaced: Vec::new(), description };
-    draft.name(Kind::Policy, name, id);
-    draft.put(Kind::Policy, id, &record)?;
-    let (danger, warnings) = (widening(name, None, &policy), views::warnings(&record.document));
-    Ok((record, Effect { danger, warnings, ..Effect::on(name) }))
-}
-
-/// What a row keeps of the policies before, if the catalog lets denials wait and the operator does not want them at once.
-async fn replaced(
-    draft: &mut Draft<'_>,
-    before: Vec<ReplacedPolicy>,
-    old: &str,
-    new: &Policy,
-    is_final: bool,
-) -> Result<Vec<ReplacedPolicy>, AdminError> {
-    if is_final {
-        return Ok(Vec::new());
-    }
-    let minutes = draft.settings().await?.0.denial_delay_minutes.min(Settings::MAX_DENIAL_DELAY_MINUTES);
-    Ok(catalog::replaced(before, old, new, draft.now(), time::Duration::minutes(minutes.into())))
-}
-
-fn not_final_yet(replaced: &[ReplacedPolicy], confirm: &str) -> Option<String> {
-    let last = replaced.iter().map(|former| former.final_at).max()?.format(&Rfc3339).ok()?;
-    Some(format!(
-        "what was allowed until now, and is not any more, is answered with 503 [denial_pending] until {last}, and with 403 after that; \
-         '{confirm}' makes it final"
-    ))
-}
-
-fn confirm(replaced: &mut Vec<ReplacedPolicy>, target: &str) -> Effect {
-    let before = std::mem::take(replaced).len();
-    let outcome = if before == 0 { Outcome::Unchanged } else { Outcome::Changed };
-    let (before, after) =
-        (json!({"former policies that still count": before}), json!({"former policies that still count": 0}));
-    Effect { class: Class::Fast, before, after, outcome, ..Effect::on(target) }
-}
-
-fn parse_policy(document: &str) -> Result<Policy, AdminError> {
-    Policy::parse(document).map_err(|invalid| AdminError::invalid("policy", invalid.to_string()))
-}
-
-/// Whether everybody is let in who was not before.
-fn widening(name: &str, old: Option<&Policy>, new: &Policy) -> Option<String> {
-    let widens = policy::admits_everybody(new) && !old.is_some_and(policy::admits_everybody);
-    widens.then(|| format!("let every caller use {name}"))
-}
-
-/// A policy that allows nothing of what the key does.
-fn useless(policy: &PolicyRecord, algorithm: Algorithm) -> Option<String> {
-    let parsed = Policy::parse(&policy.document).ok()?;
-    let fits = |verb: &Verb| verb.uses(algorithm);
-    let verbs: Vec<_> = Verb::ALL.into_iter().filter(fits).map(Verb::name).collect();
-    (!parsed.rules().iter().flat_map(|rule| &rule.verbs).any(fits)).then(|| {
-        format!(
-            "the policy '{}' allows nobody what a key with algorithm {} does: {}",
-            policy.name,
-            algorithm.name(),
-            verbs.join(" and ")
-        )
-    })
-}
-
-fn check_policy_name(name: &str) -> Result<(), AdminError> {
-    let problem = "a policy's name is 1 to 63 of a-z 0-9 - _ .";
-    let valid = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
-    if (1..=63).contains(&name.len()) && name.bytes().all(valid) {
-        Ok(())
-    } else {
-        Err(AdminError::invalid("name", problem))
-    }
-}
-
-/// Which replicas are serving is what this frontend sees; others may see something else.
-async fn drain(
-    draft: &mut Draft<'_>,
-    custodian: &Custodian,
-    name: &str,
-    force: bool,
-    seen: &Seen,
-) -> Result<Effect, AdminError> {
-    let shard = shard_with(custodian, name)?;
-    let (mut record, revision) = draft.settings().await?;
-    seen.may_be(revision)?;
-    let before = record.drained_replicas.clone();
-    // One that was drained a moment ago may still seem to be serving.
-    let stays = |replica: &&Arc<Replica>| replica.name() != name && !before.contains(replica.name());
-    let serving = shard.replicas().iter().filter(stays).any(|replica| replica.status().state == State::Serving);
-    if !serving && !force && !before.contains(name) {
-        return Err(AdminError::Impossible(format!(
-            "no other HSM replica of its shard is serving on this frontend: without {name}, keys in the HSM would be answered with 503. \
-             Look at 'ekm hsm status' and bring another one back first, or take --force"
-        )));
-    }
-    record.drained_replicas.insert(name.to_owned());
-    let mut effect = put_drained(draft, &record, &before, name)?;
-    if !serving && effect.outcome == Outcome::Changed {
-        effect.warnings.push(
-            "no other HSM replica of its shard is serving on this frontend: keys in the HSM are answered with 503 until one is"
-                .into(),
-        );
-    }
-    Ok(effect)
-}
-
-async fn resume(draft: &mut Draft<'_>, custodian: &Custodian, name: &str, seen: &Seen) -> Result<Effect, AdminError> {
-    let (mut record, revision) = draft.settings().await?;
-    seen.may_be(revision)?;
-    let before = record.drained_replicas.clone();
-    // One that has left the configuration since can be forgotten so.
-    if !record.drained_replicas.remove(name) {
-        shard_with(custodian, name)?;
-    }
-    put_drained(draft, &record, &before, name)
-}
-
-fn put_drained(
-    draft: &mut Draft<'_>,
-    record: &Settings,
-    before: &BTreeSet<String>,
-    name: &str,
-) -> Result<Effect, AdminError> {
-    let outcome = if record.drained_replicas == *before { Outcome::Unchanged } else { Outcome::Changed };
-    draft.put(Kind::Settings, Uuid::nil(), record)?;
-    let (before, after) = (json!({"drained_replicas": before}), json!({"drained_replicas": record.drained_replicas}));
-    Ok(Effect { class: Class::Fast, before, after, outcome, ..Effect::on(name) })
-}
-
-/// The shard of a replica.
-pub(super) fn shard_with<'a>(custodian: &'a Custodian, name: &str) -> Result<&'a Shard, AdminError> {
-    let shards = custodian.shards();
-    let has = |shard: &&Shard| shard.replicas().iter().any(|replica| replica.name() == name);
-    if let Some(shard) = shards.iter().find(has) {
-        return Ok(shard);
-    }
-    let names: Vec<_> = shards.iter().flat_map(Shard::replicas).map(|replica| replica.name()).collect();
-    let known = match names[..] {
-        [] => "this frontend has no HSM".to_owned(),
-        _ => format!("those of this frontend are: {}", names.join(", ")),
-    };
-    Err(AdminError::Impossible(format!("there is no HSM replica '{}'; {known}", name.escape_debug())))
-}
-
-fn must_be_shard(custodian: &Custodian, name: &ShardName) -> Result<(), AdminError> {
-    let known = custodian.shard(name).is_some() || (custodian.shards().is_empty() && name.is_main());
-    if known { Ok(()) } else { Err(AdminError::invalid("shard", which_shards(custodian))) }
-}
-
-fn which_shards(custodian: &Custodian) -> String {
-    let names: Vec<_> = custodian.shards().iter().map(|shard| shard.name().as_str()).collect();
-    match names[..] {
-        [] => "this frontend has no HSM, so there is only main".into(),
-        _ => format!("write one of those that this frontend has: {}", names.join(", ")),
-    }
-}
-
 /// The living versions of a key that are not in its crypto space's shard.
 pub(super) fn elsewhere<'a>(record: &'a KeyRecord, space: &'a SpaceRecord) -> impl Iterator<Item = VersionRecord> + 'a {
     let versions = record.versions.iter().filter(|version| {
@@ -677,21 +379,6 @@ fn imagined(key: Uuid, number: u32, algorithm: Algorithm, custody: Custody, spac
     let (wrapped_material, check_blob, shard) = (None, Vec::new(), space.shard.clone());
     let public_key = algorithm.signing().map(|signing| Arc::new(PublicKey::new(signing, Vec::new())));
     VersionRecord { id, custody, shard, wrapped_material, check_blob, public_key }
-}
-
-/// The name of the policy for making keys in a space.
-async fn creation_policy(draft: &mut Draft<'_>, space: &SpaceRecord) -> Result<Option<String>, AdminError> {
-    let Some(creation) = &space.creation else { return Ok(None) };
-    let policy = draft.peek::<PolicyRecord>(Kind::Policy, creation.policy).await?;
-    Ok(policy.map(|policy| policy.name))
-}
-
-fn view_space(record: &SpaceRecord, creation_policy: Option<String>) -> Value {
-    to_json(&views::space(record.clone(), creation_policy, 0))
-}
-
-fn view_policy(record: &PolicyRecord) -> Value {
-    to_json(&views::policy(record.clone(), 0))
 }
 
 async fn view_key(draft: &mut Draft<'_>, record: &KeyRecord) -> Result<Value, AdminError> {

@@ -24,7 +24,7 @@ use super::api::{
     ApprovalView, CatalogView, ChangeView, Command, ExplainRequest, FrontendView, HsmVerified, HsmVerify, HsmView,
     KeyView, LintWarning, Page, PolicyView, SpaceView,
 };
-use super::commands::shard_with;
+use super::commands::hsms::shard_with;
 use super::error::AdminError;
 use super::query::{KeyQuery, PageQuery};
 use super::views;

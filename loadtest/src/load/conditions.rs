@@ -28,8 +28,8 @@ pub struct Conditions {
 }
 
 impl Conditions {
-    /// Now.
-    pub fn now(scenario: &Scenario, url: Option<&str>) -> Self {
+    /// Now. `pinned`: the generator has cores of its own.
+    pub fn now(scenario: &Scenario, url: Option<&str>, pinned: bool) -> Self {
         let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
         let cpuinfo = read("/proc/cpuinfo");
         let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
@@ -47,6 +47,7 @@ impl Conditions {
                 .and_then(|text| text.parse().ok())
                 .unwrap_or_default(),
             target: url.map_or_else(|| rig(scenario), |url| format!("{url}, over the network as it is"))
+                + if pinned { ", the generator on cores of its own" } else { "" }
                 + if scenario.hostile.is_empty() {
                     ""
                 } else {

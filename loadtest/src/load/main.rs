@@ -1,7 +1,7 @@
 //! `ekm-load`: sends requests on schedule, whatever comes of them, and says what came of them.
 //!
 //! - [`scenario`]: the file. [`schedule`], [`choice`]: when what is due. [`requests`], [`target`]: what is sent, to whom, as whom.
-//! - [`sending`]: the generator's threads. [`thread`], [`connection`], [`clock`]: one of them.
+//! - [`sending`]: the generator's threads. [`thread`], [`connection`], [`clock`]: one of them. [`cores`]: where they run.
 //! - [`rig`], [`faults`], [`hostile`]: a service of our own, what goes wrong there, and who means it no good.
 //! - [`recording`], [`resources`], [`refusals`], [`results`], [`objectives`], [`conditions`]: what was seen; [`median`]: in several runs.
 //!   [`progress`], [`report_table`], [`report_html`],
@@ -13,6 +13,7 @@ mod clock;
 mod compare;
 mod conditions;
 mod connection;
+mod cores;
 mod faults;
 mod hostile;
 mod median;

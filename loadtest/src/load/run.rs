@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
 use ekm_tests::Issuer;
 use http_body_util::BodyExt;
+use rustix::thread::CpuSet;
 use tokio::runtime::Builder;
 use tokio::task::LocalSet;
 
@@ -28,7 +29,7 @@ use crate::scenario::{Protocol, Scenario};
 use crate::schedule::Schedule;
 use crate::sending::{Generator, Run};
 use crate::target::{Target, Tokens, email};
-use crate::{Output, hostile, median, print, refusals, report_html, report_table, resources, results};
+use crate::{Output, cores, hostile, median, print, refusals, report_html, report_table, resources, results};
 
 /// How long a capacity is measured.
 const CAPACITY: Duration = Duration::from_secs(4);
@@ -54,6 +55,9 @@ pub struct Args {
     /// Whom to believe to be the EKM: a certificate in PEM
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// Keep as many of this machine's cores for the generator as it has threads, and leave the rig the others
+    #[arg(long, requires = "rig")]
+    pin: bool,
     /// Let the scenario's hostile clients loose on it, too
     #[arg(long, requires = "url")]
     hostile: bool,
@@ -110,7 +114,9 @@ pub fn run(args: &Args) -> Result<Verdict> {
     if !scenario.hostile.is_empty() && !args.rig && !args.hostile {
         bail!("{name} has [[hostile]] clients, an attack on whatever is at --url; if you mean it, add --hostile");
     }
-    let results = if args.runs == 1 { measure(args, &scenario)? } else { measure_again(args, &scenario)? };
+    let cores = args.pin.then(|| cores::give_away(scenario.client.threads)).transpose()?;
+    let measure = || measure(args, &scenario, cores.as_ref());
+    let results = if args.runs == 1 { measure()? } else { measure_again(args.runs, measure)? };
     if let Some(file) = &args.html {
         let page = report_html::render(&results).map_err(|error| anyhow!("the page cannot be made: {error}"))?;
         fs::write(file, page).with_context(|| file.display().to_string())?;
@@ -123,28 +129,29 @@ pub fn run(args: &Args) -> Result<Verdict> {
 }
 
 /// The median of several runs. One that says nothing about the service is made again, as long as fewer of them say nothing than were asked for.
-fn measure_again(args: &Args, scenario: &Scenario) -> Result<Results> {
+fn measure_again(wanted: usize, measure: impl Fn() -> Result<Results>) -> Result<Results> {
     let (mut runs, mut inconclusive) = (Vec::new(), Vec::new());
-    while runs.len() < args.runs {
+    while runs.len() < wanted {
         let again = if inconclusive.is_empty() { "" } else { "; one that said nothing is made again" };
-        eprintln!("run {} of {}{again}", runs.len() + 1, args.runs);
-        let results = measure(args, scenario)?;
-        eprintln!("run {} of {}: {}", runs.len() + 1, args.runs, results.verdict.name());
+        eprintln!("run {} of {wanted}{again}", runs.len() + 1);
+        let results = measure()?;
+        eprintln!("run {} of {wanted}: {}", runs.len() + 1, results.verdict.name());
         if results.verdict != Verdict::Inconclusive {
             runs.push(results);
             continue;
         }
         results.reasons.iter().for_each(|reason| eprintln!("  {reason}"));
         inconclusive.push(results);
-        if inconclusive.len() == args.runs {
+        if inconclusive.len() == wanted {
             return Ok(median::of(inconclusive, 0)?);
         }
     }
     Ok(median::of(runs, inconclusive.len())?)
 }
 
-fn measure(args: &Args, scenario: &Scenario) -> Result<Results> {
-    let conditions = Conditions::now(scenario, args.url.as_deref());
+/// One run. `cores` are the generator's own.
+fn measure(args: &Args, scenario: &Scenario, cores: Option<&CpuSet>) -> Result<Results> {
+    let conditions = Conditions::now(scenario, args.url.as_deref(), cores.is_some());
     let rig = args.rig.then(|| {
         eprintln!("starting {}", conditions.target);
         // The harness gives up by a panic, as it should in a test.
@@ -158,8 +165,8 @@ fn measure(args: &Args, scenario: &Scenario) -> Result<Results> {
     };
     let (target, tokens) = (Arc::new(target), Arc::new(tokens));
     let requests = prepare(scenario, &target, &tokens)?;
-    let generator =
-        Generator { scenario, target: Arc::clone(&target), requests: Arc::new(requests), tokens: Arc::clone(&tokens) };
+    let requests = Arc::new(requests);
+    let generator = Generator { scenario, target: Arc::clone(&target), requests, tokens: Arc::clone(&tokens), cores };
     let given = args.capacity.or(scenario.capacity_per_s.as_ref().map(|capacity| *capacity.get_ref()));
     let capacity_per_s = match given {
         None if scenario.needs_capacity() => {
@@ -183,7 +190,7 @@ fn measure(args: &Args, scenario: &Scenario) -> Result<Results> {
         let _progress = Progress::start(&live, schedule);
         let run = generator.run(schedule, &live, |begun: Instant| {
             let faults = scope.spawn(move || plan.run(begun, rig, target, ended));
-            let hostile = scope.spawn(move || hostile.run(begun, target, tokens, ended));
+            let hostile = scope.spawn(move || hostile.run(begun, target, tokens, cores, ended));
             let samples = scope.spawn(move || resources::watch(begun, rig, ended));
             let refused = scope.spawn(move || refusals::watch(schedule, begun, rig, ended));
             beside = Some((faults, hostile, samples, refused));

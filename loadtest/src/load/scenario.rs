@@ -598,12 +598,17 @@ impl Scenario {
         self.phase.iter().any(|phase| phase.get_ref().load.is_some() || phase.get_ref().loads.is_some())
     }
 
-    /// Makes it last so long, faults and all.
+    /// Makes it last so long, bursts and faults and all; but not the warm-up, for a service needs that.
     pub fn compress_to(&mut self, seconds: f64) {
         let whole: f64 = self.phase.iter().map(|phase| phase.get_ref().seconds).sum();
         let factor = seconds / whole;
         for phase in &mut self.phase {
-            phase.get_mut().seconds *= factor;
+            let phase = phase.get_mut();
+            phase.seconds *= factor;
+            if let Some(burst) = &mut phase.burst {
+                burst.every_seconds *= factor;
+                burst.lasts_seconds *= factor;
+            }
         }
         for fault in &mut self.fault {
             let fault = fault.get_mut();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use http::HeaderMap;
+use rustix::thread::CpuSet;
 use rustls::ClientConfig;
 use tokio::runtime::Builder;
 use tokio::task::{LocalSet, yield_now};
@@ -15,6 +16,7 @@ use tokio::time::sleep;
 use crate::choice::Weights;
 use crate::clock::{Timer, thread_cpu};
 use crate::connection::keep;
+use crate::cores;
 use crate::progress::Live;
 use crate::recording::{Kind, Recording};
 use crate::requests::Requests;
@@ -45,6 +47,8 @@ pub struct Generator<'a> {
     pub target: Arc<Target>,
     pub requests: Arc<Requests>,
     pub tokens: Arc<Tokens>,
+    /// Its own, if there are some.
+    pub cores: Option<&'a CpuSet>,
 }
 
 /// What one thread has cost.
@@ -156,6 +160,7 @@ impl Generator<'_> {
     }
 
     fn thread(&self, settings: Settings, number: usize, schedule: Option<&Schedule>) -> Result<(Recording, Cost)> {
+        self.cores.map_or(Ok(()), cores::move_to).context("the generator's cores")?;
         // Only root may; a run without it says so.
         let has_priority = rustix::process::nice(NICE).is_ok();
         let runtime = Builder::new_current_thread().enable_all().build()?;

@@ -61,12 +61,15 @@ fn an_error_in_a_scenario_names_the_line_and_what_is_wrong() {
 }
 
 #[test]
-fn a_scenario_made_shorter_has_its_faults_at_the_same_places() {
-    let text = format!("{MINIMAL}[[fault]]\nat_seconds = 0.5\nlasts_seconds = 0.2\nsignal = \"STOP\"\n");
-    let mut scenario = Scenario::parse("x", &text).unwrap();
+fn a_scenario_made_longer_or_shorter_has_its_bursts_and_faults_at_the_same_places() {
+    let burst = "burst = { every_seconds = 0.5, lasts_seconds = 0.1, times = 2.0 }\n";
+    let fault = "[[fault]]\nat_seconds = 0.5\nlasts_seconds = 0.2\nsignal = \"STOP\"\n";
+    let mut scenario = Scenario::parse("x", &format!("{MINIMAL}{burst}{fault}")).unwrap();
     scenario.compress_to(10.0);
-    let fault = scenario.fault[0].get_ref();
-    assert_eq!((scenario.phase[0].get_ref().seconds, fault.at_seconds, fault.lasts_seconds), (10.0, 5.0, Some(2.0)));
+    let (phase, fault) = (scenario.phase[0].get_ref(), scenario.fault[0].get_ref());
+    let burst = phase.burst.as_ref().unwrap();
+    assert_eq!((phase.seconds, burst.every_seconds, burst.lasts_seconds, burst.times), (10.0, 5.0, 1.0, 2.0));
+    assert_eq!((fault.at_seconds, fault.lasts_seconds), (5.0, Some(2.0)));
 }
 
 fn summary(right: u64, p99: f64) -> Summary {

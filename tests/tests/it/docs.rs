@@ -181,7 +181,7 @@ fn the_error_reference_explains_every_code_and_no_others() {
     let mut codes = std::collections::BTreeSet::new();
     for file in [
         "ekm-core/src/error.rs",
-        "ekm-core/src/hsm/token.rs",
+        "ekm-core/src/hsm/token_error.rs",
         "storage/src/lib.rs",
         "ekm-server/src/start_error.rs",
         "ekm-server/src/catalog/open.rs",

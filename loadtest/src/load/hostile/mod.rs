@@ -18,12 +18,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use rustix::thread::CpuSet;
 use tokio::runtime::Builder;
 use tokio::sync::Mutex;
 use tokio::task::LocalSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::clock::thread_cpu;
+use crate::cores;
 use crate::faults::{Done, wait_until};
 use crate::results::origin_s;
 use crate::scenario::Scenario;
@@ -64,8 +66,17 @@ impl Plan {
         Self { entries: entries.collect(), origin_s: origin_s(schedule) }
     }
 
-    /// Lets all of them come and go, until `ended`. Says what came of it.
-    pub fn run(&self, begun: Instant, target: &Arc<Target>, tokens: &Tokens, ended: &AtomicBool) -> Vec<Done> {
+    /// Lets all of them come and go, until `ended`, on the generator's cores if it has its own. Says what came of it.
+    pub fn run(
+        &self,
+        begun: Instant,
+        target: &Arc<Target>,
+        tokens: &Tokens,
+        cores: Option<&CpuSet>,
+        ended: &AtomicBool,
+    ) -> Vec<Done> {
+        // If that does not succeed, the generator has ended the run already.
+        let _ = cores.map(cores::move_to);
         thread::scope(|scope| {
             let threads: Vec<_> = self
                 .entries

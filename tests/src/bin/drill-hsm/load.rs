@@ -19,7 +19,7 @@ pub const WRAP_EVERY: u64 = 5;
 /// Before the load starts.
 const FIRST_BLOBS: u64 = 50;
 
-/// How long, and after what pauses, a service without faults is asked again.
+/// How long, and after what pauses, a service is asked again.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -168,7 +168,7 @@ impl Load {
     pub fn start(ekm: &Ekm, per_s: u32, first: u64) -> Self {
         let mut client = Client::of(ekm, KEY);
         let blobs = (0..FIRST_BLOBS).map(|number| {
-            let made = persist(|| Wrapped::make(&mut client, first + (1 << 32) + number), Result::is_ok);
+            let (made, _) = persist(|| Wrapped::make(&mut client, first + (1 << 32) + number), Result::is_ok);
             made.unwrap_or_else(|outcome| panic!("a healthy service does not wrap: {outcome:?}\n{}", ekm.log()))
         });
         let blobs = Mutex::new(blobs.collect());
@@ -250,20 +250,21 @@ pub fn check(ekm: &Ekm, blobs: &[Wrapped]) -> Vec<Outcome> {
 }
 
 fn opened(client: &mut Client, wrapped: &Wrapped) -> Option<Outcome> {
-    match persist(|| wrapped.open(client), |outcome| !matches!(outcome, Outcome::Failed(_))) {
+    match persist(|| wrapped.open(client), |outcome| !matches!(outcome, Outcome::Failed(_))).0 {
         Outcome::Right => None,
         wrong => Some(wrong),
     }
 }
 
-/// Tries for a while: a service without faults may still be on a machine that has other things to do.
-fn persist<T>(mut action: impl FnMut() -> T, is_decided: impl Fn(&T) -> bool) -> T {
-    let begun = Instant::now();
+/// Tries until it is decided, for a while: a service may be on a machine that has other things to do. How often it was not, besides.
+pub fn persist<T>(mut action: impl FnMut() -> T, is_decided: impl Fn(&T) -> bool) -> (T, usize) {
+    let (begun, mut again) = (Instant::now(), 0);
     loop {
         let result = action();
         if is_decided(&result) || begun.elapsed() > PATIENCE {
-            return result;
+            return (result, again);
         }
+        again += 1;
         thread::sleep(PAUSE);
     }
 }

@@ -3,20 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use ekm_tests::drill::Client;
 use ekm_tests::{Answer, Ekm};
 use serde_json::Value;
 
-use crate::load::{KEY, Load, Place, Schedule};
+use crate::load::{KEY, Load, Place, Schedule, persist};
 
 /// Connections.
 const THREADS: u64 = 16;
-
-/// How often, and after what pause, one is sent again whose answer says nothing about it: the machine may have other things to do.
-const TRIES: usize = 50;
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// What came of them.
 #[derive(Debug, Default)]
@@ -48,16 +43,10 @@ pub fn send(ekm: &Ekm, load: &Load, count: u64, per_s: u32) -> Answers {
 
 /// The answer that decides, and how often there was none before.
 fn answer(client: &mut Client, request: &Value) -> (String, usize) {
-    let mut last = String::new();
-    for again in 0..TRIES {
-        match client.ask("unwrap", request) {
-            Ok(answer) if matches!(answer.status, 429 | 503) => last = said(&answer),
-            Ok(answer) => return (said(&answer), again),
-            Err(error) => last = error.to_string(),
-        }
-        thread::sleep(PAUSE);
-    }
-    (last, TRIES)
+    let says_nothing = |answer: &Answer| matches!(answer.status, 429 | 503);
+    let ask = || client.ask("unwrap", request);
+    let (answer, again) = persist(ask, |answer| answer.as_ref().is_ok_and(|answer| !says_nothing(answer)));
+    (answer.map_or_else(|error| error.to_string(), |answer| said(&answer)), again)
 }
 
 fn said(answer: &Answer) -> String {

@@ -1,23 +1,29 @@
-//! The drills' short forms. The full ones are `make drill-catalog`, `make drill-hsm` and `make drill-topology`.
+//! The drills' short forms. The full ones are `make drill-catalog`, `make drill-hsm`, `make drill-topology` and `make drill-load`.
 //!
 //! One after the other, and in a binary of their own, which cargo runs when no other test does: they judge a service under load, so that
 //! the machine should have nothing else to do.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod load;
+
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ekm_tests::ekm_binary;
 
 /// Whose turn it is.
 static TURN: Mutex<()> = Mutex::new(());
 
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn short(drill: &str) {
     short_of(drill, &[]);
 }
 
 fn short_of(drill: &str, arguments: &[&str]) {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn();
     let drill = ekm_binary().with_file_name(drill);
     let mut command = Command::new(drill);
     let output = command.args(["--short", "--output", "json"]).args(arguments).stdin(Stdio::null()).output().unwrap();
