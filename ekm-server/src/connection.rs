@@ -44,6 +44,14 @@ const HTTP2_KIB: u32 = 256;
 /// A body of which nobody says how long it is counts as so much.
 const UNKNOWN_BODY_KIB: u32 = 32;
 
+/// An HTTP/2 peer whose time is over hears of it by GOAWAY, and has so long to say what it has sent meanwhile: that is still answered.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Why a connection ends: no request has come, ever.
+const SILENT: &str = "first_byte_timeout";
+/// Or since the last one.
+const IDLE: &str = "idle_timeout";
+
 /// The other end of a connection, in a request's extensions.
 #[derive(Clone, Debug, Default)]
 pub struct Peer {
@@ -276,9 +284,9 @@ impl Activity {
             return None; // the request has a deadline of its own
         }
         Some(match state.phase {
-            Phase::Silent => (state.since + clocks.first_byte, "first_byte_timeout"),
+            Phase::Silent => (state.since + clocks.first_byte, SILENT),
             Phase::Head => (state.since + clocks.header, "header_timeout"),
-            Phase::Idle => (state.since + clocks.idle, "idle_timeout"),
+            Phase::Idle => (state.since + clocks.idle, IDLE),
         })
     }
 }
@@ -347,7 +355,7 @@ pub fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             }
         };
         let connection = Box::pin(builder.serve_connection(TokioIo::new(watched), service));
-        Box::pin(drive(connection, http2::Connection::graceful_shutdown, activity, clocks, leave))
+        Box::pin(drive(connection, http2::Connection::graceful_shutdown, activity, clocks, leave, FAREWELL))
     } else {
         let mut builder = http1::Builder::new();
         builder.max_headers(MAX_HEADERS).max_header_size(MAX_HEAD_BYTES).header_read_timeout(None);
@@ -362,7 +370,7 @@ pub fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             }
             "drained"
         };
-        Box::pin(drive(connection, Resting::graceful_shutdown, activity, clocks, leave))
+        Box::pin(drive(connection, Resting::graceful_shutdown, activity, clocks, leave, Duration::ZERO))
     }
 }
 
@@ -413,18 +421,26 @@ pub async fn reached(drain: &mut watch::Receiver<Drain>, far: Drain) {
     let _ = drain.wait_for(|&drain| drain >= far).await;
 }
 
+/// `farewell`: how long a connection that nobody wants anything of is kept, once it has been told to end.
 async fn drive<C: Future<Output = hyper::Result<()>>>(
     mut connection: Pin<Box<C>>,
     shut_down: impl FnOnce(Pin<&mut C>),
     activity: Arc<Activity>,
     clocks: Clocks,
     leave: impl Future<Output = &'static str>,
+    farewell: Duration,
 ) -> &'static str {
     let mut expired = pin!(expired(&activity, &clocks));
     let left = tokio::select! {
         biased; // the connection first: what it reads and writes moves the clocks
         outcome = &mut connection => return if outcome.is_ok() { "closed" } else { "error" },
-        reason = &mut expired => return reason,
+        reason = &mut expired => {
+            if matches!(reason, SILENT | IDLE) {
+                shut_down(connection.as_mut());
+                let _ = tokio::time::timeout(farewell, connection).await;
+            }
+            return reason;
+        }
         reason = activity.evicted() => return reason,
         left = leave => left,
     };

@@ -499,6 +499,29 @@ fn streams_that_do_not_go_on_are_ended_and_bounded_in_number() {
 }
 
 #[test]
+fn a_connection_whose_time_is_over_says_so_and_answers_what_was_on_its_way() {
+    for (timeout, before) in [("first_byte_timeout_ms = 500", 0), ("idle_timeout_s = 1", 1)] {
+        let ekm = serve_with(timeout);
+        let head = good_head(&ekm.ready.token);
+        let mut frames = Frames::open(&ekm);
+        for _ in 0..before {
+            frames.send(&request(1, &head, good_body().as_bytes())).unwrap();
+            assert!(matches!(frames.outcome(1), Outcome::Answered(_)));
+        }
+        let payload = loop {
+            if let (GOAWAY, _, _, payload) = frames.next().expect(timeout) {
+                break payload;
+            }
+        };
+        assert_eq!(payload[4..8], [0; 4], "{timeout}: no error");
+        // Not acknowledged yet, so that the service cannot know what is on its way.
+        frames.send(&request(3, &head, good_body().as_bytes())).unwrap();
+        assert!(matches!(frames.outcome(3), Outcome::Answered(body) if body.contains("wrappedBlob")), "{timeout}");
+        assert!(frames.is_closed(), "{timeout}");
+    }
+}
+
+#[test]
 fn slow_resets_leave_an_audit_line_each() {
     let mut ekm = Ekm::dev(&[]);
     let head = good_head(&ekm.ready.token);
