@@ -121,7 +121,7 @@ impl Clocks {
             write: Duration::from_millis(limits.write_timeout_ms),
             age: Duration::from_secs(limits.max_connection_age_s),
             newcomer: Duration::from_millis(*limits.request_deadline_ms.get_ref()),
-            grace: Duration::from_millis(limits.first_byte_timeout_ms / 5),
+            grace: Duration::from_millis(limits.first_byte_timeout_ms / 2),
         }
     }
 }

@@ -95,7 +95,7 @@ fn check_limits(config: &Config) -> Result<(), Finding> {
                 limits.max_unauthenticated_connections(),
                 limits.max_connections
             ),
-            "write 1 to max_connections, or leave it out for the default, which is half of max_connections",
+            "write 1 to max_connections, or leave it out for the default, which is a quarter of max_connections",
         );
     }
     let needed = (limits.max_plaintext_bytes + limits.max_aad_bytes).div_ceil(3) * 4 + 4096;

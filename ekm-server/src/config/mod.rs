@@ -335,7 +335,7 @@ pub struct Limits {
     /// Open connections; one more closes the one that has been idle longest, first of those without a good token so far.
     pub max_connections: usize,
     /// Of those, the ones to the EKM listener on which no request has had a good token yet; one more closes the one of them that has been idle
-    /// longest. Newcomers are left a fifth of `first_byte_timeout_ms` in peace, even if they are more. Absent: half of
+    /// longest. Newcomers are left half of `first_byte_timeout_ms` in peace, even if they are more. Absent: a quarter of
     /// `max_connections`.
     pub max_unauthenticated_connections: Option<usize>,
     /// From accept to the end of the handshake.
@@ -390,7 +390,7 @@ impl Default for Limits {
 impl Limits {
     /// As configured, or the default.
     pub fn max_unauthenticated_connections(&self) -> usize {
-        self.max_unauthenticated_connections.unwrap_or(self.max_connections.div_ceil(2))
+        self.max_unauthenticated_connections.unwrap_or(self.max_connections.div_ceil(4))
     }
 }
 
@@ -592,11 +592,11 @@ mod tests {
             ("name = \"hsm-b\"", "name = \"\"", "is no name"),
             ("max_body_bytes = 262144", "max_body_bytes = 1000", "max_body_bytes"),
             (
-                "#max_unauthenticated_connections = 1000",
+                "#max_unauthenticated_connections = 500",
                 "max_unauthenticated_connections = 2001",
                 "max_connections, 2000",
             ),
-            ("#max_unauthenticated_connections = 1000", "max_unauthenticated_connections = 0", "write 1 to"),
+            ("#max_unauthenticated_connections = 500", "max_unauthenticated_connections = 0", "write 1 to"),
             ("audiences = [\"https://ekm.example.com\"]", "audiences = []", "audiences"),
             ("audiences = [\"https://ekm.example.com\"]", "audiences = [\"https://ekm.example.com/\"]", "no path"),
             ("token_label = \"ekm\"", "", "token_label"),

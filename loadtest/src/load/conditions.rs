@@ -39,7 +39,8 @@ impl Conditions {
             commit: commit(),
             build: if cfg!(debug_assertions) { "debug" } else { "release" }.into(),
             cpu: model.map_or("unknown", |(_, model)| model).into(),
-            cores: std::thread::available_parallelism().map_or(0, usize::from),
+            // With --pin, this thread has not all of them.
+            cores: cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
             kernel: read("/proc/sys/kernel/osrelease").trim().into(),
             load_average: read("/proc/loadavg")
                 .split(' ')
