@@ -56,7 +56,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// Keep as many of this machine's cores for the generator as it has threads, and leave the rig the others
-    #[arg(long, requires = "rig")]
+    #[arg(long, conflicts_with = "url")]
     pin: bool,
     /// Let the scenario's hostile clients loose on it, too
     #[arg(long, requires = "url")]
